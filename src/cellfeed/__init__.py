@@ -1,0 +1,31 @@
+"""cellfeed feeds cells to PyTorch from any TileDB-SOMA experiment."""
+
+from cellfeed.dataloader import experiment_dataloader
+from cellfeed.datapipe import ExperimentDataPipe
+from cellfeed.dataset import ExperimentDataset
+from cellfeed.encoders import BatchEncoder, Encoder, LabelEncoder
+from cellfeed.errors import CellfeedError, EncodeError, PlanError, ReadError, SelectionError, StateError
+from cellfeed.minibatch import Minibatch, PaddedMinibatch
+from cellfeed.report import Plan
+from cellfeed.stats import Stats
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BatchEncoder",
+    "CellfeedError",
+    "EncodeError",
+    "Encoder",
+    "ExperimentDataPipe",
+    "ExperimentDataset",
+    "LabelEncoder",
+    "Minibatch",
+    "PaddedMinibatch",
+    "Plan",
+    "PlanError",
+    "ReadError",
+    "SelectionError",
+    "StateError",
+    "Stats",
+    "experiment_dataloader",
+]

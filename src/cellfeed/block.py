@@ -1,0 +1,179 @@
+"""Rows of X in memory, compactly: what a reader gives and what minibatches are cut from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from cellfeed.errors import ReadError
+from cellfeed.joinids import IntArray, runs_of
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Some rows of X as canonical CSR: each row's genes ascend, none twice.
+
+    Attributes
+    ----------
+    indptr
+        int64, shape (n_rows + 1,).
+    genes
+        uint16 or uint32, shape (nnz,): columns of X, that is places among the selected genes.
+    values
+        shape (nnz,): uint8 or uint16 where they hold every value exactly, else the type asked for.
+    """
+
+    indptr: IntArray
+    genes: npt.NDArray[Any]
+    values: npt.NDArray[Any]
+
+    @property
+    def n_rows(self) -> int:
+        """Rows in the block."""
+        return len(self.indptr) - 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the block holds."""
+        return self.indptr.nbytes + self.genes.nbytes + self.values.nbytes
+
+
+class Reader(Protocol):
+    """What the rest of cellfeed needs of a store: rows by joinid."""
+
+    def read(self, joinids: IntArray) -> Block:
+        """Return the rows of ascending ``joinids``; row ``k`` is that of ``joinids[k]``. Thread-safe."""
+
+    def close(self) -> None:
+        """Give back what reading holds open."""
+
+
+@dataclass(frozen=True, eq=False)
+class GeneTable:
+    """Where each column of the array goes among the selected genes.
+
+    Attributes
+    ----------
+    n_vars
+        Selected genes.
+    base, table
+        Column ``base + i`` of the array is selected gene ``table[i]``; ``0xFFFFFFFF`` where it is not
+        wanted. An empty table means that columns are places already.
+    joinids
+        Ascending; set only where they lie too far apart for a table.
+    """
+
+    n_vars: int
+    base: int
+    table: npt.NDArray[np.uint32]
+    joinids: IntArray | None = None
+
+    @classmethod
+    def from_joinids(cls, var_joinids: IntArray, n_columns: int) -> GeneTable:
+        """Make the table for ascending ``var_joinids`` of an array of ``n_columns`` columns."""
+        n_vars = len(var_joinids)
+        nothing = np.empty(0, np.uint32)
+        if n_vars == n_columns:  # distinct and within the array, so all of it
+            return cls(n_vars, 0, nothing)
+        base = int(var_joinids[0]) if n_vars else 0
+        span = int(var_joinids[-1]) - base + 1 if n_vars else 1
+        if span > 1 << 26:
+            return cls(n_vars, 0, np.arange(n_vars, dtype=np.uint32), var_joinids)
+        table = np.full(span, 0xFFFFFFFF, np.uint32)
+        table[var_joinids - base] = np.arange(n_vars, dtype=np.uint32)
+        return cls(n_vars, base, table)
+
+    @property
+    def dtype(self) -> type[np.unsignedinteger[Any]]:
+        """The smallest type that holds a place."""
+        return np.uint16 if self.n_vars <= 1 << 16 else np.uint32
+
+    def columns(self, dim1: IntArray) -> IntArray:
+        """Bring columns of the array into the range of the table."""
+        if self.joinids is None:
+            return dim1
+        place = np.searchsorted(self.joinids, dim1)
+        place[place == len(self.joinids)] = 0
+        return np.where(self.joinids[place] == dim1, place, -1)
+
+
+class BlockBuilder:
+    """Turn pages of (row, column, value) triples, as a store gives them, into one :class:`Block`.
+
+    A page is staged at once in compact types, so that its 20 bytes a value can go; counting happens on
+    the way. :meth:`finish` then moves whole stretches of a row at a time. No sort is needed where each row's
+    genes ascend over the pages, as in a single fragment; where they do not, rows are sorted.
+    """
+
+    def __init__(self, joinids: IntArray, genes: GeneTable, value_dtype: npt.DTypeLike) -> None:
+        self._joinids = joinids
+        self._genes = genes
+        self._value_dtypes = (np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(value_dtype))
+        runs = runs_of(joinids)
+        self._first, self._stop = np.ascontiguousarray(runs[:, 0]), np.ascontiguousarray(runs[:, 1])
+        self._row0 = np.cumsum(self._stop - self._first) - (self._stop - self._first)
+        self._sizes = np.zeros(len(joinids), np.int64)
+        self._pages: list[tuple[npt.NDArray[Any], ...]] = []
+        self._width = 0
+
+    def add(self, dim0: IntArray, dim1: IntArray, data: npt.NDArray[Any]) -> None:
+        """Take one page. Nothing of it is kept by reference."""
+        from cellfeed import kernels
+
+        if len(dim0) == 0 or len(self._joinids) == 0:
+            return
+        width = min(kernels.value_range(data), 2)
+        if width < 2 and data.dtype.kind == "f" and kernels.has_negative_zero(data):
+            width = 2
+        if self._value_dtypes[width].itemsize > self._value_dtypes[2].itemsize:
+            width = 2
+        self._width = max(self._width, width)
+        genes = np.empty(len(dim0), self._genes.dtype)
+        values = np.empty(len(dim0), self._value_dtypes[width])
+        n_runs = kernels.count_runs(dim0)
+        run_row, run_size = np.empty(n_runs, np.int32), np.empty(n_runs, np.int32)
+        n_kept, n_runs = kernels.stage_page(
+            dim0,
+            self._genes.columns(dim1),
+            data,
+            self._first,
+            self._stop,
+            self._row0,
+            self._genes.table,
+            self._genes.base,
+            genes,
+            values,
+            run_row,
+            run_size,
+            self._sizes,
+        )
+        if n_kept < len(genes) // 2:  # a copy is worth the memory of what was not wanted
+            genes, values = genes[:n_kept].copy(), values[:n_kept].copy()
+        self._pages.append((genes[:n_kept], values[:n_kept], run_row[:n_runs], run_size[:n_runs]))
+
+    def finish(self) -> Block:
+        """Make the block; the builder is empty afterwards."""
+        from cellfeed import kernels
+
+        indptr = np.zeros(len(self._sizes) + 1, np.int64)
+        np.cumsum(self._sizes, out=indptr[1:])
+        genes = np.empty(indptr[-1], self._genes.dtype)
+        values = np.empty(indptr[-1], self._value_dtypes[self._width])
+        fill = indptr[:-1].copy()
+        disorder = False
+        for page in self._pages:
+            disorder |= kernels.scatter_page(*page, indptr, fill, genes, values)
+        self._pages.clear()
+        if disorder:
+            twice = kernels.sort_rows(indptr, genes, values)
+            if twice >= 0:
+                row = int(np.searchsorted(indptr, twice, side="right")) - 1
+                raise ReadError(
+                    f"X holds more than one value for soma_joinid {self._joinids[row]} at selected gene "
+                    f"{genes[twice]} (counted from 0 in var_joinids); cellfeed neither adds nor drops "
+                    f"duplicates: write the array again without them"
+                )
+        return Block(indptr, genes, values)

@@ -1,0 +1,80 @@
+"""The ``cellfeed`` command: thin shells over the library."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from cellfeed.errors import CellfeedError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except CellfeedError as error:
+        print(f"cellfeed: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cellfeed", description="Feed single cells from TileDB-SOMA to PyTorch.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    demo = commands.add_parser("demo", help="train a classifier of cell types on real cells, or on your own store")
+    demo.add_argument("--uri", help="a SOMA experiment (default: 700 blood cells that scanpy ships)")
+    demo.add_argument("--label", default="bulk_labels", help="the column of obs to predict (default: %(default)s)")
+    demo.add_argument("--epochs", type=int, default=20, help="passes over the cells (default: %(default)s)")
+    _add_selection(demo, batch_size=64)
+    demo.set_defaults(run=_demo)
+
+    plan = commands.add_parser("plan", help="say what reading a store will do, before reading it")
+    plan.add_argument("uri", help="a SOMA experiment")
+    plan.add_argument("--json", action="store_true", help="print figures for machines")
+    _add_selection(plan, batch_size=128)
+    plan.set_defaults(run=_plan)
+    return parser
+
+
+def _add_selection(parser: argparse.ArgumentParser, *, batch_size: int) -> None:
+    parser.add_argument("--measurement-name", default="RNA", help="default: %(default)s")
+    parser.add_argument("--x-name", default="raw", help="the layer of X (default: %(default)s)")
+    parser.add_argument("--obs-filter", help="a value filter on obs, such as \"tissue == 'lung'\"")
+    parser.add_argument(
+        "--batch-size", type=int, default=batch_size, help="cells in a minibatch (default: %(default)s)"
+    )
+    parser.add_argument("--memory-budget", default="2 GiB", help="for reading and shuffling (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+
+
+def _selection(options: argparse.Namespace) -> dict[str, object]:
+    import tiledbsoma as soma
+
+    return {
+        "measurement_name": options.measurement_name,
+        "X_name": options.x_name,
+        "obs_query": soma.AxisQuery(value_filter=options.obs_filter) if options.obs_filter else None,
+        "batch_size": options.batch_size,
+        "memory_budget": options.memory_budget,
+        "seed": options.seed,
+    }
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from cellfeed import demo
+
+    chosen: dict[str, object] = _selection(options)
+    print(demo.run(options.uri, options.label, n_epochs=options.epochs, **chosen))  # type: ignore[arg-type]
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from cellfeed.dataset import ExperimentDataset
+
+    plan = ExperimentDataset(options.uri, **_selection(options)).plan()  # type: ignore[arg-type]
+    print(json.dumps(plan.as_dict()) if options.json else plan)

@@ -1,0 +1,379 @@
+"""The dataset: a selection, a plan, and iterators over it."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from torch.utils.data import IterableDataset, get_worker_info
+
+from cellfeed import budget, query, splits
+from cellfeed.encoders import Encoder
+from cellfeed.epochs import Epochs
+from cellfeed.errors import CellfeedError, PlanError, SelectionError, nearest
+from cellfeed.joinids import IntArray
+from cellfeed.keyed import check_seed
+from cellfeed.minibatch import DenseBuffers, Minibatch, PaddedMinibatch, quiet_beta_warning
+from cellfeed.pipeline import stream
+from cellfeed.plan import Remainder, World
+from cellfeed.planner import Planner
+from cellfeed.report import Plan
+from cellfeed.selection import Selection
+from cellfeed.settings import Settings
+from cellfeed.stats import Meter, Stats
+from cellfeed.topology import find_ranks, find_world
+
+
+class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
+    """Minibatches of cells from a SOMA experiment, for PyTorch.
+
+    Cells are read from disk or S3 while the model trains; memory holds a bounded number of them. Every
+    pass yields every selected cell once, in a new random order that depends on ``(seed, epoch)`` alone.
+
+    Parameters
+    ----------
+    experiment
+        An open ``tiledbsoma.Experiment`` (in a Census: ``census["census_data"]["homo_sapiens"]``), or the
+        URI of one. Its configuration and timestamp are used wherever the data are opened again.
+    measurement_name, X_name
+        The measurement and the sparse layer of its ``X`` to read.
+    obs_query, var_query
+        ``tiledbsoma.AxisQuery`` with a value filter, coordinates, or both; ``None`` takes all.
+    obs_column_names
+        Columns of obs to return, each as integer codes of a :class:`LabelEncoder`; ``"soma_joinid"`` is returned
+        as it is.
+    encoders
+        Instead of ``obs_column_names``: encoders of your choice.
+    batch_size
+        Cells in a minibatch. With 1, ``X`` and ``obs`` lose their first dimension (sparse ``X`` keeps it).
+    shuffle
+        ``False`` yields cells in the order of their joinids.
+    seed
+        Key of all orders; ``None`` draws one. Several ranks need one and the same.
+    drop_last
+        Leave out a last minibatch that is not full.
+    return_sparse_X
+        Yield ``X`` as ``torch.sparse_csr`` rather than dense.
+    soma_chunk_size, shuffle_chunk_count
+        The published scatter-gather: chunks of so many consecutive cells; so many of them, from random
+        places, are shuffled together. ``None`` plans them: a chunk is what was selected of one row-block of the array,
+        as many are held as ``memory_budget`` permits.
+    memory_budget
+        Bytes that reading and shuffling may hold, as a number or text such as ``"2 GiB"``. What the process holds
+        otherwise, a model for one, is not counted.
+    use_eager_fetch
+        Read the next cells in threads while these are consumed.
+    remainder
+        Where several ranks share an epoch: ``"drop"`` leaves out fewer cells than there are ranks (with
+        ``drop_last``: than make a minibatch a rank), others each epoch; ``"pad"`` repeats some and yields
+        ``(X, obs, mask)``; ``"uneven"`` lets ranks differ by one cell, for evaluation.
+    rank, world_size
+        Explicit ranks; otherwise found when iteration begins, from ``torch.distributed`` or the environment
+        variables of ``torchrun``.
+    context
+        With a URI: a ``tiledbsoma.SOMATileDBContext`` to open it with.
+
+    Raises
+    ------
+    SelectionError
+        If the experiment, measurement, layer, column or query does not exist or cannot be read.
+    PlanError
+        If a number makes no plan, or the budget holds not one row-block.
+    EncodeError
+        If an encoder fails, or two have one name.
+
+    Examples
+    --------
+    >>> import cellfeed.demo
+    >>> uri = cellfeed.demo.example_experiment()
+    >>> dataset = cellfeed.ExperimentDataset(uri, obs_column_names=["bulk_labels"], batch_size=64, seed=0)
+    >>> X, obs = next(iter(dataset))
+    >>> X.shape, obs.shape
+    (torch.Size([64, 765]), torch.Size([64, 1]))
+    >>> dataset.obs_encoders["bulk_labels"].inverse_transform(obs[:2, 0]).shape
+    (2,)
+    """
+
+    def __init__(
+        self,
+        experiment: Any,
+        *,
+        measurement_name: str = "RNA",
+        X_name: str = "raw",
+        obs_query: Any = None,
+        var_query: Any = None,
+        obs_column_names: Sequence[str] = (),
+        encoders: Sequence[Encoder] | None = None,
+        batch_size: int = 128,
+        shuffle: bool = True,
+        seed: int | None = None,
+        drop_last: bool = False,
+        return_sparse_X: bool = False,
+        soma_chunk_size: int | None = None,
+        shuffle_chunk_count: int | None = None,
+        memory_budget: int | str = "2 GiB",
+        use_eager_fetch: bool = True,
+        remainder: Remainder = "drop",
+        rank: int | None = None,
+        world_size: int | None = None,
+        context: Any = None,
+    ) -> None:
+        settings = Settings.check(
+            batch_size=batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            drop_last=drop_last,
+            return_sparse_X=return_sparse_X,
+            soma_chunk_size=soma_chunk_size,
+            shuffle_chunk_count=shuffle_chunk_count,
+            memory_budget=memory_budget,
+            use_eager_fetch=use_eager_fetch,
+            remainder=remainder,
+            rank=rank,
+            world_size=world_size,
+        )
+        with query.open_experiment(experiment, context) as opened:
+            axis_query = query.make_axis_query(opened, measurement_name, obs_query, var_query)
+            selection = query.select(axis_query, X_name, obs_column_names, encoders)
+        self._set_up(selection, settings)
+
+    @classmethod
+    def from_query(
+        cls,
+        axis_query: Any,
+        *,
+        X_name: str = "raw",
+        obs_column_names: Sequence[str] = (),
+        encoders: Sequence[Encoder] | None = None,
+        **parameters: Any,
+    ) -> Self:
+        """Make a dataset of a ``tiledbsoma.ExperimentAxisQuery``.
+
+        Parameters
+        ----------
+        axis_query
+            ``experiment.axis_query(measurement_name, obs_query=..., var_query=...)``, open.
+        X_name, obs_column_names, encoders, parameters
+            As for the class.
+
+        Returns
+        -------
+        A dataset over the cells and genes of the query.
+        """
+        missing = [name for name in ("experiment", "measurement_name", "obs") if not hasattr(axis_query, name)]
+        if missing:
+            raise SelectionError(
+                f"axis_query={axis_query!r} must be a tiledbsoma.ExperimentAxisQuery: "
+                f'experiment.axis_query("RNA", obs_query=...)'
+            )
+        settings = Settings.check(**_with_defaults(parameters))
+        self = cls.__new__(cls)
+        self._set_up(query.select(axis_query, X_name, obs_column_names, encoders), settings)
+        return self
+
+    def _set_up(self, selection: Selection, settings: Settings) -> None:
+        self._selection = selection
+        self._settings = settings
+        self._epochs = Epochs()
+        self._meter = Meter()
+        self._buffers = DenseBuffers(keep=budget.MINIBATCHES_HELD)
+        self._pid = os.getpid()
+        if settings.return_sparse_X:
+            quiet_beta_warning()
+        self._planner = Planner(selection, settings)
+        self._planner.epoch_plan(0)  # a budget that is too small is said now, not at the first read
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        del state["_buffers"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._buffers = DenseBuffers(keep=budget.MINIBATCHES_HELD)
+        self._pid = os.getpid()
+
+    # ------------------------------------------------------------------ what it is
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Selected cells and genes."""
+        return self._selection.n_obs, self._selection.n_vars
+
+    @property
+    def obs_encoders(self) -> Mapping[str, Encoder]:
+        """The fitted encoders by name, in the order of the columns of ``obs``; joinids have none."""
+        return MappingProxyType(dict(self._selection.encoders))
+
+    @property
+    def obs_joinids(self) -> IntArray:
+        """Selected cells: int64, shape (n_obs,), ascending."""
+        return self._selection.joinids[:]
+
+    @property
+    def var_joinids(self) -> IntArray:
+        """Selected genes, the columns of ``X``: int64, shape (n_vars,), ascending."""
+        return self._selection.var_joinids.copy()
+
+    @property
+    def seed(self) -> int:
+        """The seed given, or the one drawn; the same seed gives the same orders in another process."""
+        return self._settings.seed
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next pass."""
+        return self._epochs.next
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next pass; later passes count on from it.
+
+        A pass over epoch ``k`` has the same order whenever it is made. Without this call the first pass is
+        epoch 0 and each further one takes the next.
+        """
+        self._epochs.set(epoch)
+
+    def __len__(self) -> int:
+        """Minibatches that this rank yields in a pass, over all its workers."""
+        return self._planner.epoch_plan(self.epoch).n_minibatches(self._rank_world())
+
+    def __repr__(self) -> str:
+        s = self._selection
+        return (
+            f"{type(self).__name__}({s.n_obs:,} cells x {s.n_vars:,} genes of {s.measurement_name}/{s.X_name}, "
+            f"batch_size={self._settings.batch_size}, seed={self._settings.seed})"
+        )
+
+    # ------------------------------------------------------------------ splitting
+
+    def random_split(
+        self,
+        weights: Mapping[str, float] | Sequence[float],
+        seed: int = 0,
+        *,
+        stratify: str | None = None,
+        group: str | None = None,
+    ) -> list[Self]:
+        """Split the cells into disjoint, complete datasets.
+
+        A cell's part is fixed by the seed: it never changes between passes. Each part reads its own cells only,
+        has the encoders of the whole, and can be split again.
+
+        Parameters
+        ----------
+        weights
+            The parts' shares, which sum to 1: a sequence, or a dict whose order is that of the result.
+        seed
+            Key of the split.
+        stratify
+            A column of obs; each part gets its share of every value.
+        group
+            A column of obs; cells with the same value stay together, so sizes follow the weights
+            only as nearly as whole groups permit.
+
+        Returns
+        -------
+        One dataset per weight.
+
+        Raises
+        ------
+        PlanError
+            If weights are negative or do not sum to 1, or there are fewer groups than parts.
+        SelectionError
+            If obs has no such column.
+
+        Examples
+        --------
+        >>> import cellfeed.demo
+        >>> uri = cellfeed.demo.example_experiment()
+        >>> dataset = cellfeed.ExperimentDataset(uri, seed=0)
+        >>> train, test = dataset.random_split({"train": 0.8, "test": 0.2}, seed=1, stratify="bulk_labels")
+        >>> train.shape, test.shape
+        ((560, 765), (140, 765))
+        """
+        shares = splits.check_weights(weights)
+        parts = splits.split(
+            self._selection.n_obs,
+            shares,
+            check_seed(seed),
+            strata=None if stratify is None else self._labels(stratify),
+            groups=None if group is None else self._labels(group),
+        )
+        return [self._take(part) for part in parts]
+
+    def _labels(self, column: str) -> npt.NDArray[np.int64]:
+        """One code per cell for the values of a column of obs."""
+        values = query.read_obs_column(self._selection, column)
+        return np.asarray(pd.factorize(values, use_na_sentinel=False)[0], dtype=np.int64)
+
+    def _take(self, positions: IntArray) -> Self:
+        part = type(self).__new__(type(self))
+        part._set_up(self._selection.take(positions), self._settings)
+        return part
+
+    # ------------------------------------------------------------------ telling
+
+    def plan(self) -> Plan:
+        """Say, before any of X is read, what a pass of this rank will do and cost.
+
+        Returns
+        -------
+        :class:`~cellfeed.Plan`, for ``num_workers=0``; ``print`` it.
+        """
+        return self._planner.report(self.epoch, self._rank_world())
+
+    def _rank_world(self) -> World:
+        return World(*find_ranks(self._settings.rank, self._settings.world_size))
+
+    def stats(self) -> Stats:
+        """Return what iterators of this dataset have done in this process so far."""
+        return self._meter.snapshot()
+
+    # ------------------------------------------------------------------ iterating
+
+    def __iter__(self) -> Iterator[Minibatch | PaddedMinibatch]:
+        self._refuse_fork()
+        world = find_world(self._settings.rank, self._settings.world_size)
+        if world.world_size > 1 and not self._settings.seed_given and self._settings.shuffle:
+            raise PlanError(
+                f"seed=None with world_size={world.world_size}: each rank would draw another order, and cells would be "
+                f"lost and repeated; give all ranks the same seed"
+            )
+        if get_worker_info() is None:
+            self.begin_pass()
+        plan = self._planner.epoch_plan(self._epochs.current, world.num_workers)
+        return stream(
+            self._selection,
+            self._settings,
+            plan.windows(world),
+            self._planner.resources(world.num_workers),
+            buffers=self._buffers,
+            meter=self._meter,
+        )
+
+    def begin_pass(self) -> None:
+        """Turn to the next epoch; a loader does this for its workers."""
+        self._epochs.begin_pass()
+
+    def _refuse_fork(self) -> None:
+        if os.getpid() != self._pid:
+            raise CellfeedError(
+                "this dataset was made before the process was forked, and TileDB's threads do not survive a fork: "
+                'use multiprocessing_context="spawn" (cellfeed.experiment_dataloader does), or num_workers=0'
+            )
+
+
+def _with_defaults(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in the class's defaults for the parameters that make its settings."""
+    signature = inspect.signature(ExperimentDataset.__init__)
+    defaults = {name: signature.parameters[name].default for name in Settings.PARAMETERS}
+    unknown = sorted(set(parameters) - set(defaults))
+    if unknown:
+        raise PlanError(f"from_query does not take {unknown[0]!r}; {nearest(unknown[0], defaults)}")
+    return {**defaults, **parameters}

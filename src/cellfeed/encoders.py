@@ -1,0 +1,285 @@
+"""Encoders: columns of obs in, integer codes out, once per selection.
+
+The names and the protocol are those of the published Census loader
+(``cellxgene_census.experimental.ml.encoders``, 2024), which took them from scikit-learn.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from cellfeed.errors import EncodeError
+from cellfeed.vocabulary import Vocabulary, code_dtype
+
+
+class Encoder(abc.ABC):
+    r"""Turns columns of obs into integer codes and back. Subclass it for your own.
+
+    cellfeed calls :meth:`fit` and :meth:`transform` once, each with all selected cells.
+
+    Examples
+    --------
+    >>> class AgeEncoder(Encoder):
+    ...     name, columns = "age", ("development_stage",)
+    ...     def fit(self, obs): ...
+    ...     def transform(self, obs):
+    ...         return obs["development_stage"].astype(str).str.extract(r"(\d+)")[0].astype(int)
+    ...     def inverse_transform(self, codes):
+    ...         return np.asarray(codes)
+    >>> AgeEncoder().transform(pd.DataFrame({"development_stage": ["65-year-old stage"]})).tolist()
+    [65]
+    """
+
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """The name under which the dataset lists the encoder."""
+
+    @property
+    @abc.abstractmethod
+    def columns(self) -> Sequence[str]:
+        """The columns of obs that it needs."""
+
+    @abc.abstractmethod
+    def fit(self, obs: pd.DataFrame) -> None:
+        """Learn from the selected cells; ``obs`` has (at least) :attr:`columns`."""
+
+    @abc.abstractmethod
+    def transform(self, obs: pd.DataFrame) -> npt.ArrayLike:
+        """Return one integer code per row of ``obs``."""
+
+    @abc.abstractmethod
+    def inverse_transform(self, codes: npt.ArrayLike) -> npt.ArrayLike:
+        """Return the values that the codes stand for."""
+
+
+class LabelEncoder(Encoder):
+    """Codes 0..K-1 for the K distinct values of a column, in ascending order.
+
+    A missing value (null, NaN) is a value of its own, the last; it decodes to ``None``.
+
+    Parameters
+    ----------
+    column
+        A column of obs: text, categories, numbers or booleans.
+    name
+        Defaults to the column's name.
+    unknown
+        What :meth:`transform` does with a value that :meth:`fit` has not seen: ``"error"``, or an integer
+        that becomes its code.
+
+    Examples
+    --------
+    >>> encoder = LabelEncoder("cell_type")
+    >>> encoder.fit(pd.DataFrame({"cell_type": ["T cell", "B cell", "T cell"]}))
+    >>> encoder.classes_.tolist()
+    ['B cell', 'T cell']
+    >>> encoder.inverse_transform([1, 0]).tolist()
+    ['T cell', 'B cell']
+    """
+
+    def __init__(self, column: str, *, name: str | None = None, unknown: int | str = "error") -> None:
+        _check_unknown(unknown)
+        self._column = column
+        self._name = column if name is None else name
+        self._unknown = unknown
+        self._vocabulary: Vocabulary | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the encoder."""
+        return self._name
+
+    @property
+    def columns(self) -> list[str]:
+        """The one column that it needs."""
+        return [self._column]
+
+    @property
+    def classes_(self) -> npt.NDArray[Any]:
+        """The distinct values, by code."""
+        return self._fitted().values
+
+    def _fitted(self) -> Vocabulary:
+        if self._vocabulary is None:
+            raise EncodeError(f"encoder {self._name!r} has not been fitted; call fit(obs) first")
+        return self._vocabulary
+
+    def fit(self, obs: pd.DataFrame) -> None:
+        """Learn the distinct values of the column."""
+        self._vocabulary = Vocabulary(_column(obs, self._column, self._name))
+
+    def transform(self, obs: pd.DataFrame) -> npt.NDArray[Any]:
+        """Return one code per row; an unseen value is an error that names it, or the stated code."""
+        column = _column(obs, self._column, self._name)
+        codes = self._fitted().codes(column)
+        return _replace_unknown(codes, self._unknown, self._name, lambda rows: column.iloc[rows].unique())
+
+    def inverse_transform(self, codes: npt.ArrayLike) -> npt.NDArray[Any]:
+        """Return the values of integer codes of any shape."""
+        return _decode(self._fitted().values, codes, self._name)
+
+
+class BatchEncoder(Encoder):
+    """Codes for the distinct combinations of several columns.
+
+    Combinations are told apart column by column: ("a", "bc") and ("ab", "c") have different codes. Decoded, a
+    combination is the text of its values, joined by ``separator``.
+
+    Parameters
+    ----------
+    columns
+        One or more columns of obs.
+    name
+        The name of the encoder.
+    separator
+        Stands between the values of a decoded combination. ``None`` takes the first of ``""``, ``"_"``,
+        ``"|"``, ``"//"`` for which no two combinations read the same.
+
+    Examples
+    --------
+    >>> encoder = BatchEncoder(["donor", "assay"])
+    >>> obs = pd.DataFrame({"donor": ["1", "1", "2"], "assay": ["b", "a", "a"]})
+    >>> encoder.fit(obs)
+    >>> encoder.transform(obs).tolist()
+    [1, 0, 2]
+    >>> encoder.inverse_transform([0, 2]).tolist()
+    ['1a', '2a']
+    """
+
+    _SEPARATORS = ("", "_", "|", "//", "\x1f")
+
+    def __init__(
+        self,
+        columns: Sequence[str],
+        name: str = "batch",
+        *,
+        separator: str | None = None,
+        unknown: int | str = "error",
+    ) -> None:
+        if isinstance(columns, str) or not columns:
+            raise EncodeError(f"BatchEncoder: columns={columns!r} must be a list of one or more column names")
+        _check_unknown(unknown)
+        self._columns = list(columns)
+        self._name = name
+        self._separator = separator
+        self._unknown = unknown
+        self._vocabularies: list[Vocabulary] = []
+        self._combined: npt.NDArray[np.int64] = np.empty(0, np.int64)
+        self._classes: npt.NDArray[Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the encoder."""
+        return self._name
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are combined."""
+        return self._columns
+
+    @property
+    def classes_(self) -> npt.NDArray[Any]:
+        """The distinct combinations as text, by code."""
+        if self._classes is None:
+            raise EncodeError(f"encoder {self._name!r} has not been fitted; call fit(obs) first")
+        return self._classes
+
+    def fit(self, obs: pd.DataFrame) -> None:
+        """Learn the distinct combinations."""
+        self._vocabularies = [Vocabulary(_column(obs, column, self._name)) for column in self._columns]
+        combinations = 1
+        for vocabulary in self._vocabularies:
+            combinations *= max(len(vocabulary), 1)
+        if combinations >= 2**62:
+            raise EncodeError(f"encoder {self._name!r}: columns {self._columns} have too many distinct values")
+        self._combined = np.unique(self._combine(obs))
+        parts: list[npt.NDArray[Any]] = []
+        rest = self._combined
+        for vocabulary in reversed(self._vocabularies):
+            rest, code = np.divmod(rest, max(len(vocabulary), 1))
+            parts.insert(0, vocabulary.values[code] if len(vocabulary) else code)
+        rows = [[str(value) for value in row] for row in zip(*parts, strict=True)]
+        self._classes = np.array(self._join(rows), dtype=object)
+
+    def _join(self, rows: list[list[str]]) -> list[str]:
+        separators = self._SEPARATORS if self._separator is None else (self._separator,)
+        for separator in separators:
+            texts = [separator.join(row) for row in rows]
+            if len(set(texts)) == len(texts):
+                return texts
+        raise EncodeError(
+            f"encoder {self._name!r}: with separator={self._separator!r} two combinations of {self._columns} "
+            f"read the same; give a separator that is in none of the values"
+        )
+
+    def _combine(self, obs: pd.DataFrame) -> npt.NDArray[np.int64]:
+        """One number per row for its combination, -1 where a value has not been seen."""
+        combined = np.zeros(len(obs), np.int64)
+        unseen = np.zeros(len(obs), bool)
+        for column, vocabulary in zip(self._columns, self._vocabularies, strict=True):
+            codes = vocabulary.codes(_column(obs, column, self._name))
+            unseen |= codes < 0
+            combined *= len(vocabulary)
+            combined += codes
+        combined[unseen] = -1
+        return combined
+
+    def transform(self, obs: pd.DataFrame) -> npt.NDArray[Any]:
+        """Return one code per row; an unseen combination is an error that names it, or the stated code."""
+        n_classes = len(self.classes_)
+        combined = self._combine(obs)
+        codes = np.searchsorted(self._combined, combined)
+        codes[codes == n_classes] = 0
+        known = self._combined[codes] == combined if n_classes else np.zeros(len(codes), bool)
+        codes = np.where(known, codes, -1).astype(code_dtype(n_classes))
+        return _replace_unknown(
+            codes,
+            self._unknown,
+            self._name,
+            lambda rows: list(dict.fromkeys(zip(*(obs[column].iloc[rows] for column in self._columns), strict=True))),
+        )
+
+    def inverse_transform(self, codes: npt.ArrayLike) -> npt.NDArray[Any]:
+        """Return the combinations, as text, of integer codes of any shape."""
+        return _decode(self.classes_, codes, self._name)
+
+
+def _column(obs: pd.DataFrame, column: str, encoder: str) -> pd.Series[Any]:
+    if column not in obs.columns:
+        raise EncodeError(f"encoder {encoder!r} needs the column {column!r}; it was given {list(obs.columns)}")
+    return obs[column]
+
+
+def _check_unknown(unknown: int | str) -> None:
+    if unknown != "error" and (isinstance(unknown, bool) or not isinstance(unknown, int)):
+        raise EncodeError(f'unknown={unknown!r} must be "error" or the integer code of unseen values')
+
+
+def _replace_unknown(codes: npt.NDArray[Any], unknown: int | str, encoder: str, values: Any) -> npt.NDArray[Any]:
+    unseen = codes < 0
+    if not unseen.any():
+        return codes
+    if unknown == "error":
+        shown = ", ".join(map(repr, list(values(np.flatnonzero(unseen)))[:5]))
+        raise EncodeError(
+            f"encoder {encoder!r} has not seen {shown} when it was fitted; fit it on all values, or give "
+            f"unknown=<code> to take them as one code"
+        )
+    return np.where(unseen, np.int64(unknown), codes.astype(np.int64))
+
+
+def _decode(values: npt.NDArray[Any], codes: npt.ArrayLike, encoder: str) -> npt.NDArray[Any]:
+    index = np.asarray(codes)
+    if index.size and (index.dtype.kind not in "iu" or index.min() < 0 or index.max() >= len(values)):
+        raise EncodeError(
+            f"encoder {encoder!r}: codes must be integers from 0 to {len(values) - 1}, got "
+            f"{index.dtype} from {index.min()} to {index.max()}"
+        )
+    return values[index.astype(np.int64)]  # type: ignore[no-any-return,unused-ignore]

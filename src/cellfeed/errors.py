@@ -1,0 +1,67 @@
+"""The errors of cellfeed.
+
+::
+
+    CellfeedError
+    ├── SelectionError (ValueError)    what was asked for is not in the experiment
+    ├── PlanError (ValueError)         sizes, budgets, weights or ranks that cannot be planned
+    ├── EncodeError (ValueError)       a column or label that an encoder cannot turn into codes
+    ├── StateError (ValueError)        a saved state that does not belong to this dataset
+    └── ReadError (RuntimeError)       reading X failed, or the store holds what no loader can serve
+
+Each is built from one string: PyTorch re-raises a worker's exception from its text alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import warnings
+from collections.abc import Iterable
+
+
+class CellfeedError(Exception):
+    """Base of all errors that cellfeed raises on purpose."""
+
+
+class SelectionError(CellfeedError, ValueError):
+    """The experiment, measurement, layer, column or query asked for cannot be served."""
+
+
+class PlanError(CellfeedError, ValueError):
+    """Sizes, budgets, weights or ranks from which no epoch can be planned."""
+
+
+class EncodeError(CellfeedError, ValueError):
+    """A column or a label that an encoder cannot turn into codes."""
+
+
+class StateError(CellfeedError, ValueError):
+    """A saved state that does not belong to this dataset."""
+
+
+class ReadError(CellfeedError, RuntimeError):
+    """Reading X failed, or the array holds what cannot be served exactly."""
+
+
+def nearest(name: object, candidates: Iterable[str]) -> str:
+    """Say which of the candidates a misspelt name may have meant.
+
+    Examples
+    --------
+    >>> nearest("cell_typ", ["cell_type", "assay"])
+    "did you mean 'cell_type'? There are: 'assay', 'cell_type'"
+    """
+    known = sorted(candidates)
+    close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.6)
+    guess = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    return f"{guess}There are: {', '.join(map(repr, known)) or 'none'}"
+
+
+def warn_user(message: str) -> None:
+    """Warn at the line of the caller's own code, however deep in cellfeed the reason lies."""
+    level = 2  # 1 would be this line
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == "cellfeed":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level)

@@ -1,0 +1,90 @@
+"""The one place that touches what tiledbsoma keeps private; everything has a public way round.
+
+Private, because the public ``read`` takes one range or a list of points, and a selection is many ranges;
+because the number of stored values can be had from the fragments' footers; and because a context does not
+tell which of its settings the user made. Set ``CELLFEED_PUBLIC_API=1`` to use public calls only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+
+from cellfeed.joinids import IntArray
+
+COLUMNS = ("soma_dim_0", "soma_dim_1", "soma_data")
+"""The columns of a sparse array of two dimensions."""
+
+
+def _library() -> Any | None:
+    """Tiledbsoma's compiled module, if it is there and has what is used here."""
+    if os.environ.get("CELLFEED_PUBLIC_API", "0") not in ("", "0"):
+        return None
+    try:
+        from tiledbsoma import pytiledbsoma
+    except ImportError:
+        return None
+    query = getattr(pytiledbsoma, "ManagedQuery", None)
+    needed = ("set_layout", "set_dim_ranges_int64", "next")
+    return pytiledbsoma if query is not None and all(hasattr(query, name) for name in needed) else None
+
+
+def read_pages(array: Any, ranges: IntArray, take: Callable[[pa.Table], None]) -> None:
+    """Read row ranges of a sparse array, page by page, in the order in which they are stored.
+
+    Parameters
+    ----------
+    array
+        An open ``tiledbsoma.SparseNDArray`` of two dimensions. Several threads may read from one.
+    ranges
+        int64, shape (n, 2): half-open ranges of the first dimension.
+    take
+        Called with each page, a table of :data:`COLUMNS`. A call and not an iterator: a page must be gone
+        before the next one gets its buffers.
+    """
+    library = _library()
+    if library is None or not hasattr(array, "_handle"):
+        for start, stop in ranges.tolist():
+            for page in array.read((slice(start, stop - 1),)).tables():
+                take(page)
+        return
+    query = library.ManagedQuery(array._handle)
+    query.set_layout(library.ResultOrder.unordered)
+    query.set_dim_ranges_int64(COLUMNS[0], [(start, stop - 1) for start, stop in ranges.tolist()])
+    with contextlib.suppress(StopIteration):
+        while True:
+            take(query.next())
+
+
+def count_values(array: Any) -> int:
+    """Count the values stored in an array without reading them where that can be had.
+
+    The public ``nnz`` reads whole arrays whose fragments overlap; the sum over fragments is an upper
+    bound that costs nothing, which is what planning needs.
+    """
+    count = getattr(getattr(array, "_handle", None), "fragment_cell_count", None)
+    if _library() is not None and count is not None:
+        return int(count())
+    return int(array.nnz)
+
+
+def user_config(context: Any) -> dict[str, str]:
+    """Return the TileDB settings of a context that are not TileDB's own defaults.
+
+    A context that is in use lists all settings; those that were given when it was made are known to
+    tiledbsoma alone.
+    """
+    import tiledbsoma as soma
+
+    config = {key: str(value) for key, value in context.tiledb_config.items()}
+    given = getattr(context, "_initial_config", None)
+    if _library() is not None and isinstance(given, dict):
+        return {key: str(value) for key, value in given.items()}
+    bare = soma.SOMATileDBContext()
+    _ = bare.native_context  # from now on it lists all settings, as a context in use does
+    default = {key: str(value) for key, value in bare.tiledb_config.items()}
+    return {key: value for key, value in config.items() if default.get(key) != value}

@@ -1,0 +1,107 @@
+"""One pass: windows are read, cut and made into tensors ahead of the training loop, and all of it is metered."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Generator
+from functools import partial
+
+import numpy as np
+import torch
+
+from cellfeed.block import GeneTable
+from cellfeed.feed import Draft, cut, load_windows
+from cellfeed.joinids import read_bounds
+from cellfeed.minibatch import DenseBuffers, Minibatch, PaddedMinibatch, dense_X, sparse_X
+from cellfeed.plan import Windows
+from cellfeed.planner import Resources
+from cellfeed.prefetch import Prefetch
+from cellfeed.reader import SomaReader
+from cellfeed.selection import Selection
+from cellfeed.settings import Settings
+from cellfeed.stats import Meter
+
+MAX_ROW_BLOCKS_PER_READ = 16
+MAX_ROWS_PER_READ = 2048
+
+Yielded = Minibatch | PaddedMinibatch
+
+
+def stream(
+    selection: Selection,
+    settings: Settings,
+    windows: Windows,
+    resources: Resources,
+    *,
+    buffers: DenseBuffers,
+    meter: Meter,
+) -> Generator[Yielded, None, None]:
+    """Yield the minibatches of some windows; closing it ends all threads and handles."""
+    source = _produce(selection, settings, windows, resources, buffers=buffers, meter=meter)
+    ahead = Prefetch(source, depth=1) if settings.use_eager_fetch else source
+    first = True
+    with contextlib.closing(ahead):
+        while True:
+            asked = time.perf_counter()
+            minibatch = next(ahead, None)
+            waited = time.perf_counter() - asked
+            meter.add(consumer_wait_s=waited, elapsed_s=waited, first_wait_s=waited if first else 0.0)
+            if minibatch is None:
+                return
+            first = False
+            meter.add(n_minibatches=1, n_obs=_n_cells(minibatch))
+            given = time.perf_counter()
+            yield minibatch
+            del minibatch  # held here, its memory could not be used again for the next one
+            meter.add(elapsed_s=time.perf_counter() - given)
+
+
+def _n_cells(minibatch: Yielded) -> int:
+    return minibatch.obs.shape[0] if minibatch.obs.ndim == 2 else 1
+
+
+def _produce(
+    selection: Selection,
+    settings: Settings,
+    windows: Windows,
+    resources: Resources,
+    *,
+    buffers: DenseBuffers,
+    meter: Meter,
+) -> Generator[Yielded, None, None]:
+    genes = GeneTable.from_joinids(selection.var_joinids, selection.geometry.n_columns)
+    reader = SomaReader(selection.X, genes, np.float32, buffer_bytes=resources.buffer_bytes, meter=meter)
+    loaded = load_windows(
+        windows,
+        selection.joinids,
+        reader,
+        read_bounds=partial(
+            read_bounds,
+            extent=selection.geometry.row_extent,
+            max_row_blocks=MAX_ROW_BLOCKS_PER_READ,
+            max_rows=MAX_ROWS_PER_READ,
+        ),
+        n_threads=resources.n_threads,
+        ahead=1 if settings.use_eager_fetch else 0,
+        meter=meter,
+    )
+    drafts = cut(loaded, settings.batch_size)
+    with contextlib.closing(reader), contextlib.closing(loaded), contextlib.closing(drafts):
+        for draft in drafts:
+            with meter.timing("assemble_s"):
+                minibatch = _assemble(draft, selection, settings, buffers)
+            del draft  # it holds whole blocks
+            yield minibatch
+            del minibatch
+
+
+def _assemble(draft: Draft, selection: Selection, settings: Settings, buffers: DenseBuffers) -> Yielded:
+    sparse = settings.return_sparse_X
+    X = sparse_X(draft, selection.n_vars) if sparse else dense_X(draft, selection.n_vars, buffers)
+    obs = torch.from_numpy(selection.obs_rows(draft.positions))
+    if settings.batch_size == 1:
+        X, obs = X if sparse else X[0], obs[0]
+    if settings.remainder == "pad":
+        return PaddedMinibatch(X, obs, torch.from_numpy(draft.is_real))
+    return Minibatch(X, obs)

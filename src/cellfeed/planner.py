@@ -1,0 +1,135 @@
+"""From a selection and settings to plans: how many chunks fit, how many threads read, what it will cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from cellfeed import budget
+from cellfeed.errors import PlanError
+from cellfeed.joinids import IntArray
+from cellfeed.memory import format_bytes
+from cellfeed.plan import EpochPlan, World, chunk_bounds
+from cellfeed.reader import available_threads
+from cellfeed.report import Plan, worst_effective_batch_size
+from cellfeed.selection import Selection
+from cellfeed.settings import Settings
+
+WINDOWS_SAMPLED = 4
+"""Windows by which decode amplification is judged; chunks are drawn alike in all of them."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one process may use: threads that read, and bytes for each of their buffers."""
+
+    n_threads: int
+    buffer_bytes: int
+
+
+class Planner:
+    """Plans epochs over a selection; pure but for the number of cores."""
+
+    def __init__(self, selection: Selection, settings: Settings) -> None:
+        self._selection = selection
+        self._settings = settings
+
+    @cached_property
+    def bounds(self) -> IntArray:
+        """int64, shape (n_chunks + 1,): positions that cut the selection into chunks."""
+        if self._settings.soma_chunk_size is not None:
+            return chunk_bounds(self._selection.n_obs, self._settings.soma_chunk_size)
+        return self._selection.joinids.row_block_bounds(self._selection.geometry.row_extent)
+
+    def resources(self, num_workers: int = 1) -> Resources:
+        """Divide cores and budget among the processes of a loader."""
+        return self._resources(self._settings.memory_budget // num_workers, num_workers)
+
+    def _resources(self, memory_budget: int, num_workers: int) -> Resources:
+        n_threads = max(1, available_threads() // num_workers)
+        return Resources(n_threads, budget.buffer_bytes(memory_budget, n_threads))
+
+    def _memory(self, memory_budget: int, num_workers: int) -> budget.MemoryModel:
+        settings, selection = self._settings, self._selection
+        resources = self._resources(memory_budget, num_workers)
+        return budget.MemoryModel.of(
+            selection.geometry,
+            n_vars=selection.n_vars,
+            value_bytes=min(4, np.dtype(selection.geometry.dtype).itemsize),
+            batch_size=min(settings.batch_size, max(selection.n_obs, 1)),
+            sparse=settings.return_sparse_X,
+            eager=settings.use_eager_fetch,
+            n_threads=resources.n_threads,
+            buffer_bytes=resources.buffer_bytes,
+        )
+
+    def chunks_per_window(self, num_workers: int) -> int:
+        """Chunks to hold and shuffle together: as given, else as many as the budget permits."""
+        if self._settings.shuffle_chunk_count is not None:
+            return self._settings.shuffle_chunk_count
+        sizes = np.diff(self.bounds)
+        if len(sizes) == 0:
+            return 1
+        share = self._settings.memory_budget // num_workers
+        n_chunks = self._memory(share, num_workers).chunks_that_fit(share, cells_per_chunk=float(sizes.mean()))
+        if n_chunks < 1:
+            self._refuse_budget(share, num_workers, int(sizes.max()))
+        return n_chunks
+
+    def _refuse_budget(self, share: int, num_workers: int, largest_chunk: int) -> None:
+        memory = self._memory(share, num_workers)
+        least = memory.peak(largest_chunk)
+        for _ in range(50):  # a larger budget has larger buffers, so what would do is found step by step
+            enough = int(self._memory(least, num_workers).peak(largest_chunk) * 1.02)
+            if enough <= least:
+                break
+            least = enough
+        workers = f" for each of {num_workers} workers" if num_workers > 1 else ""
+        pool = memory.peak(largest_chunk) - memory.in_flight - memory.minibatches
+        raise PlanError(
+            f"memory_budget of {format_bytes(share)}{workers} holds not one chunk of {largest_chunk:,} cells: "
+            f"reading takes {format_bytes(memory.in_flight)}, minibatches {format_bytes(memory.minibatches)}, "
+            f"{memory.windows_held} chunks {format_bytes(pool)}; give at least "
+            f"{format_bytes(least * num_workers * 1.02)}, smaller batch_size, fewer genes or a smaller soma_chunk_size"
+        )
+
+    def epoch_plan(self, epoch: int, num_workers: int = 1) -> EpochPlan:
+        """Plan one epoch for a loader of so many processes."""
+        settings = self._settings
+        return EpochPlan(
+            bounds=self.bounds,
+            seed=settings.seed,
+            epoch=epoch,
+            shuffle=settings.shuffle,
+            batch_size=settings.batch_size,
+            chunks_per_window=self.chunks_per_window(num_workers),
+            drop_last=settings.drop_last,
+            remainder=settings.remainder,
+        )
+
+    def report(self, epoch: int, world: World) -> Plan:
+        """Say what a pass will do and cost."""
+        plan = self.epoch_plan(epoch)
+        windows = plan.windows(world)
+        sizes = np.diff(self.bounds)
+        sample = [windows[k].arrivals for k in range(min(len(windows), WINDOWS_SAMPLED))]
+        memory = self._memory(self._settings.memory_budget, 1)
+        return Plan(
+            n_obs=self._selection.n_obs,
+            n_vars=self._selection.n_vars,
+            chunk_rows=float(sizes.mean()) if len(sizes) else 0.0,
+            n_chunks=len(sizes),
+            chunks_per_block=min(plan.chunks_per_window, max(len(sizes), 1)),
+            n_minibatches=plan.n_minibatches(world),
+            batch_size=self._settings.batch_size,
+            peak_memory_bytes=memory.peak(max(map(len, sample), default=0)),
+            decode_amplification=budget.decode_amplification(self._selection.joinids, sample, self._selection.geometry),
+            effective_batch_size=worst_effective_batch_size(
+                batch_size=self._settings.batch_size,
+                chunks_per_block=plan.chunks_per_window,
+                n_chunks=len(sizes),
+                shuffle=self._settings.shuffle,
+            ),
+        )

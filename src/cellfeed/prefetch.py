@@ -1,0 +1,95 @@
+"""Run an iterator ahead of its consumer, in a thread that ends with it."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import weakref
+from collections.abc import Generator, Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+_POLL_S = 0.1
+"""How often a producer with a full queue looks whether it shall stop."""
+
+
+class _End:
+    """What the producer sends last: nothing more comes, or the error that ended it."""
+
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error
+
+
+class Prefetch(Iterator[T], Generic[T]):
+    """Iterate over ``source`` in a thread of its own, up to ``depth`` items ahead.
+
+    The thread ends when the source ends, when :meth:`close` is called, when this object is collected
+    and at interpreter exit; it closes the source before it ends, and no call returns before that. An
+    error of the source is raised by ``next``, as itself, in its turn.
+
+    Parameters
+    ----------
+    source
+        A generator; this object owns it from now on.
+    depth
+        Items that wait at most; one more may be in the making.
+    """
+
+    def __init__(self, source: Generator[T, None, None], *, depth: int) -> None:
+        self._items: queue.Queue[T | _End] = queue.Queue(maxsize=depth)
+        self._ended = False
+        stop = threading.Event()
+        # The thread must not hold this object, or it would never be collected.
+        thread = threading.Thread(
+            target=_produce, args=(source, self._items, stop), name="cellfeed-prefetch", daemon=True
+        )
+        thread.start()
+        self._finalizer = weakref.finalize(self, _shut_down, thread, self._items, stop)
+
+    def __next__(self) -> T:
+        if self._ended:
+            raise StopIteration
+        item = self._items.get()
+        if not isinstance(item, _End):
+            return item
+        self.close()
+        if item.error is not None:
+            raise item.error
+        raise StopIteration
+
+    def close(self) -> None:
+        """End the thread and close the source; calling it again does nothing."""
+        self._ended = True
+        self._finalizer()
+
+
+def _produce(source: Generator[T, None, None], items: queue.Queue[T | _End], stop: threading.Event) -> None:
+    end = _End(None)
+    try:
+        with contextlib.closing(source):
+            for item in source:
+                if not _put(items, item, stop):
+                    return
+                del item  # what waits in the queue is the consumer's; keep no second hold on it
+    except BaseException as error:
+        end = _End(error)
+    _put(items, end, stop)
+
+
+def _put(items: queue.Queue[T | _End], item: T | _End, stop: threading.Event) -> bool:
+    while not stop.is_set():
+        with contextlib.suppress(queue.Full):
+            items.put(item, timeout=_POLL_S)
+            return True
+    return False
+
+
+def _shut_down(thread: threading.Thread, items: queue.Queue[T | _End], stop: threading.Event) -> None:
+    stop.set()
+    with contextlib.suppress(queue.Empty):  # wake a producer that waits for room
+        while True:
+            items.get_nowait()
+    if thread is not threading.current_thread():
+        thread.join()

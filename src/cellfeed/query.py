@@ -1,0 +1,269 @@
+"""From an experiment and a query to a :class:`Selection`: everything that reads obs and var."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from cellfeed import native
+from cellfeed.encoders import Encoder, LabelEncoder
+from cellfeed.errors import EncodeError, SelectionError, nearest, warn_user
+from cellfeed.joinids import IntArray, JoinIds
+from cellfeed.obsframe import FrameBuilder
+from cellfeed.reader import ArrayAddress
+from cellfeed.selection import ArrayGeometry, Selection
+from cellfeed.vocabulary import code_dtype
+
+JOINID = "soma_joinid"
+
+
+@contextlib.contextmanager
+def open_experiment(experiment: Any, context: Any = None) -> Iterator[Any]:
+    """Give an open experiment: the one passed in, or that of a URI for as long as it is needed."""
+    import tiledbsoma as soma
+
+    if isinstance(experiment, (str, Path)):
+        uri = str(experiment)
+        try:
+            opened = soma.open(uri, context=context)
+        except Exception as cause:
+            raise SelectionError(
+                f"experiment={uri!r} is not a SOMA experiment that can be opened ({cause}); "
+                f"give a tiledbsoma.Experiment or the URI of one"
+            ) from cause
+        with opened:
+            yield _check_experiment(opened, repr(uri))
+        return
+    if context is not None:
+        raise SelectionError("context= goes with a URI; an open experiment brings its own")
+    yield _check_experiment(experiment, f"a {type(experiment).__name__}")
+
+
+def _check_experiment(experiment: Any, given: str) -> Any:
+    import tiledbsoma as soma
+
+    if not isinstance(experiment, soma.Experiment):
+        members = sorted(experiment) if isinstance(experiment, soma.Collection) and not experiment.closed else []
+        inside = f"; open one of its members: {', '.join(map(repr, members))}" if members else ""
+        kind = type(experiment).__name__
+        raise SelectionError(
+            f"experiment={given} is a {kind}, not a tiledbsoma.Experiment{inside} (in a Census: "
+            f'census["census_data"]["homo_sapiens"])'
+        )
+    if experiment.closed:
+        raise SelectionError(
+            f"experiment={given} is closed; open it with tiledbsoma.Experiment.open({experiment.uri!r}) and "
+            f"keep it open until the dataset is made"
+        )
+    if experiment.mode != "r":
+        raise SelectionError(f"experiment={given} is open for writing (mode {experiment.mode!r}); open it for reading")
+    return experiment
+
+
+def make_axis_query(experiment: Any, measurement_name: str, obs_query: Any, var_query: Any) -> Any:
+    """Combine the parts of a query; an unknown measurement is an error."""
+    import tiledbsoma as soma
+
+    for name, query in (("obs_query", obs_query), ("var_query", var_query)):
+        if query is not None and not isinstance(query, soma.AxisQuery):
+            raise SelectionError(
+                f"{name}={query!r} must be a tiledbsoma.AxisQuery, for example "
+                f"tiledbsoma.AxisQuery(value_filter=\"tissue == 'lung'\")"
+            )
+    if measurement_name not in experiment.ms:
+        raise SelectionError(
+            f"measurement_name={measurement_name!r} is not in the experiment; "
+            f"{nearest(measurement_name, experiment.ms)}"
+        )
+    return experiment.axis_query(
+        measurement_name, obs_query=obs_query or soma.AxisQuery(), var_query=var_query or soma.AxisQuery()
+    )
+
+
+def select(
+    axis_query: Any, X_name: str, obs_column_names: Sequence[str], encoders: Sequence[Encoder] | None
+) -> Selection:
+    """Read obs and var once: the selected cells and genes, and their codes."""
+    experiment = _check_experiment(axis_query.experiment, "the query's experiment")
+    measurement = experiment.ms[axis_query.measurement_name]
+    array = _layer(measurement, X_name)
+    chosen = _choose_encoders(obs_column_names, encoders)
+    columns = list(dict.fromkeys(column for encoder in chosen if encoder for column in encoder.columns))
+    _check_columns(experiment.obs, columns, chosen)
+
+    joinids, frame = _read_obs(axis_query.obs, columns, "obs_query")
+    var_joinids, _ = _read_obs(axis_query.var, [], "var_query")
+    for query, found in (("obs_query", joinids), ("var_query", var_joinids)):
+        if len(found) == 0:
+            warn_user(f"{query} selects nothing; the dataset is empty")
+    ids = JoinIds.from_sorted(joinids)
+    _check_within(array, joinids, var_joinids)
+    config = native.user_config(experiment.context)
+
+    def address(item: Any) -> ArrayAddress:
+        return ArrayAddress(item.uri, item.tiledb_timestamp_ms, config)
+
+    return Selection(
+        experiment_uri=experiment.uri,
+        measurement_name=axis_query.measurement_name,
+        X_name=X_name,
+        X=address(array),
+        obs=address(experiment.obs),
+        geometry=_geometry(array),
+        joinids=ids,
+        var_joinids=JoinIds.from_sorted(var_joinids)[:],
+        encoders={encoder.name: encoder for encoder in chosen if encoder},
+        codes=tuple(_encode(encoder, frame) if encoder else None for encoder in chosen),
+    )
+
+
+def _layer(measurement: Any, X_name: str) -> Any:
+    import tiledbsoma as soma
+
+    if X_name not in measurement.X:
+        raise SelectionError(f"X_name={X_name!r} is not a layer of X; {nearest(X_name, measurement.X)}")
+    array = measurement.X[X_name]
+    if not isinstance(array, soma.SparseNDArray):
+        raise SelectionError(
+            f"X_name={X_name!r} is a {type(array).__name__}; cellfeed reads sparse layers "
+            f"(tiledbsoma.SparseNDArray) only: write the layer as a sparse one"
+        )
+    if len(array.shape) != 2:
+        raise SelectionError(f"X_name={X_name!r} has {len(array.shape)} dimensions; a layer has two, obs and var")
+    return array
+
+
+def _geometry(array: Any) -> ArrayGeometry:
+    import json
+
+    options = array.schema_config_options()
+    dims = json.loads(options.dims)
+    return ArrayGeometry(
+        row_extent=int(dims["soma_dim_0"]["tile"]),
+        column_extent=int(dims["soma_dim_1"]["tile"]),
+        capacity=int(options.capacity),
+        n_rows=int(array.shape[0]),
+        n_columns=int(array.shape[1]),
+        n_values=native.count_values(array),
+        dtype=np.dtype(array.schema.field("soma_data").type.to_pandas_dtype()).name,
+    )
+
+
+def _check_within(array: Any, joinids: IntArray, var_joinids: IntArray) -> None:
+    for axis, ids, size in (("obs", joinids, array.shape[0]), ("var", var_joinids, array.shape[1])):
+        if len(ids) and ids[-1] >= size:
+            raise SelectionError(
+                f"{axis} holds soma_joinid {ids[-1]}, outside the layer's shape {tuple(array.shape)}; "
+                f"the layer and {axis} do not belong together"
+            )
+
+
+def _choose_encoders(obs_column_names: Sequence[str], encoders: Sequence[Encoder] | None) -> list[Encoder | None]:
+    """One encoder per column of the minibatch's obs; ``None`` stands for the joinid itself."""
+    if isinstance(obs_column_names, str):
+        raise SelectionError(f"obs_column_names={obs_column_names!r} must be a list of names: [{obs_column_names!r}]")
+    names = list(obs_column_names)
+    if encoders is not None and len(encoders):
+        if names:
+            raise EncodeError(
+                f"encoders and obs_column_names={names} exclude each other: the encoders say which columns "
+                f"they need; give LabelEncoder(column) for a plain one"
+            )
+        for encoder in encoders:
+            if not isinstance(encoder, Encoder):
+                raise EncodeError(f"encoders: {encoder!r} is not a cellfeed.Encoder")
+        names = [encoder.name for encoder in encoders]
+        chosen: list[Encoder | None] = list(encoders)
+    else:
+        chosen = [None if name == JOINID else LabelEncoder(name) for name in names]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise EncodeError(f"two encoders have the name {twice[0]!r}; names must differ (they key dataset.obs_encoders)")
+    return chosen
+
+
+def _check_columns(obs: Any, columns: list[str], chosen: Sequence[Encoder | None]) -> None:
+    known = set(obs.schema.names)
+    for column in columns:
+        if column not in known:
+            needed = [encoder.name for encoder in chosen if encoder and column in encoder.columns]
+            raise SelectionError(
+                f"obs has no column {column!r}, which encoder {needed[0]!r} needs (obs_column_names or "
+                f"encoders); {nearest(column, known)}"
+            )
+
+
+def _read_obs(read: Any, columns: list[str], argument: str) -> tuple[IntArray, pd.DataFrame]:
+    """Read joinids, ascending, and columns of the selected rows, in that order."""
+    frame = FrameBuilder(columns)
+    joinids: list[IntArray] = []
+    try:
+        for table in read(column_names=[JOINID, *(c for c in columns if c != JOINID)]):
+            joinids.append(table.column(JOINID).to_numpy())
+            frame.add(table)
+    except SelectionError:
+        raise
+    except Exception as cause:
+        raise SelectionError(
+            f"{argument} cannot be answered: {cause} (a value filter reads like "
+            f"\"tissue_general == 'tongue' and is_primary_data == True\")"
+        ) from cause
+    ids = np.concatenate(joinids) if joinids else np.empty(0, np.int64)
+    values = frame.finish(ids)
+    if not bool(np.all(ids[1:] > ids[:-1])):
+        order = np.argsort(ids, kind="stable")
+        ids, values = ids[order], values.iloc[order]
+    return ids, values
+
+
+def _encode(encoder: Encoder, frame: pd.DataFrame) -> npt.NDArray[Any]:
+    """Fit an encoder and keep its codes in the smallest integer type."""
+    try:
+        encoder.fit(frame[list(encoder.columns)])
+        codes = np.asarray(encoder.transform(frame[list(encoder.columns)]))
+    except EncodeError:
+        raise
+    except Exception as cause:
+        raise EncodeError(f"encoder {encoder.name!r} failed: {cause!r}") from cause
+    if codes.shape != (len(frame),) or (codes.dtype.kind not in "iub" and len(frame)):
+        raise EncodeError(
+            f"encoder {encoder.name!r}: transform must give one integer per cell, shape ({len(frame)},); "
+            f"it gave {codes.dtype} of shape {codes.shape}"
+        )
+    if len(codes) == 0:
+        return np.empty(0, np.int8)
+    low, high = int(codes.min()), int(codes.max())
+    dtype = code_dtype(max(high + 1, -low))
+    return codes.astype(dtype, copy=False)
+
+
+def read_obs_column(selection: Selection, column: str) -> pd.Series[Any]:
+    """Read one column of obs for the cells of a selection, in their order."""
+    import tiledbsoma as soma
+
+    address = selection.obs
+    context = soma.SOMATileDBContext(tiledb_config=dict(address.config))
+    with soma.DataFrame.open(address.uri, context=context, tiledb_timestamp=address.timestamp_ms) as obs:
+        if column not in obs.schema.names:
+            raise SelectionError(f"obs has no column {column!r}; {nearest(column, obs.schema.names)}")
+        if selection.n_obs == 0:
+            return pd.Series([], dtype=object)
+        ends = selection.joinids[np.array([0, selection.n_obs - 1])]
+        indexed = tuple(obs.index_column_names) == (JOINID,)
+        coords = (slice(int(ends[0]), int(ends[1])),) if indexed else ()
+
+        def read(column_names: list[str]) -> Any:
+            return obs.read(coords, column_names=column_names)
+
+        joinids, frame = _read_obs(read, [column], column)
+    wanted = selection.joinids[:]
+    places = np.minimum(np.searchsorted(joinids, wanted), len(joinids) - 1)
+    if not bool(np.all(joinids[places] == wanted)):
+        raise SelectionError(f"obs of {selection.experiment_uri!r} has lost cells since they were selected")
+    return frame[column].iloc[places].reset_index(drop=True)

@@ -1,0 +1,148 @@
+"""Rows of X from a tiledbsoma array: the only module that reads X."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cellfeed import native
+from cellfeed.block import Block, BlockBuilder, GeneTable
+from cellfeed.errors import CellfeedError, ReadError
+from cellfeed.joinids import IntArray, merge_runs, runs_of
+from cellfeed.stats import Meter
+
+READ_SETTINGS = {
+    # Without it every finished query gives all free memory back to the system and faults it in again.
+    "sm.mem.malloc_trim": "false",
+    # Threads of ours each run a query of one thread: queries overlap, the stages of one query do not.
+    "sm.compute_concurrency_level": "1",
+}
+"""TileDB settings for reading, used where the user's context does not set them."""
+
+MAX_GAP = 64
+"""Unwanted rows between two wanted ones that are read rather than stepped over."""
+
+
+@dataclass(frozen=True)
+class ArrayAddress:
+    """What is needed to open the array again, in this process or another.
+
+    The user's own configuration and timestamp are part of it; the configuration may hold credentials and
+    is not shown.
+    """
+
+    uri: str
+    timestamp_ms: int
+    config: dict[str, str] = field(repr=False)
+
+    def open(self, buffer_bytes: int) -> Any:
+        """Open the array as the user's experiment would, with settings for reading added."""
+        import tiledbsoma as soma
+
+        settings = {"soma.init_buffer_bytes": str(buffer_bytes), **READ_SETTINGS, **self.config}
+        if not self.uri.startswith(("s3://", "gs://", "azure://", "tiledb://", "http")):
+            # Keeps tiles in the cache between decoding and copying; on object stores it would make
+            # tiny requests.
+            settings = {"sm.mem.tile_upper_memory_limit": str(16 << 20)} | settings
+        context = soma.SOMATileDBContext(tiledb_config=settings)
+        return soma.SparseNDArray.open(self.uri, context=context, tiledb_timestamp=self.timestamp_ms)
+
+
+class SomaReader:
+    """A :class:`~cellfeed.block.Reader` over one open SOMA array.
+
+    Parameters
+    ----------
+    address
+        Where the array is. It is opened at the first read, once, and shared by all threads.
+    genes
+        Which columns to keep.
+    value_dtype
+        Type of the values that no small integer type holds.
+    buffer_bytes
+        Bytes of each buffer that TileDB fills, three to a query.
+    meter
+        Told of what is read.
+    """
+
+    def __init__(
+        self,
+        address: ArrayAddress,
+        genes: GeneTable,
+        value_dtype: npt.DTypeLike,
+        *,
+        buffer_bytes: int,
+        meter: Meter,
+    ) -> None:
+        self._buffer_bytes = buffer_bytes
+        self._meter = meter
+        self._address = address
+        self._genes = genes
+        self._value_dtype = value_dtype
+        self._lock = threading.Lock()
+        self._array: Any = None
+        self._closed = False
+
+    def _open(self) -> Any:
+        with self._lock:
+            if self._closed:
+                raise ReadError(f"the reader of {self._address.uri!r} is closed")
+            if self._array is None:
+                self._array = self._address.open(self._buffer_bytes)
+            return self._array
+
+    def read(self, joinids: IntArray) -> Block:
+        """Return the rows of ascending ``joinids``."""
+        builder = BlockBuilder(joinids, self._genes, self._value_dtype)
+        ranges = merge_runs(runs_of(joinids), max_gap=MAX_GAP)
+        started = time.perf_counter()
+        built_s = 0.0
+
+        def take(page: Any) -> None:
+            nonlocal built_s
+            asked = time.perf_counter()
+            builder.add(*(_numpy(page.column(name)) for name in native.COLUMNS))
+            self._meter.add(bytes_read=page.nbytes)
+            built_s += time.perf_counter() - asked
+
+        try:
+            if len(joinids):
+                native.read_pages(self._open(), ranges, take)
+            read_s = time.perf_counter() - started - built_s
+            block = builder.finish()
+        except CellfeedError:
+            raise
+        except Exception as cause:
+            raise ReadError(
+                f"reading soma_joinid {joinids[0]} to {joinids[-1]} of {self._address.uri!r} failed: {cause}"
+            ) from cause
+        self._meter.add(read_s=read_s, build_s=time.perf_counter() - started - read_s, nnz=len(block.genes))
+        return block
+
+    def close(self) -> None:
+        """Close the array; reading again is an error."""
+        with self._lock:
+            self._closed = True
+            array, self._array = self._array, None
+        if array is not None:
+            array.close()
+
+
+def _numpy(column: Any) -> npt.NDArray[Any]:
+    """Return a column of a page as an array, without a copy where it is one chunk."""
+    if column.num_chunks == 1:
+        array: npt.NDArray[Any] = column.chunk(0).to_numpy(zero_copy_only=False)
+    else:
+        array = column.to_numpy()
+    return array.view(np.uint8) if array.dtype == np.bool_ else array
+
+
+def available_threads() -> int:
+    """Cores that this process may use."""
+    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

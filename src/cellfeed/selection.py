@@ -1,0 +1,103 @@
+"""What was selected: cells, genes, codes, and where X lies. Frozen, picklable, without an open handle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cellfeed.encoders import Encoder
+from cellfeed.joinids import IntArray, JoinIds
+from cellfeed.reader import ArrayAddress
+
+
+@dataclass(frozen=True)
+class ArrayGeometry:
+    """How the bytes of X lie, from its schema and its footers.
+
+    Attributes
+    ----------
+    row_extent, column_extent
+        Rows and columns of a space tile; rows of one extent, counted from 0, are a row-block.
+    capacity
+        Values in a data tile.
+    n_rows, n_columns
+        The array's shape.
+    n_values
+        Values stored.
+    dtype
+        Type of the values, by NumPy's name.
+    """
+
+    row_extent: int
+    column_extent: int
+    capacity: int
+    n_rows: int
+    n_columns: int
+    n_values: int
+    dtype: str
+
+    @property
+    def values_per_row(self) -> float:
+        """Mean number of stored values in a row."""
+        return self.n_values / max(self.n_rows, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """The cells and genes of a query over one layer of one measurement.
+
+    Attributes
+    ----------
+    experiment_uri, measurement_name, X_name
+        What was asked.
+    X, obs
+        Where to open the layer and the obs data frame again.
+    geometry
+        How X is laid out.
+    joinids
+        The selected cells, ascending.
+    var_joinids
+        int64, shape (n_vars,): the selected genes, ascending.
+    encoders
+        The fitted encoders, by name, in order.
+    codes
+        One array of shape (n_obs,) per encoder, of the smallest sufficient integer type. ``None`` stands
+        for the joinids themselves.
+    """
+
+    experiment_uri: str
+    measurement_name: str
+    X_name: str
+    X: ArrayAddress
+    obs: ArrayAddress
+    geometry: ArrayGeometry
+    joinids: JoinIds
+    var_joinids: IntArray
+    encoders: Mapping[str, Encoder]
+    codes: tuple[npt.NDArray[Any] | None, ...]
+
+    @property
+    def n_obs(self) -> int:
+        """Selected cells."""
+        return len(self.joinids)
+
+    @property
+    def n_vars(self) -> int:
+        """Selected genes."""
+        return len(self.var_joinids)
+
+    def take(self, positions: IntArray) -> Selection:
+        """Keep the cells at ascending positions."""
+        codes = tuple(None if column is None else column[positions] for column in self.codes)
+        return replace(self, joinids=self.joinids.take(positions), codes=codes)
+
+    def obs_rows(self, positions: IntArray) -> IntArray:
+        """Codes of the cells at ``positions``: int64, shape (len(positions), n_encoders)."""
+        out = np.empty((len(positions), len(self.codes)), np.int64)
+        for k, column in enumerate(self.codes):
+            out[:, k] = self.joinids[positions] if column is None else column[positions]
+        return out

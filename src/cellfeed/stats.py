@@ -1,0 +1,114 @@
+"""Where the time goes: counters that the stages of a dataset fill while it is iterated."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+
+from cellfeed.memory import format_bytes
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What iterators of a dataset have done in this process, since it was made.
+
+    Attributes
+    ----------
+    n_obs, n_minibatches
+        Cells and minibatches that the training loop has received.
+    nnz
+        Values of X read.
+    bytes_read
+        Bytes of coordinates and values that TileDB has handed over.
+    read_s, build_s, assemble_s
+        Seconds that threads spent in TileDB, in making rows of its pages, in making tensors of rows.
+        Threads overlap: the sum may exceed the time that has passed.
+    consumer_wait_s
+        Seconds that the training loop waited for a minibatch, the first one included.
+    first_wait_s
+        The part of it that passed before the first minibatch of each pass.
+    producer_wait_s
+        Seconds that finished minibatches waited for the training loop.
+    elapsed_s
+        Seconds from the first ``next`` of each pass to its last.
+    peak_pool_bytes
+        Largest number of bytes that decoded rows have held.
+    """
+
+    n_obs: int = 0
+    n_minibatches: int = 0
+    nnz: int = 0
+    bytes_read: int = 0
+    read_s: float = 0.0
+    build_s: float = 0.0
+    assemble_s: float = 0.0
+    consumer_wait_s: float = 0.0
+    first_wait_s: float = 0.0
+    producer_wait_s: float = 0.0
+    elapsed_s: float = 0.0
+    peak_pool_bytes: int = 0
+
+    @property
+    def waiting_fraction(self) -> float:
+        """Fraction of its time that the training loop waited for data, once the first minibatch was there."""
+        running = self.elapsed_s - self.first_wait_s
+        return (self.consumer_wait_s - self.first_wait_s) / running if running > 0 else 0.0
+
+    def __str__(self) -> str:
+        rate = self.n_obs / self.elapsed_s if self.elapsed_s else 0.0
+        shown = {
+            "received": f"{self.n_obs:,} cells in {self.n_minibatches:,} minibatches, {rate:,.0f} cells/s",
+            "read": f"{self.nnz:,} values, {format_bytes(self.bytes_read)} decoded",
+            "thread seconds": f"{self.read_s:.2f} in TileDB, {self.build_s:.2f} building rows, "
+            f"{self.assemble_s:.2f} making tensors",
+            "waiting": f"{self.consumer_wait_s:.2f} s by the training loop ({self.first_wait_s:.2f} s for the first "
+            f"minibatch; {self.waiting_fraction:.1%} of its time after it), "
+            f"{self.producer_wait_s:.2f} s by minibatches",
+            "peak pool": format_bytes(self.peak_pool_bytes),
+        }
+        width = max(map(len, shown))
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in shown.items())
+
+
+class Meter:
+    """The counters behind :class:`Stats`; any thread may add to them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sums: dict[str, float] = {field.name: 0 for field in fields(Stats)}
+        self._pool = 0
+
+    def add(self, **amounts: float) -> None:
+        """Add to counters by name."""
+        with self._lock:
+            for name, amount in amounts.items():
+                self._sums[name] += amount
+
+    @contextmanager
+    def timing(self, name: str) -> Iterator[None]:
+        """Add the seconds that the body takes."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(**{name: time.perf_counter() - started})
+
+    def hold(self, n_bytes: int) -> None:
+        """Note that the pool has grown, or shrunk by a negative number."""
+        with self._lock:
+            self._pool += n_bytes
+            self._sums["peak_pool_bytes"] = max(self._sums["peak_pool_bytes"], self._pool)
+
+    def snapshot(self) -> Stats:
+        """Return the counters as they stand."""
+        with self._lock:
+            return Stats(**self._sums)  # type: ignore[arg-type]
+
+    def __getstate__(self) -> dict[str, object]:
+        return {}  # a copy in another process counts for itself
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        Meter.__init__(self)

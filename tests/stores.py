@@ -1,0 +1,126 @@
+"""Real SOMA stores for tests, small, with every knob of the layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import scipy.sparse as sp
+import tiledbsoma as soma
+
+
+def addressed(n_obs: int, n_vars: int, density: float = 0.3, seed: int = 0) -> sp.csr_matrix:
+    """A matrix whose values tell their own row and column: a cell in a wrong place is a wrong number."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.nonzero(rng.random((n_obs, n_vars)) < density)
+    values = (rows * n_vars + columns + 1).astype(np.float32)
+    return sp.csr_matrix((values, (rows, columns)), shape=(n_obs, n_vars))
+
+
+def write_experiment(
+    path: Path | str,
+    X: sp.csr_matrix,
+    obs: pd.DataFrame | None = None,
+    *,
+    joinids: np.ndarray | None = None,
+    var_joinids: np.ndarray | None = None,
+    dtype: Any = np.float32,
+    extent: int = 8,
+    column_extent: int = 16,
+    capacity: int = 32,
+    allows_duplicates: bool = True,
+    n_fragments: int = 1,
+    layers: tuple[str, ...] = ("raw",),
+    context: Any = None,
+) -> str:
+    """Write one experiment; row ``i`` of ``X`` and ``obs`` is the cell ``joinids[i]``."""
+    uri = str(path)
+    n_obs, n_vars = X.shape
+    joinids = np.arange(n_obs) if joinids is None else np.asarray(joinids)
+    var_joinids = np.arange(n_vars) if var_joinids is None else np.asarray(var_joinids)
+    shape = (int(joinids.max(initial=0)) + 1, int(var_joinids.max(initial=0)) + 1)
+    obs = pd.DataFrame(index=range(n_obs)) if obs is None else obs
+    var = pd.DataFrame({"feature_name": [f"G{j}" for j in range(n_vars)]})
+    create = {
+        "capacity": capacity,
+        "dims": {"soma_dim_0": {"tile": extent}, "soma_dim_1": {"tile": column_extent}},
+        "allows_duplicates": allows_duplicates,
+    }
+    coo = X.tocoo()
+    parts = np.array_split(np.arange(coo.nnz), n_fragments)
+    with soma.Experiment.create(uri, context=context) as experiment:
+        rna = experiment.add_new_collection("ms").add_new_collection("RNA", soma.Measurement)
+        arrays = rna.add_new_collection("X", soma.Collection)
+        for layer in layers:
+            array = arrays.add_new_sparse_ndarray(
+                layer,
+                type=pa.from_numpy_dtype(np.dtype(dtype)),
+                shape=shape,
+                platform_config={"tiledb": {"create": create}},
+            )
+            array_uri = array.uri
+            array.close()
+            for part in parts:
+                if len(part):
+                    with soma.SparseNDArray.open(array_uri, "w", context=context) as target:
+                        target.write(
+                            pa.table(
+                                {
+                                    "soma_dim_0": joinids[coo.row[part]].astype(np.int64),
+                                    "soma_dim_1": var_joinids[coo.col[part]].astype(np.int64),
+                                    "soma_data": coo.data[part].astype(dtype),
+                                }
+                            )
+                        )
+        _write_frame(experiment, "obs", obs, joinids, context)
+        _write_frame(rna, "var", var, var_joinids, context)
+    return uri
+
+
+def _write_frame(parent: Any, name: str, frame: pd.DataFrame, joinids: np.ndarray, context: Any) -> None:
+    frame = frame.reset_index(drop=True)
+    frame.insert(0, "soma_joinid", joinids.astype(np.int64))
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    created = parent.add_new_dataframe(
+        name,
+        schema=table.schema,
+        index_column_names=["soma_joinid"],
+        domain=[(0, int(joinids.max(initial=0)))],
+    )
+    uri = created.uri
+    created.close()
+    if len(frame):
+        with soma.DataFrame.open(uri, "w", context=context) as target:
+            target.write(table)
+
+
+def labelled_obs(n_obs: int, n_labels: int = 3) -> pd.DataFrame:
+    """obs with one column of each kind."""
+    i = np.arange(n_obs)
+    return pd.DataFrame(
+        {
+            "label": pd.Categorical([f"type {k}" for k in i % n_labels]),
+            "text": [f"t{k}" for k in i // 2],
+            "number": i * 10,
+            "fraction": i / 4,
+            "flag": i % 2 == 0,
+            "donor": pd.Categorical([f"donor {k}" for k in i * 5 // max(n_obs, 1)]),
+        }
+    )
+
+
+def collect(dataset: Any, n_vars: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """All minibatches of a pass: X as one dense array, obs, and the sizes of the minibatches."""
+    Xs, rows, sizes = [], [], []
+    for minibatch in dataset:
+        X, obs = minibatch[0], minibatch[1]
+        X = X.to_dense() if X.is_sparse_csr else X
+        Xs.append(X.numpy().reshape(-1, n_vars).copy())
+        rows.append(obs.numpy().reshape(len(Xs[-1]), -1))
+        sizes.append(len(Xs[-1]))
+    if not Xs:
+        return np.empty((0, n_vars), np.float32), np.empty((0, 0), np.int64), []
+    return np.concatenate(Xs), np.concatenate(rows), sizes

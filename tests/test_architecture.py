@@ -1,0 +1,96 @@
+"""The house rules that a program can check: arrows one way, edges at the edge, nothing heavy at import."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import cellfeed
+
+SOURCE = Path(cellfeed.__file__).parent
+ORDER = [
+    "errors", "memory", "keyed", "stats", "joinids", "plan", "splits", "kernels", "block", "native", "reader",
+    "vocabulary", "encoders", "obsframe", "selection", "query", "topology", "epochs", "settings", "budget",
+    "report", "planner", "prefetch", "feed",
+    "minibatch", "pipeline", "dataset", "datapipe", "dataloader", "demo", "cli", "__init__",
+]  # fmt: skip
+PURE = {"errors", "memory", "keyed", "joinids", "plan", "splits", "kernels", "report", "budget", "vocabulary"}
+MAY_IMPORT = {
+    "tiledbsoma": {"native", "reader", "query", "demo", "cli"},
+    "torch": {"topology", "epochs", "minibatch", "pipeline", "dataset", "datapipe", "dataloader", "demo"},
+}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+MODULES = {path.stem: path for path in SOURCE.glob("*.py")}
+
+
+def test_every_module_has_a_place():
+    assert set(MODULES) == set(ORDER)
+
+
+def test_arrows_point_one_way():
+    for name, path in MODULES.items():
+        for target in imports(path):
+            parts = target.split(".")
+            if parts[0] == "cellfeed" and len(parts) > 1 and parts[1] in MODULES:
+                assert ORDER.index(parts[1]) < ORDER.index(name), f"{name} imports {parts[1]}"
+
+
+def test_edges():
+    for name, path in MODULES.items():
+        for target in imports(path):
+            library = target.split(".")[0]
+            if library in MAY_IMPORT:
+                assert name in MAY_IMPORT[library], f"{name} imports {library}"
+
+
+def test_pure_modules_ask_nobody():
+    """No clock, no environment, no thread, no generator object."""
+    for name in PURE:
+        for target in imports(MODULES[name]):
+            assert target.split(".")[0] not in {"os", "time", "threading", "logging", "random"}, f"{name}: {target}"
+
+
+def test_private_tiledbsoma_in_one_module_only():
+    for name, path in MODULES.items():
+        if name != "native":
+            assert "pytiledbsoma" not in path.read_text()
+            assert "._handle" not in path.read_text()
+
+
+def code_lines(path):
+    """Lines that do something: no blank ones, comments or docstrings."""
+    tree = ast.parse(path.read_text())
+    docs = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            docs.update(range(node.lineno, node.end_lineno + 1))
+    lines = enumerate(path.read_text().splitlines(), start=1)
+    return sum(bool(text.strip()) and not text.strip().startswith("#") and k not in docs for k, text in lines)
+
+
+def test_modules_stay_small():
+    assert {name: n for name, path in MODULES.items() if (n := code_lines(path)) > 250} == {}
+
+
+def test_public_names_are_listed_and_sorted():
+    assert cellfeed.__all__ == sorted(cellfeed.__all__)
+    assert all(hasattr(cellfeed, name) for name in cellfeed.__all__)
+
+
+def test_import_compiles_and_loads_nothing_heavy():
+    heavy = ("numba", "scanpy", "tqdm", "sklearn.linear_model")
+    told = "import sys, torch, tiledbsoma; before = set(sys.modules); import cellfeed; print(set(sys.modules) - before)"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    new = {name.split(".")[0] for name in ast.literal_eval(done.stdout)}
+    assert "cellfeed" in new
+    assert not new & set(heavy)

@@ -1,0 +1,97 @@
+"""From windows to the rows of minibatches, with a reader that is no store."""
+
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cellfeed.feed import cut, load_windows
+from cellfeed.joinids import JoinIds, read_bounds
+from cellfeed.plan import EpochPlan, World, chunk_bounds
+from cellfeed.stats import Meter
+from tests.fakes import FakeReader
+from tests.stores import addressed
+
+
+def bounds(joinids):
+    return read_bounds(joinids, extent=8, max_row_blocks=2, max_rows=12)
+
+
+def feed(plan, reader, *, ahead=1, meter=None):
+    windows = plan.windows(World())
+    joinids = JoinIds.from_sorted(np.arange(plan.n_cells))
+    return load_windows(windows, joinids, reader, read_bounds=bounds, n_threads=2, ahead=ahead, meter=meter or Meter())
+
+
+@given(
+    n=st.integers(0, 80),
+    chunk=st.integers(1, 12),
+    count=st.integers(1, 6),
+    batch=st.integers(1, 30),
+    ahead=st.integers(0, 2),
+    seed=st.integers(0, 99),
+)
+def test_identity_and_order(n, chunk, count, batch, ahead, seed):
+    """Place t of a minibatch holds the row of its position, and positions follow the plan."""
+    X = addressed(n, 5, 0.6)
+    plan = EpochPlan(chunk_bounds(n, chunk), seed, 0, True, batch, count)
+    positions = []
+    for draft in cut(feed(plan, FakeReader(X), ahead=ahead), batch):
+        places = np.concatenate([pick.targets for pick in draft.picks])
+        assert sorted(places) == list(range(len(draft.positions)))
+        for pick in draft.picks:
+            for row, place in zip(pick.rows, pick.targets, strict=True):
+                low, high = pick.block.indptr[row : row + 2]
+                wanted = X[int(draft.positions[place])]
+                assert np.array_equal(pick.block.genes[low:high], wanted.indices)
+                assert np.array_equal(pick.block.values[low:high], wanted.data)
+        positions.append(draft.positions)
+    windows = plan.windows(World())
+    expected = [windows[k].arrivals[windows[k].order] for k in range(len(windows))]
+    assert np.concatenate([*positions, []]).tolist() == np.concatenate([*expected, []]).tolist()
+    assert all(len(p) == batch for p in positions[:-1])
+
+
+def test_chunks_that_share_a_row_block_are_read_together_once():
+    """Chunks of 2 in row-blocks of 8, all in one window: each row-block is in one read."""
+    reader = FakeReader(addressed(64, 4))
+    list(feed(EpochPlan(chunk_bounds(64, 2), 0, 0, True, 8, 32), reader))
+    blocks = [b for read in reader.reads for b in set((read // 8).tolist())]
+    assert len(blocks) == len(set(blocks)) == 8
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_bound(ahead):
+    """At most ahead + 1 windows are read or held at any time."""
+    reader = FakeReader(addressed(200, 4))
+    plan = EpochPlan(chunk_bounds(200, 10), 0, 0, True, 10, 2)
+    loaded = feed(plan, reader, ahead=ahead)
+    for k, _ in enumerate(loaded):
+        assert sum(map(len, reader.reads)) <= 20 * (k + 1 + ahead)
+    assert sum(map(len, reader.reads)) == 200
+
+
+def test_an_error_of_the_reader_ends_the_feed_and_its_threads():
+    reader = FakeReader(addressed(100, 4), fail_at=55)
+    loaded = feed(EpochPlan(chunk_bounds(100, 10), 0, 0, False, 10, 2), reader)
+    with pytest.raises(RuntimeError, match="no luck with 55"):
+        list(loaded)
+    assert not [t for t in threading.enumerate() if t.name.startswith("cellfeed-read")]
+
+
+def test_closing_drops_reads_that_have_not_begun():
+    reader = FakeReader(addressed(400, 4), delay_s=0.02)
+    loaded = feed(EpochPlan(chunk_bounds(400, 8), 0, 0, False, 10, 25), reader)
+    next(loaded)
+    loaded.close()
+    assert len(reader.reads) < 50
+    assert not [t for t in threading.enumerate() if t.name.startswith("cellfeed-read")]
+
+
+def test_the_meter_sees_the_pool_grow_and_shrink():
+    meter = Meter()
+    plan = EpochPlan(chunk_bounds(200, 10), 0, 0, True, 10, 2)
+    sizes = [loaded.nbytes for loaded in feed(plan, FakeReader(addressed(200, 4)), meter=meter)]
+    assert max(sizes) <= meter.snapshot().peak_pool_bytes < sum(sizes)

@@ -1,0 +1,83 @@
+"""Splits: disjoint, complete, fixed by the seed, true to their weights."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cellfeed.errors import PlanError
+from cellfeed.splits import check_weights, part_sizes, split_cells, split_groups, split_stratified
+
+weights = st.lists(st.integers(1, 20), min_size=1, max_size=5).map(lambda w: np.array(w) / sum(w))
+codes = st.lists(st.integers(0, 4), max_size=120).map(lambda c: np.array(c, np.int64))
+
+
+def check_parts(parts, n):
+    assert np.array_equal(np.sort(np.concatenate([*parts, np.empty(0, np.int64)])), np.arange(n))
+    assert all(np.all(np.diff(part) > 0) for part in parts)
+
+
+@given(n=st.integers(0, 300), w=weights, seed=st.integers(0, 100))
+def test_cells(n, w, seed):
+    parts = split_cells(n, w, seed)
+    check_parts(parts, n)
+    assert all(abs(len(part) - n * share) <= 1 for part, share in zip(parts, w, strict=True))
+    again = split_cells(n, w, seed)
+    assert all(np.array_equal(a, b) for a, b in zip(parts, again, strict=True))
+
+
+def test_seven_of_ten_and_other_cells_for_another_seed():
+    first, second = (split_cells(10, np.array([0.7, 0.3]), seed) for seed in (1234, 1235))
+    assert [len(p) for p in first] == [7, 3]
+    assert first[1].tolist() != second[1].tolist()
+
+
+@given(strata=codes, w=weights, seed=st.integers(0, 100))
+def test_stratified(strata, w, seed):
+    """Parts have the sizes of a plain split, and within two cells their share of each stratum."""
+    parts = split_stratified(strata, w, seed)
+    check_parts(parts, len(strata))
+    assert [len(p) for p in parts] == part_sizes(len(strata), w).tolist()
+    for stratum in np.unique(strata):
+        n = np.sum(strata == stratum)
+        for part, share in zip(parts, w, strict=True):
+            assert abs(np.sum(strata[part] == stratum) - n * share) < 2
+
+
+@given(groups=codes, w=weights, seed=st.integers(0, 100), stratify=st.booleans())
+def test_groups(groups, w, seed, stratify):
+    parts = split_groups(groups, w, seed, np.arange(len(groups)) % 3 if stratify else None)
+    check_parts(parts, len(groups))
+    met = [set(groups[part].tolist()) for part in parts]
+    assert sum(map(len, met)) == len(set(groups.tolist()))
+
+
+def test_equal_groups_follow_the_weights_and_the_seed():
+    groups = np.repeat(np.arange(20), 5)
+    parts = [split_groups(groups, np.array([0.8, 0.2]), seed) for seed in range(5)]
+    assert all([len(p) for p in two] == [80, 20] for two in parts)
+    assert len({tuple(two[1]) for two in parts}) > 1
+
+
+def test_groups_can_be_stratified():
+    """Of ten donors of each kind, each part gets its share of both kinds."""
+    groups = np.repeat(np.arange(20), 4)
+    strata = (groups >= 10).astype(np.int64)
+    for part, n in zip(split_groups(groups, np.array([0.5, 0.5]), 3, strata), (40, 40), strict=True):
+        assert len(part) == n
+        assert strata[part].sum() == n // 2
+
+
+@pytest.mark.parametrize(
+    ("bad", "text"),
+    [
+        ({"a": 0.5, "b": 0.4}, "sum to 0.9; they must sum to 1"),
+        ([1.5, -0.5], "numbers of at least 0"),
+        ([], "one or more numbers"),
+        (["x"], "numbers"),
+        ([float("nan")], "numbers"),
+    ],
+)
+def test_bad_weights_are_named(bad, text):
+    with pytest.raises(PlanError, match=r"weights=.*" + text):
+        check_weights(bad)
