@@ -9,7 +9,7 @@ import cellfeed
 
 SOURCE = Path(cellfeed.__file__).parent
 ORDER = [
-    "errors", "memory", "keyed", "stats", "joinids", "plan", "splits", "kernels", "block", "native", "reader",
+    "errors", "memory", "keyed", "stats", "joinids", "plan", "splits", "kernels", "block", "native", "allocator", "reader",
     "vocabulary", "encoders", "obsframe", "selection", "query", "topology", "epochs", "settings", "budget",
     "report", "planner", "prefetch", "feed",
     "minibatch", "pipeline", "dataset", "datapipe", "dataloader", "demo", "cli", "__init__",

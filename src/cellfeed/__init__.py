@@ -1,5 +1,6 @@
 """cellfeed feeds cells to PyTorch from any TileDB-SOMA experiment."""
 
+from cellfeed.allocator import keep_freed_memory
 from cellfeed.dataloader import experiment_dataloader
 from cellfeed.datapipe import ExperimentDataPipe
 from cellfeed.dataset import ExperimentDataset
@@ -8,6 +9,8 @@ from cellfeed.errors import CellfeedError, EncodeError, PlanError, ReadError, Se
 from cellfeed.minibatch import Minibatch, PaddedMinibatch
 from cellfeed.report import Plan
 from cellfeed.stats import Stats
+
+keep_freed_memory()  # before a thread has a heap of its own; CELLFEED_MALLOC=0 leaves glibc as it is
 
 __version__ = "0.1.0"
 

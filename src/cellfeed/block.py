@@ -87,6 +87,11 @@ class GeneTable:
         return cls(n_vars, base, table)
 
     @property
+    def keeps_all(self) -> bool:
+        """Whether every column of the array is wanted."""
+        return len(self.table) == 0
+
+    @property
     def dtype(self) -> type[np.unsignedinteger[Any]]:
         """The smallest type that holds a place."""
         return np.uint16 if self.n_vars <= 1 << 16 else np.uint32
@@ -125,34 +130,53 @@ class BlockBuilder:
 
         if len(dim0) == 0 or len(self._joinids) == 0:
             return
-        width = min(kernels.value_range(data), 2)
-        if width < 2 and data.dtype.kind == "f" and kernels.has_negative_zero(data):
-            width = 2
-        if self._value_dtypes[width].itemsize > self._value_dtypes[2].itemsize:
-            width = 2
+        run_row, run_size, n_unwanted = self._rows(dim0)
+        width, values = self._narrow(data)
         self._width = max(self._width, width)
         genes = np.empty(len(dim0), self._genes.dtype)
-        values = np.empty(len(dim0), self._value_dtypes[width])
-        n_runs = kernels.count_runs(dim0)
-        run_row, run_size = np.empty(n_runs, np.int32), np.empty(n_runs, np.int32)
-        n_kept, n_runs = kernels.stage_page(
-            dim0,
-            self._genes.columns(dim1),
-            data,
-            self._first,
-            self._stop,
-            self._row0,
-            self._genes.table,
-            self._genes.base,
-            genes,
-            values,
-            run_row,
-            run_size,
-            self._sizes,
-        )
+        n_kept = len(dim0)
+        if not self._genes.keeps_all:
+            columns, table, base = self._genes.columns(dim1), self._genes.table, self._genes.base
+            n_kept = kernels.keep_genes(columns, values, run_row, run_size, table, base, genes, values)
+        elif n_unwanted:
+            n_kept = kernels.keep_rows(dim1, genes, run_row, run_size)
+            kernels.keep_rows(values, values, run_row, run_size)
+        else:
+            kernels.narrow(dim1, genes)
+        kernels.add_sizes(run_row, run_size, self._sizes)
         if n_kept < len(genes) // 2:  # a copy is worth the memory of what was not wanted
             genes, values = genes[:n_kept].copy(), values[:n_kept].copy()
-        self._pages.append((genes[:n_kept], values[:n_kept], run_row[:n_runs], run_size[:n_runs]))
+        self._pages.append((genes[:n_kept], values[:n_kept], run_row, run_size))
+
+    def _rows(self, dim0: IntArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], int]:
+        """Cut a page into stretches of one row: their rows, their sizes, and how many are unwanted."""
+        from cellfeed import kernels
+
+        rows: list[npt.NDArray[np.int32]] = []
+        sizes: list[npt.NDArray[np.int32]] = []
+        at = n_unwanted = 0
+        while at < len(dim0):
+            room = (len(dim0) - at) // 32 + 64  # a guess at the number of stretches; what is left gets another
+            row, size = np.empty(room, np.int32), np.empty(room, np.int32)
+            at, n_runs, unwanted = kernels.find_rows(dim0, at, self._first, self._stop, self._row0, row, size)
+            rows.append(row[:n_runs])
+            sizes.append(size[:n_runs])
+            n_unwanted += unwanted
+        return np.concatenate(rows), np.concatenate(sizes), n_unwanted
+
+    def _narrow(self, data: npt.NDArray[Any]) -> tuple[int, npt.NDArray[Any]]:
+        """Copy the values of a page to a small type that holds them; the width is 0, 1 or 2, as for the block."""
+        from cellfeed import kernels
+
+        if data.dtype == np.float32:
+            values: npt.NDArray[Any] = np.empty(len(data), np.uint16)
+            width = int(kernels.narrow_float32(data, data.view(np.int32), values))
+        else:
+            width = int(kernels.value_width(data))
+            values = data.astype(np.uint16) if width < 2 else data
+        if width < 2 and self._value_dtypes[width].itemsize <= self._value_dtypes[2].itemsize:
+            return width, values
+        return 2, data.astype(self._value_dtypes[2])
 
     def finish(self) -> Block:
         """Make the block; the builder is empty afterwards."""

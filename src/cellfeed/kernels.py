@@ -11,38 +11,49 @@ from numba import njit
 DROP = np.uint32(0xFFFFFFFF)
 """In a table of genes: this column of the array is not wanted."""
 
+STRIDE = 16
+"""Coordinates that are compared at once; a row of a Census has about 90 in a band of genes."""
+
 
 @njit(nogil=True, cache=True)
-def value_range(values):
+def value_width(values):
     """Tell how small a type holds all values exactly: 0 for uint8, 1 for uint16, 2 for neither."""
     largest = 0
-    fits = True
     for value in values:
-        ok = (value >= 0) & (value <= 65535)  # False for NaN; the cast below is then never of a wild value
-        whole = np.int32(value) if ok else np.int32(0)
-        fits &= ok & (whole == value)
+        whole = np.int64(value) if 0 <= value <= 65535 else np.int64(-1)
+        if whole != value or (value == 0 and np.signbit(value)):
+            return 2
         largest = max(largest, whole)
-    if not fits:
-        return 2
     return 0 if largest <= 255 else 1
 
 
 @njit(nogil=True, cache=True)
-def has_negative_zero(values):
-    """Tell whether a floating -0.0 is among the values: it equals 0, yet its bits differ."""
-    found = False
-    for value in values:
-        found |= (value == 0) & np.signbit(value)
-    return found
+def narrow_float32(values, bits, target):
+    """Copy float32 values to uint16 and tell their width, as :func:`value_width` does.
+
+    ``bits`` are the values as int32. Width 2 says that ``target`` is of no use. One pass of straight lines, which
+    become vector instructions.
+    """
+    every = np.int32(0)
+    sign = np.int32(0)
+    uneven = np.int32(0)
+    for i in range(len(values)):
+        value = values[i]
+        whole = np.int32(value if 0 <= value <= 65536 else np.float32(0))  # a wild value has no int32, nor has NaN
+        target[i] = whole
+        every |= whole
+        sign |= bits[i]  # set by every negative number, -0.0 among them
+        uneven |= np.int32(np.float32(whole) != value)
+    if uneven or sign < 0 or every > 65535:
+        return 2
+    return 0 if every <= 255 else 1
 
 
 @njit(nogil=True, cache=True)
-def count_runs(rows):
-    """Count the maximal stretches of equal neighbours."""
-    n = np.int64(len(rows) > 0)
-    for i in range(1, len(rows)):
-        n += rows[i] != rows[i - 1]
-    return n
+def narrow(source, target):
+    """Copy with a change of type."""
+    for i in range(len(source)):
+        target[i] = source[i]
 
 
 @njit(nogil=True, cache=True)
@@ -62,65 +73,106 @@ def _locate(joinid, first, stop, k):
 
 
 @njit(nogil=True, cache=True)
-def stage_page(dim0, dim1, data, first, stop, row0, genes, gene_base, out_genes, out_values, run_row, run_size, sizes):
-    """Keep the wanted rows and genes of one page of results, in compact types and in their order.
+def find_rows(dim0, start, first, stop, row0, run_row, run_size):
+    """Cut a page, from ``start`` on, into stretches of one row each; -1 is the row of an unwanted one.
 
-    ``first``, ``stop``, ``row0`` describe the wanted runs of joinids; ``genes`` maps a column less
-    ``gene_base`` to its place among the wanted ones, and is empty where all are wanted. Fills the staged
-    arrays and, for each stretch of one row, ``run_row`` and ``run_size``; adds to ``sizes``, the row
-    sizes. Returns the number of elements and of stretches kept.
+    ``first``, ``stop``, ``row0`` describe the wanted runs of joinids. Ends with the page or when the arrays of
+    stretches are full. Returns where it ended, the number of stretches, and how many of them are unwanted.
     """
-    n, n_kept, n_runs, i, k = len(dim0), 0, 0, 0, 0
-    n_genes = len(genes)
-    while i < n:
+    n, i, k, n_runs, n_unwanted = len(dim0), start, 0, 0, 0
+    while i < n and n_runs < len(run_row):
         joinid = dim0[i]
         end = i + 1
+        while end + STRIDE <= n:
+            change = np.int64(0)
+            ahead = dim0[end : end + STRIDE]
+            for q in range(STRIDE):
+                change |= ahead[q] ^ joinid
+            if change:
+                break
+            end += STRIDE
         while end < n and dim0[end] == joinid:
             end += 1
         found = _locate(joinid, first, stop, k)
         if found >= 0:
             k = found
-            begin = n_kept
-            if n_genes == 0:
-                for p in range(i, end):
-                    out_genes[n_kept + p - i] = dim1[p]
-                    out_values[n_kept + p - i] = data[p]
-                n_kept += end - i
-            else:
-                for p in range(i, end):
-                    at = dim1[p] - gene_base
-                    if 0 <= at < n_genes and genes[at] != DROP:
-                        out_genes[n_kept] = genes[at]
-                        out_values[n_kept] = data[p]
-                        n_kept += 1
-            row = row0[k] + joinid - first[k]
-            run_row[n_runs] = row
-            run_size[n_runs] = n_kept - begin
-            sizes[row] += n_kept - begin
-            n_runs += 1
+            run_row[n_runs] = row0[k] + joinid - first[k]
+        else:
+            run_row[n_runs] = -1
+            n_unwanted += 1
+        run_size[n_runs] = end - i
+        n_runs += 1
         i = end
-    return n_kept, n_runs
+    return i, n_runs, n_unwanted
+
+
+@njit(nogil=True, cache=True)
+def keep_rows(source, target, run_row, run_size):
+    """Copy the stretches of wanted rows, with a change of type; returns how many elements they have."""
+    at = kept = 0
+    for k in range(len(run_row)):
+        size = run_size[k]
+        if run_row[k] >= 0:
+            a, b = source[at : at + size], target[kept : kept + size]
+            for i in range(size):
+                b[i] = a[i]
+            kept += size
+        at += size
+    return kept
+
+
+@njit(nogil=True, cache=True)
+def keep_genes(dim1, data, run_row, run_size, table, base, genes, values):
+    """Copy the wanted genes of wanted rows; ``run_size`` becomes what is left. Returns how many there are."""
+    at = kept = 0
+    n_genes = len(table)
+    for k in range(len(run_row)):
+        size = run_size[k]
+        begin = kept
+        if run_row[k] >= 0:
+            for p in range(at, at + size):
+                place = dim1[p] - base
+                if 0 <= place < n_genes and table[place] != DROP:
+                    genes[kept] = table[place]
+                    values[kept] = data[p]
+                    kept += 1
+        run_size[k] = kept - begin
+        at += size
+    return kept
+
+
+@njit(nogil=True, cache=True)
+def add_sizes(run_row, run_size, sizes):
+    """Add the sizes of the stretches to those of their rows."""
+    for k in range(len(run_row)):
+        if run_row[k] >= 0:
+            sizes[run_row[k]] += run_size[k]
 
 
 @njit(nogil=True, cache=True)
 def scatter_page(genes, values, run_row, run_size, indptr, fill, out_genes, out_values):
     """Move the staged stretches of one page to their rows; tell whether any row came out of order."""
     p = 0
-    disorder = False
+    disorder = np.uint8(0)
     for k in range(len(run_row)):
-        row = run_row[k]
+        row, size = run_row[k], run_size[k]
+        if row < 0 or size == 0:
+            continue
         at = fill[row]
-        size = run_size[k]
-        if size and at > indptr[row]:
-            disorder |= out_genes[at - 1] >= genes[p]
-        for i in range(size):
-            out_genes[at + i] = genes[p + i]
-            out_values[at + i] = values[p + i]
-        for i in range(1, size):
-            disorder |= genes[p + i] <= genes[p + i - 1]
         fill[row] = at + size
+        g, v = genes[p : p + size], values[p : p + size]
+        to_g, to_v = out_genes[at : at + size], out_values[at : at + size]
         p += size
-    return disorder
+        for i in range(size):
+            to_g[i] = g[i]
+        for i in range(size):
+            to_v[i] = v[i]
+        later, earlier = g[1:], g[:-1]
+        for i in range(size - 1):
+            disorder |= np.uint8(later[i] <= earlier[i])
+        if at > indptr[row]:
+            disorder |= np.uint8(out_genes[at - 1] >= g[0])
+    return disorder != 0
 
 
 @njit(nogil=True, cache=True)
@@ -141,10 +193,12 @@ def sort_rows(indptr, genes, values):
 def gather_dense(indptr, genes, values, rows, targets, out):
     """Write ``rows`` of a block as rows ``targets`` of a dense matrix, zeros included."""
     for k in range(len(rows)):
+        low, high = indptr[rows[k]], indptr[rows[k] + 1]
         row = out[targets[k]]
         row[:] = 0
-        for p in range(indptr[rows[k]], indptr[rows[k] + 1]):
-            row[genes[p]] = values[p]
+        g, v = genes[low:high], values[low:high]
+        for i in range(len(g)):
+            row[g[i]] = v[i]
 
 
 @njit(nogil=True, cache=True)
@@ -158,8 +212,11 @@ def gather_sizes(indptr, rows, targets, sizes):
 def gather_csr(indptr, genes, values, rows, targets, out_indptr, out_genes, out_values):
     """Write ``rows`` of a block as rows ``targets`` of a CSR matrix whose row pointers are known."""
     for k in range(len(rows)):
-        at = out_indptr[targets[k]]
         low, high = indptr[rows[k]], indptr[rows[k] + 1]
-        for i in range(high - low):
-            out_genes[at + i] = genes[low + i]
-            out_values[at + i] = values[low + i]
+        at = out_indptr[targets[k]]
+        g, v = genes[low:high], values[low:high]
+        to_g, to_v = out_genes[at : at + high - low], out_values[at : at + high - low]
+        for i in range(len(g)):
+            to_g[i] = g[i]
+        for i in range(len(v)):
+            to_v[i] = v[i]
