@@ -9,10 +9,10 @@ import cellfeed
 
 SOURCE = Path(cellfeed.__file__).parent
 ORDER = [
-    "errors", "memory", "keyed", "stats", "joinids", "plan", "splits", "kernels", "block", "native", "allocator", "reader",
-    "vocabulary", "encoders", "obsframe", "selection", "query", "topology", "epochs", "settings", "budget",
+    "errors", "memory", "keyed", "stats", "joinids", "plan", "splits", "kernels", "block", "native", "allocator",
+    "reader", "vocabulary", "encoders", "obsframe", "selection", "query", "topology", "epochs", "settings", "budget",
     "report", "planner", "prefetch", "feed",
-    "minibatch", "pipeline", "dataset", "datapipe", "dataloader", "demo", "cli", "__init__",
+    "minibatch", "pipeline", "dataset", "datapipe", "dataloader", "demo", "bench", "cli", "__init__",
 ]  # fmt: skip
 PURE = {"errors", "memory", "keyed", "joinids", "plan", "splits", "kernels", "report", "budget", "vocabulary"}
 MAY_IMPORT = {

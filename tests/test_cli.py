@@ -32,3 +32,13 @@ def test_errors_are_one_line_and_a_status(tmp_path, capsys):
     assert "Traceback" not in error
     with pytest.raises(SystemExit):
         main(["fly"])
+
+
+def test_bench(store, capsys):
+    assert main(["bench", store, "--sparse", "--batch-size", "10", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["n_obs"] == 100
+    assert result["stats"]["n_minibatches"] == 10
+    assert main(["bench", store, "--batch-size", "10"]) == 0
+    assert "cells/s, first minibatch after" in capsys.readouterr().out
+    assert main(["bench", store, "--seconds", "0"]) == 2

@@ -506,3 +506,26 @@ def test_an_encoder_that_fails_is_named(store):
 
     with pytest.raises(EncodeError, match="'bad': transform must give one integer per cell"):
         ExperimentDataset(store, encoders=[Bad()])
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("X_dtype", ["float32", "float16", "bfloat16", "store"])
+@pytest.mark.parametrize("stored", [np.float32, np.float64, np.int64, np.uint8])
+def test_X_dtype(tmp_path, sparse, X_dtype, stored):
+    """Halves are what PyTorch rounds to; the store's own type holds every value."""
+    X = addressed(20, 7)
+    X.data = (X.data % 200).astype(np.float64)
+    if np.dtype(stored).kind == "f":
+        X.data[::3] += 1 / 3
+    elif stored is np.int64:
+        X.data[::3] += 2**40
+    uri = write_experiment(tmp_path / "typed", X, dtype=stored)
+    dataset = ExperimentDataset(uri, batch_size=20, shuffle=False, return_sparse_X=sparse, X_dtype=X_dtype)
+    (ours, _) = next(iter(dataset))
+    wanted = torch.from_numpy(X.toarray().astype(stored))
+    wanted = wanted if X_dtype == "store" else wanted.to(torch.float32).to(getattr(torch, X_dtype))
+    assert ours.dtype == wanted.dtype
+    if sparse:
+        assert torch.equal(ours.values(), wanted[wanted != 0])
+    else:
+        assert torch.equal(ours, wanted)

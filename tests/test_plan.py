@@ -24,6 +24,7 @@ def plans(draw, remainder=("drop", "pad", "uneven"), shuffle=(True, False)):
         chunks_per_window=draw(st.integers(1, 8)),
         drop_last=kind != "pad" and draw(st.booleans()),
         remainder=kind,
+        ramp=draw(st.booleans()),
     )
 
 
@@ -192,3 +193,10 @@ def test_pad_repeats_cells_and_says_which():
 def test_impossible_ranks_are_named(rank, world_size):
     with pytest.raises(PlanError, match=f"rank={rank} of {world_size}"):
         World(rank, world_size)
+
+
+def test_a_ramp_begins_with_smaller_windows():
+    """Of a quarter and a half, for an early first minibatch; the published blocks have none."""
+    plan = EpochPlan(chunk_bounds(400, 1), 0, 0, True, 64, chunks_per_window=100, ramp=True)
+    windows = plan.windows(World())
+    assert [len(windows[k].order) for k in range(len(windows))] == [25, 50, 100, 100, 100, 25]

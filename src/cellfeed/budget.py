@@ -50,6 +50,7 @@ class MemoryModel:
         *,
         n_vars: int,
         value_bytes: int,
+        x_bytes: int,
         batch_size: int,
         sparse: bool,
         eager: bool,
@@ -64,7 +65,7 @@ class MemoryModel:
         page = min(3 * buffer_bytes, decoded) + min(TILE_BYTES, decoded)
         # Staged values and the block made of them exist side by side for a moment.
         staged = int(read_values * (gene_bytes + value_bytes) * 2)
-        per_minibatch = batch_size * (values_per_cell * 8 if sparse else n_vars * 4)
+        per_minibatch = batch_size * (values_per_cell * (4 + x_bytes) if sparse else n_vars * x_bytes)
         return cls(
             per_cell=values_per_cell * (gene_bytes + value_bytes) + 40,
             in_flight=n_threads * (page + staged),

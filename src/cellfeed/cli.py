@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from cellfeed.errors import CellfeedError
 
@@ -39,6 +40,14 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true", help="print figures for machines")
     _add_selection(plan, batch_size=128)
     plan.set_defaults(run=_plan)
+
+    bench = commands.add_parser("bench", help="measure how fast a store is read, on this machine")
+    bench.add_argument("uri", help="a SOMA experiment")
+    bench.add_argument("--sparse", action="store_true", help="CSR minibatches (default: dense)")
+    bench.add_argument("--seconds", type=float, default=30.0, help="stop after so long (default: %(default)s)")
+    bench.add_argument("--json", action="store_true", help="print figures for machines")
+    _add_selection(bench, batch_size=1024)
+    bench.set_defaults(run=_bench)
     return parser
 
 
@@ -78,3 +87,11 @@ def _plan(options: argparse.Namespace) -> None:
 
     plan = ExperimentDataset(options.uri, **_selection(options)).plan()  # type: ignore[arg-type]
     print(json.dumps(plan.as_dict()) if options.json else plan)
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from cellfeed import bench
+
+    chosen: dict[str, Any] = _selection(options)
+    result = bench.run(options.uri, seconds=options.seconds, return_sparse_X=options.sparse, **chosen)
+    print(json.dumps(result.as_dict()) if options.json else result)

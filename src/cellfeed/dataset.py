@@ -60,6 +60,9 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
         Leave out a last minibatch that is not full.
     return_sparse_X
         Yield ``X`` as ``torch.sparse_csr`` rather than dense.
+    X_dtype
+        ``"float32"``, ``"float16"``, ``"bfloat16"`` (values rounded to nearest, half to even), or ``"store"``: the
+        type of the layer, with every value exact.
     soma_chunk_size, shuffle_chunk_count
         The published scatter-gather: chunks of so many consecutive cells; so many of them, from random
         places, are shuffled together. ``None`` plans them: a chunk is what was selected of one row-block of the array,
@@ -115,6 +118,7 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
         seed: int | None = None,
         drop_last: bool = False,
         return_sparse_X: bool = False,
+        X_dtype: str = "float32",
         soma_chunk_size: int | None = None,
         shuffle_chunk_count: int | None = None,
         memory_budget: int | str = "2 GiB",
@@ -130,6 +134,7 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
             seed=seed,
             drop_last=drop_last,
             return_sparse_X=return_sparse_X,
+            X_dtype=X_dtype,
             soma_chunk_size=soma_chunk_size,
             shuffle_chunk_count=shuffle_chunk_count,
             memory_budget=memory_budget,

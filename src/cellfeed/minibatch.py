@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cellfeed.block import Block, Reader
 from cellfeed.feed import Draft
+from cellfeed.joinids import IntArray
 
 
 class Minibatch(NamedTuple):
@@ -69,21 +71,23 @@ class DenseBuffers:
                 self._free.append(memory)
 
 
-def dense_X(draft: Draft, n_vars: int, buffers: DenseBuffers) -> torch.Tensor:
-    """Make the dense X of a minibatch: float32, shape (B, n_vars)."""
+def dense_X(draft: Draft, n_vars: int, dtype: str, buffers: DenseBuffers) -> torch.Tensor:
+    """Make the dense X of a minibatch: shape (B, n_vars)."""
     from cellfeed import kernels
 
-    out = buffers.borrow((len(draft.positions), n_vars), np.float32)
+    stored, as_torch = _representation(dtype)
+    out = buffers.borrow((len(draft.positions), n_vars), stored)
     for pick in draft.picks:
         block = pick.block
         kernels.gather_dense(block.indptr, block.genes, block.values, pick.rows, pick.targets, out)
-    return torch.from_numpy(out)
+    return torch.from_numpy(out).view(as_torch)
 
 
-def sparse_X(draft: Draft, n_vars: int) -> torch.Tensor:
-    """Make the CSR X of a minibatch: float32 values, int32 indices, shape (B, n_vars)."""
+def sparse_X(draft: Draft, n_vars: int, dtype: str) -> torch.Tensor:
+    """Make the CSR X of a minibatch: int32 indices, shape (B, n_vars)."""
     from cellfeed import kernels
 
+    stored, as_torch = _representation(dtype)
     n_rows = len(draft.positions)
     sizes = np.zeros(n_rows + 1, np.int64)
     for pick in draft.picks:
@@ -91,17 +95,48 @@ def sparse_X(draft: Draft, n_vars: int) -> torch.Tensor:
     indptr = np.cumsum(sizes)
     index_dtype = np.int32 if indptr[-1] < 2**31 else np.int64
     genes = np.empty(indptr[-1], index_dtype)
-    values = np.empty(indptr[-1], np.float32)
+    values = np.empty(indptr[-1], stored)
     for pick in draft.picks:
         block = pick.block
         kernels.gather_csr(block.indptr, block.genes, block.values, pick.rows, pick.targets, indptr, genes, values)
     return torch.sparse_csr_tensor(
         torch.from_numpy(indptr.astype(index_dtype)),
         torch.from_numpy(genes),
-        torch.from_numpy(values),
+        torch.from_numpy(values).view(as_torch),
         size=(n_rows, n_vars),
         check_invariants=False,  # canonical by construction, and tested to be
     )
+
+
+HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def _representation(dtype: str) -> tuple[npt.DTypeLike, torch.dtype]:
+    """Return the type of the array that is filled and that of the tensor over it.
+
+    NumPy has no bfloat16 and numba no float16: their bits travel as int16.
+    """
+    if dtype in HALVES:
+        return np.int16, HALVES[dtype]
+    return np.dtype(dtype), getattr(torch, dtype)
+
+
+class HalvingReader:
+    """A reader whose blocks hold the bits of 16-bit floats: each value is rounded once, not once a minibatch."""
+
+    def __init__(self, reader: Reader, dtype: str) -> None:
+        self._reader = reader
+        self._half = HALVES[dtype]
+
+    def read(self, joinids: IntArray) -> Block:
+        """Return the rows of ascending ``joinids``, values rounded to nearest, half to even."""
+        block = self._reader.read(joinids)
+        wide = torch.from_numpy(block.values.astype(np.float32, copy=False))
+        return Block(block.indptr, block.genes, wide.to(self._half).view(torch.int16).numpy())
+
+    def close(self) -> None:
+        """Close the reader within."""
+        self._reader.close()
 
 
 def quiet_beta_warning() -> None:

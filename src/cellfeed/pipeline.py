@@ -7,13 +7,12 @@ import time
 from collections.abc import Generator
 from functools import partial
 
-import numpy as np
 import torch
 
-from cellfeed.block import GeneTable
+from cellfeed.block import GeneTable, Reader
 from cellfeed.feed import Draft, cut, load_windows
 from cellfeed.joinids import read_bounds
-from cellfeed.minibatch import DenseBuffers, Minibatch, PaddedMinibatch, dense_X, sparse_X
+from cellfeed.minibatch import HALVES, DenseBuffers, HalvingReader, Minibatch, PaddedMinibatch, dense_X, sparse_X
 from cellfeed.plan import Windows
 from cellfeed.planner import Resources
 from cellfeed.prefetch import Prefetch
@@ -71,7 +70,11 @@ def _produce(
     meter: Meter,
 ) -> Generator[Yielded, None, None]:
     genes = GeneTable.from_joinids(selection.var_joinids, selection.geometry.n_columns)
-    reader = SomaReader(selection.X, genes, np.float32, buffer_bytes=resources.buffer_bytes, meter=meter)
+    reader: Reader = SomaReader(
+        selection.X, genes, resources.pool_dtype, buffer_bytes=resources.buffer_bytes, meter=meter
+    )
+    if settings.X_dtype in HALVES:
+        reader = HalvingReader(reader, settings.X_dtype)
     loaded = load_windows(
         windows,
         selection.joinids,
@@ -98,7 +101,8 @@ def _produce(
 
 def _assemble(draft: Draft, selection: Selection, settings: Settings, buffers: DenseBuffers) -> Yielded:
     sparse = settings.return_sparse_X
-    X = sparse_X(draft, selection.n_vars) if sparse else dense_X(draft, selection.n_vars, buffers)
+    dtype = selection.geometry.dtype if settings.X_dtype == "store" else settings.X_dtype
+    X = sparse_X(draft, selection.n_vars, dtype) if sparse else dense_X(draft, selection.n_vars, dtype, buffers)
     obs = torch.from_numpy(selection.obs_rows(draft.positions))
     if settings.batch_size == 1:
         X, obs = X if sparse else X[0], obs[0]

@@ -22,6 +22,9 @@ from cellfeed.keyed import Purpose, permutation
 
 Remainder = Literal["drop", "pad", "uneven"]
 
+RAMP = (4, 2)
+"""The first windows of a ramp: whole windows divided by these."""
+
 
 @dataclass(frozen=True)
 class World:
@@ -75,6 +78,8 @@ class EpochPlan:
         ``False`` keeps joinid order.
     batch_size
         Cells in a minibatch.
+    ramp
+        Begin with windows of a quarter and a half of ``chunks_per_window``: the first minibatch is there sooner.
     drop_last
         Leave out the last minibatch of a rank where it is not full.
     chunks_per_window
@@ -93,6 +98,7 @@ class EpochPlan:
     chunks_per_window: int
     drop_last: bool = False
     remainder: Remainder = "drop"
+    ramp: bool = False
 
     @property
     def n_cells(self) -> int:
@@ -168,21 +174,31 @@ class Windows(Sequence[Window]):
     def __len__(self) -> int:
         if self.stop <= self.start:
             return 0
-        return -(-(self._end_chunk - self._first_chunk) // self.plan.chunks_per_window)
+        n_chunks, k = self._end_chunk - self._first_chunk, 0
+        while k < len(RAMP) and self._chunks_before(k) < n_chunks:
+            k += 1
+        return k + max(0, -(-(n_chunks - self._chunks_before(k)) // self.plan.chunks_per_window))
+
+    def _chunks_before(self, k: int) -> int:
+        """Chunks of the stretch in the windows before window ``k``."""
+        whole = self.plan.chunks_per_window
+        if not self.plan.ramp:
+            return k * whole
+        return sum(-(-whole // part) for part in RAMP[:k]) + max(0, k - len(RAMP)) * whole
 
     def first_cell(self, k: int) -> int:
         """Cells of the stretch that have left before window ``k``."""
         if k <= 0:
             return 0
-        chunk = min(self._first_chunk + k * self.plan.chunks_per_window, self._end_chunk)
+        chunk = min(self._first_chunk + self._chunks_before(k), self._end_chunk)
         return min(int(self.plan.starts[chunk]) + self._lap, self.stop) - self.start
 
     def __getitem__(self, k: int) -> Window:  # type: ignore[override]
         if not 0 <= k < len(self):
             raise IndexError(k)
         plan = self.plan
-        first = self._first_chunk + k * plan.chunks_per_window
-        end = min(first + plan.chunks_per_window, self._end_chunk)
+        first = self._first_chunk + self._chunks_before(k)
+        end = min(self._first_chunk + self._chunks_before(k + 1), self._end_chunk)
         chunks = plan.chunk_order[first:end]
         low, high = plan.bounds[chunks], plan.bounds[chunks + 1]
         # A chunk on the edge of the stretch is shared with the neighbour: each takes its own cells.

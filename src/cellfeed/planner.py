@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from cellfeed import budget
 from cellfeed.errors import PlanError
 from cellfeed.joinids import IntArray
 from cellfeed.memory import format_bytes
-from cellfeed.plan import EpochPlan, World, chunk_bounds
+from cellfeed.plan import RAMP, EpochPlan, World, chunk_bounds
 from cellfeed.reader import available_threads
 from cellfeed.report import Plan, worst_effective_batch_size
 from cellfeed.selection import Selection
@@ -23,10 +24,11 @@ WINDOWS_SAMPLED = 4
 
 @dataclass(frozen=True)
 class Resources:
-    """What one process may use: threads that read, and bytes for each of their buffers."""
+    """What one process may use: threads that read, bytes for each of their buffers, and the type of what they keep."""
 
     n_threads: int
     buffer_bytes: int
+    pool_dtype: np.dtype[Any]
 
 
 class Planner:
@@ -43,13 +45,27 @@ class Planner:
             return chunk_bounds(self._selection.n_obs, self._settings.soma_chunk_size)
         return self._selection.joinids.row_block_bounds(self._selection.geometry.row_extent)
 
+    @property
+    def pool_dtype(self) -> np.dtype[Any]:
+        """Type of values in the pool that no small integer holds."""
+        store = np.dtype(self._selection.geometry.dtype)
+        if self._settings.X_dtype == "store" or store.itemsize < 4:
+            return store
+        return np.dtype(np.float32)
+
+    @property
+    def _x_bytes(self) -> int:
+        """Bytes of a value of X in a minibatch."""
+        halves = self._settings.X_dtype in ("float16", "bfloat16")
+        return 2 if halves else self.pool_dtype.itemsize if self._settings.X_dtype == "store" else 4
+
     def resources(self, num_workers: int = 1) -> Resources:
         """Divide cores and budget among the processes of a loader."""
         return self._resources(self._settings.memory_budget // num_workers, num_workers)
 
     def _resources(self, memory_budget: int, num_workers: int) -> Resources:
         n_threads = max(1, available_threads() // num_workers)
-        return Resources(n_threads, budget.buffer_bytes(memory_budget, n_threads))
+        return Resources(n_threads, budget.buffer_bytes(memory_budget, n_threads), self.pool_dtype)
 
     def _memory(self, memory_budget: int, num_workers: int) -> budget.MemoryModel:
         settings, selection = self._settings, self._selection
@@ -57,7 +73,8 @@ class Planner:
         return budget.MemoryModel.of(
             selection.geometry,
             n_vars=selection.n_vars,
-            value_bytes=min(4, np.dtype(selection.geometry.dtype).itemsize),
+            value_bytes=self.pool_dtype.itemsize,
+            x_bytes=self._x_bytes,
             batch_size=min(settings.batch_size, max(selection.n_obs, 1)),
             sparse=settings.return_sparse_X,
             eager=settings.use_eager_fetch,
@@ -107,6 +124,7 @@ class Planner:
             chunks_per_window=self.chunks_per_window(num_workers),
             drop_last=settings.drop_last,
             remainder=settings.remainder,
+            ramp=settings.shuffle_chunk_count is None,  # given, the windows are the published blocks
         )
 
     def report(self, epoch: int, world: World) -> Plan:
@@ -114,7 +132,8 @@ class Planner:
         plan = self.epoch_plan(epoch)
         windows = plan.windows(world)
         sizes = np.diff(self.bounds)
-        sample = [windows[k].arrivals for k in range(min(len(windows), WINDOWS_SAMPLED))]
+        sample = [windows[k].arrivals for k in range(len(RAMP), min(len(windows), len(RAMP) + WINDOWS_SAMPLED))]
+        sample = sample or [windows[k].arrivals for k in range(len(windows))]
         memory = self._memory(self._settings.memory_budget, 1)
         return Plan(
             n_obs=self._selection.n_obs,

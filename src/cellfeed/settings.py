@@ -11,6 +11,9 @@ from cellfeed.memory import parse_bytes
 from cellfeed.plan import Remainder
 from cellfeed.topology import check_ranks
 
+X_DTYPES = ("float32", "float16", "bfloat16", "store")
+"""Types that X can have; "store" is that of the layer."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -22,6 +25,7 @@ class Settings:
     seed_given: bool
     drop_last: bool
     return_sparse_X: bool
+    X_dtype: str
     soma_chunk_size: int | None
     shuffle_chunk_count: int | None
     memory_budget: int
@@ -31,8 +35,8 @@ class Settings:
     world_size: int | None
 
     PARAMETERS: ClassVar = (
-        "batch_size", "shuffle", "seed", "drop_last", "return_sparse_X", "soma_chunk_size", "shuffle_chunk_count",
-        "memory_budget", "use_eager_fetch", "remainder", "rank", "world_size",
+        "batch_size", "shuffle", "seed", "drop_last", "return_sparse_X", "X_dtype", "soma_chunk_size",
+        "shuffle_chunk_count", "memory_budget", "use_eager_fetch", "remainder", "rank", "world_size",
     )  # fmt: skip
     """The parameters of a dataset from which settings are made."""
 
@@ -55,6 +59,8 @@ class Settings:
             )
         if given["remainder"] == "pad" and given["drop_last"]:
             raise PlanError('remainder="pad" and drop_last=True contradict each other: repeat cells or leave them out')
+        if given["X_dtype"] not in X_DTYPES:
+            raise PlanError(f"X_dtype={given['X_dtype']!r} must be one of {', '.join(map(repr, X_DTYPES))}")
         check_ranks(given["rank"], given["world_size"])
         return cls(
             seed=fresh_seed() if seed is None else check_seed(seed),

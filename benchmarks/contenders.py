@@ -1,0 +1,198 @@
+"""One contender, one pass or more, in a process of its own: prints one JSON record.
+
+    python -m benchmarks.contenders cellfeed '{"uri": "census_131k.soma", "sparse": true}'
+
+Each function below yields ``(X, n_cells)`` and is run by the interpreter of its own environment, so it imports what it
+measures and nothing else of this repository. ``run.py`` starts them in turn.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is asked of a contender."""
+
+    uri: str
+    warm_uri: str | None = None  # a small store of the same kind, read first: compilation is not measured
+    sparse: bool = True
+    batch_size: int = 1024
+    n_genes: int | None = None  # the first so many; None takes all
+    passes: int = 1
+    max_cells: int | None = None  # stop a pass here: slow contenders need not finish it
+    sleep_s: float = 0.0  # a consumer that takes its time
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+Minibatches = Iterator[tuple[Any, int]]
+
+
+def cellfeed(case: Case) -> Callable[[], Minibatches]:
+    import tiledbsoma as soma
+
+    import cellfeed
+
+    genes = None if case.n_genes is None else soma.AxisQuery(coords=(slice(0, case.n_genes - 1),))
+    dataset = cellfeed.ExperimentDataset(
+        case.uri,
+        var_query=genes,
+        obs_column_names=["cell_type"],
+        batch_size=case.batch_size,
+        seed=0,
+        return_sparse_X=case.sparse,
+        **case.options,
+    )
+    cellfeed.contender = dataset  # kept for its plan and stats
+
+    def one_pass() -> Minibatches:
+        for X, obs in cellfeed.experiment_dataloader(dataset):
+            yield X, len(obs)
+
+    return one_pass
+
+
+def tiledbsoma_ml(case: Case) -> Callable[[], Minibatches]:
+    import tiledbsoma as soma
+    import tiledbsoma_ml as ml
+
+    options = dict(case.options)
+    config = options.pop("tiledb_config", {})
+    if options.pop("malloc", False):  # the allocator's settings that cellfeed uses
+        import ctypes
+
+        libc = ctypes.CDLL("libc.so.6")
+        for parameter, value in ((-3, 32 << 20), (-1, 2**31 - 1), (-2, 64 << 20), (-8, 1)):
+            libc.mallopt(parameter, value)
+    experiment = soma.open(case.uri, context=soma.SOMATileDBContext(tiledb_config=config))
+    genes = None if case.n_genes is None else soma.AxisQuery(coords=(slice(0, case.n_genes - 1),))
+    query = experiment.axis_query("RNA", var_query=genes)
+    dataset = ml.ExperimentDataset(
+        query,
+        layer_name="raw",
+        obs_column_names=["cell_type"],
+        batch_size=case.batch_size,
+        seed=0,
+        return_sparse_X=case.sparse,
+        **options,
+    )
+
+    def one_pass() -> Minibatches:
+        for X, _ in ml.experiment_dataloader(dataset):
+            yield X, X.shape[0]
+
+    return one_pass
+
+
+def experiment_datapipe(case: Case) -> Callable[[], Minibatches]:
+    import tiledbsoma as soma
+    from cellxgene_census.experimental import ml
+
+    experiment = soma.open(case.uri)
+    genes = None if case.n_genes is None else soma.AxisQuery(coords=(slice(0, case.n_genes - 1),))
+    pipe = ml.ExperimentDataPipe(
+        experiment,
+        measurement_name="RNA",
+        X_name="raw",
+        var_query=genes,
+        obs_column_names=["cell_type"],
+        batch_size=case.batch_size,
+        seed=0,
+        return_sparse_X=case.sparse,
+        **case.options,
+    )
+
+    def one_pass() -> Minibatches:
+        for X, _ in ml.experiment_dataloader(pipe):
+            yield X, X.shape[0]
+
+    return one_pass
+
+
+CONTENDERS = {f.__name__: f for f in (cellfeed, tiledbsoma_ml, experiment_datapipe)}
+PACKAGES = ("cellfeed", "tiledbsoma", "tiledbsoma-ml", "cellxgene-census", "torch", "numpy", "numba", "pyarrow")
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def measure(name: str, case: Case) -> dict[str, Any]:
+    """Run one contender; times are of iteration, construction apart."""
+    if case.warm_uri is not None:
+        for _ in CONTENDERS[name](replace(case, uri=case.warm_uri))():
+            pass
+    started = time.perf_counter()
+    one_pass = CONTENDERS[name](case)
+    record: dict[str, Any] = {
+        "construct_s": time.perf_counter() - started,
+        "idle_bytes": resident_bytes(),
+        "passes": [],
+    }
+    for _ in range(case.passes):
+        started, cpu, n, first = time.perf_counter(), time.process_time(), 0, None
+        gaps: list[float] = []
+        last = started
+        for _, n_cells in one_pass():
+            now = time.perf_counter()
+            first = now - started if first is None else first
+            gaps.append(now - last)
+            n += n_cells
+            if case.max_cells is not None and n >= case.max_cells:
+                break
+            if case.sleep_s:
+                time.sleep(case.sleep_s)
+            last = time.perf_counter()
+        seconds = time.perf_counter() - started
+        record["passes"].append(
+            {
+                "cells": n,
+                "seconds": seconds,
+                "cells_per_s": n / seconds,
+                "first_s": first,
+                "cpu_s": time.process_time() - cpu,
+                "waited_s": sum(gaps[1:]),
+                "longest_gap_s": max(gaps[1:], default=0.0),
+            }
+        )
+    record["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if name == "cellfeed":
+        import cellfeed
+
+        record["plan"] = cellfeed.contender.plan().as_dict()
+        record["stats"] = asdict(cellfeed.contender.stats())
+    return record
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def main() -> None:
+    name, case = sys.argv[1], Case(**json.loads(sys.argv[2]))
+    record = measure(name, case)
+    print(json.dumps({"contender": name, "case": asdict(case), "versions": versions(), **record}), flush=True)
+    if name != "cellfeed":  # peers may leave threads that hold the exit up
+        import os
+
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""The benchmarks run, on a tiny store, so that they cannot rot; what they measure is not asserted."""
+
+import json
+
+import numpy as np
+import tiledbsoma as soma
+from benchmarks.run import run_suite, summary
+from benchmarks.stores import StoreSpec, write_store
+
+from cellfeed import ExperimentDataset
+
+
+def test_the_generator_and_the_harness(tmp_path):
+    uri = str(tmp_path / "tiny.soma")
+    write_store(uri, StoreSpec(n_obs=3000, n_vars=500, nnz_per_cell=40, n_expressed=300, n_datasets=3))
+    with soma.open(uri) as experiment:
+        obs = experiment.obs.read().concat().to_pandas()
+        X = experiment.ms["RNA"].X["raw"]
+        assert np.array_equal(np.bincount(X.read().tables().concat()["soma_dim_0"]), obs["nnz"])
+        assert len(list((tmp_path / "tiny.soma/ms/RNA/X/raw/__fragments").iterdir())) == 1
+    assert ExperimentDataset(uri, obs_column_names=["cell_type"]).shape == (3000, 500)
+    out = tmp_path / "records.jsonl"
+    records = run_suite(uri, "sparse", repeat=1, peers=tmp_path / "none", cells=2048, out=out)
+    assert [record["contender"] for record in records] == ["cellfeed"]
+    assert "cells/s" in summary(records)
+    assert json.loads(out.read_text())["passes"][0]["cells"] >= 2048
