@@ -102,7 +102,7 @@ def run_once(label: str, contender: str, case: Case, peers: Path) -> dict[str, A
     python = sys.executable if folder is None else str(peers / folder / "bin" / "python")
     if not Path(python).exists():
         return None
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
         [python, "-m", "benchmarks.contenders", contender, json.dumps(asdict(case))],
         capture_output=True,

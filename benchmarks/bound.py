@@ -1,0 +1,53 @@
+"""Does a process hold no more than its plan said?
+
+    python -m benchmarks.bound census_131k.soma --out benchmarks/results/bound.jsonl
+
+Each configuration runs in a process of its own; the peak resident memory above the idle process is set against
+``plan().peak_memory_bytes``. The last one makes ten passes, to see that the peak stays where it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.contenders import Case
+from benchmarks.run import run_once
+
+CONFIGURATIONS = {
+    "dense, 2 GiB": (False, {}, 1),
+    "dense, 4 GiB": (False, {"memory_budget": "4 GiB"}, 1),
+    "dense, 1.5 GiB": (False, {"memory_budget": "1.5 GiB"}, 1),
+    "dense float16, 1 GiB": (False, {"memory_budget": "1 GiB", "X_dtype": "float16"}, 1),
+    "sparse, 2 GiB": (True, {}, 1),
+    "sparse, 4 GiB": (True, {"memory_budget": "4 GiB"}, 1),
+    "sparse, 1 GiB": (True, {"memory_budget": "1 GiB"}, 1),
+    "sparse, 600 MiB": (True, {"memory_budget": "600 MiB"}, 1),
+    "sparse, not eager, 1 GiB": (True, {"memory_budget": "1 GiB", "use_eager_fetch": False}, 1),
+    "published, 64 x 200, dense": (False, {"soma_chunk_size": 64, "shuffle_chunk_count": 200}, 1),
+    "sparse, 1 GiB, ten passes": (True, {"memory_budget": "1 GiB"}, 10),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("uri")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    print(f"{'':28} {'held GB':>8} {'plan GB':>8} {'held / plan':>11}")
+    for label, (sparse, parameters, passes) in CONFIGURATIONS.items():
+        case = replace(Case(options.uri), sparse=sparse, passes=passes, options=parameters)
+        record = run_once(label, "cellfeed", case, Path())
+        assert record is not None
+        held, planned = record["peak_bytes"] - record["idle_bytes"], record["plan"]["peak_memory_bytes"]
+        print(f"{label:28} {held / 1e9:8.2f} {planned / 1e9:8.2f} {held / planned:11.2f}", flush=True)
+        if options.out is not None:
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            with options.out.open("a") as lines:
+                lines.write(json.dumps(record) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Do cells per second stay as stores grow, and what does a query cost where there are a million tiles?
+
+    python -m benchmarks.growth folder --out benchmarks/results/growth.jsonl
+
+Writes stores of 32k, 131k and 524k cells with equally deep rows into the folder, if they are not there, and one of 131k
+cells with so small a capacity that it has a million tiles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.contenders import Case
+from benchmarks.run import run_once
+from benchmarks.stores import StoreSpec, write_store
+from cellfeed import ExperimentDataset, native
+
+NNZ_PER_CELL = 500
+SIZES = (32_768, 131_072, 524_288)
+
+
+def store(folder: Path, **spec: int) -> str:
+    uri = folder / ("-".join(f"{k}={v}" for k, v in spec.items()) + ".soma")
+    if not uri.exists():
+        write_store(str(uri), StoreSpec(nnz_per_cell=NNZ_PER_CELL, **spec))
+    return str(uri)
+
+
+def query_cost(uri: str, repeat: int = 30) -> float:
+    """Seconds of a query of one empty range of rows: opening and caches apart, what every query pays."""
+    dataset = ExperimentDataset(uri)
+    array = dataset._selection.X.open(1 << 20)
+    rows = dataset.shape[0]
+    native.read_pages(array, np.array([[0, 1]]), lambda page: None)
+    seconds = []
+    for k in range(repeat):
+        row = k * rows // repeat
+        started = time.perf_counter()
+        native.read_pages(array, np.array([[row, row + 1]]), lambda page: None)
+        seconds.append(time.perf_counter() - started)
+    array.close()
+    return statistics.median(seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    uris = {n: store(options.folder, n_obs=n) for n in SIZES}
+    rates: dict[int, list[float]] = {n: [] for n in SIZES}
+    for _ in range(options.repeat):
+        for n, uri in uris.items():
+            passes = max(2, SIZES[-1] // n // 2)  # small stores are over before anything has warmed up
+            record = run_once(f"{n} cells", "cellfeed", replace(Case(uri), passes=passes), Path())
+            assert record is not None
+            rates[n].append(statistics.median(p["cells_per_s"] for p in record["passes"][1:]))
+            if options.out is not None:
+                with options.out.open("a") as lines:
+                    lines.write(json.dumps(record) + "\n")
+    for n in SIZES:
+        print(f"{n:8,} cells: {statistics.median(rates[n]):8,.0f} cells/s ({min(rates[n]):,.0f}..{max(rates[n]):,.0f})")
+    for uri in (uris[131_072], store(options.folder, n_obs=131_072, capacity=64)):
+        geometry = ExperimentDataset(uri)._selection.geometry
+        tiles = geometry.n_values // geometry.capacity
+        print(f"{tiles:10,} tiles: {query_cost(uri) * 1e3:.2f} ms a query of one row")
+
+
+if __name__ == "__main__":
+    main()
