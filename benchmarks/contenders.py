@@ -141,6 +141,7 @@ def measure(name: str, case: Case) -> dict[str, Any]:
     }
     for _ in range(case.passes):
         started, cpu, n, first = time.perf_counter(), time.process_time(), 0, None
+        seconds, cpu_s = 0.0, 0.0
         gaps: list[float] = []
         last = started
         for _, n_cells in one_pass():
@@ -148,19 +149,20 @@ def measure(name: str, case: Case) -> dict[str, Any]:
             first = now - started if first is None else first
             gaps.append(now - last)
             n += n_cells
+            # Taken here: leaving an iterator early may wait for a read that nobody will use.
+            seconds, cpu_s = now - started, time.process_time() - cpu
             if case.max_cells is not None and n >= case.max_cells:
                 break
             if case.sleep_s:
                 time.sleep(case.sleep_s)
             last = time.perf_counter()
-        seconds = time.perf_counter() - started
         record["passes"].append(
             {
                 "cells": n,
                 "seconds": seconds,
-                "cells_per_s": n / seconds,
+                "cells_per_s": n / max(seconds, 1e-9),
                 "first_s": first,
-                "cpu_s": time.process_time() - cpu,
+                "cpu_s": cpu_s,
                 "waited_s": sum(gaps[1:]),
                 "longest_gap_s": max(gaps[1:], default=0.0),
             }

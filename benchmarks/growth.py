@@ -38,12 +38,12 @@ def query_cost(uri: str, repeat: int = 30) -> float:
     dataset = ExperimentDataset(uri)
     array = dataset._selection.X.open(1 << 20)
     rows = dataset.shape[0]
-    native.read_pages(array, np.array([[0, 1]]), lambda page: None)
+    native.read_pages(array, np.array([[0, 1]]), None, lambda page: None)
     seconds = []
     for k in range(repeat):
         row = k * rows // repeat
         started = time.perf_counter()
-        native.read_pages(array, np.array([[row, row + 1]]), lambda page: None)
+        native.read_pages(array, np.array([[row, row + 1]]), None, lambda page: None)
         seconds.append(time.perf_counter() - started)
     array.close()
     return statistics.median(seconds)

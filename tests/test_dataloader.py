@@ -1,5 +1,6 @@
 """The loader around the dataset, with and without worker processes."""
 
+import multiprocessing
 import os
 
 import numpy as np
@@ -39,11 +40,12 @@ def test_batch_size_one(make_store):
     assert [X.shape for X, _ in minibatches] == [(3,)] * 6
 
 
-@pytest.mark.parametrize("cls", [ExperimentDataset, ExperimentDataPipe])
-def test_workers_yield_each_cell_once_and_other_orders_each_epoch(store, cls):
+@pytest.mark.parametrize(("cls", "persistent"), [(ExperimentDataset, False), (ExperimentDataPipe, True)])
+def test_workers_yield_each_cell_once_and_other_orders_each_epoch(store, cls, persistent):
     """With sparse X, which peers refuse; the length is that of one process; epochs follow the main process."""
     dataset = cls(store, obs_column_names=["soma_joinid"], batch_size=7, seed=0, return_sparse_X=True)
-    loader = experiment_dataloader(dataset, num_workers=2, persistent_workers=True)
+    before = multiprocessing.get_start_method(allow_none=True)
+    loader = experiment_dataloader(dataset, num_workers=2, persistent_workers=persistent)
     passes = []
     for _ in range(2):
         X, obs, sizes = collect(loader, 30)
@@ -55,6 +57,7 @@ def test_workers_yield_each_cell_once_and_other_orders_each_epoch(store, cls):
     dataset.set_epoch(0)
     assert collect(loader, 30)[1][:, 0].tolist() == passes[0]
     assert dataset.epoch == 1
+    assert multiprocessing.get_start_method(allow_none=True) == before  # nothing global is set
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")

@@ -529,3 +529,51 @@ def test_X_dtype(tmp_path, sparse, X_dtype, stored):
         assert torch.equal(ours.values(), wanted[wanted != 0])
     else:
         assert torch.equal(ours, wanted)
+
+
+def test_ranks_are_found_when_iteration_begins(store, monkeypatch):
+    """Built before the launch, a dataset still takes its rank's share and no more (a peer freezes the rank)."""
+    dataset = ExperimentDataset(store, obs_column_names=["soma_joinid"], batch_size=10, seed=0)
+    met = []
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        dataset.set_epoch(3)
+        assert len(dataset) == 5
+        met.append(set(joinids_of(dataset)))
+    assert not met[0] & met[1]
+    assert len(met[0] | met[1]) == 100
+    explicit = ExperimentDataset(store, obs_column_names=["soma_joinid"], seed=0, rank=0, world_size=4)
+    assert len(joinids_of(explicit)) == 25  # given ranks win over the environment
+
+
+def test_padded_ranks_say_which_cells_repeat(store, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    real = []
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        dataset = ExperimentDataset(
+            store, obs_column_names=["soma_joinid"], batch_size=10, seed=0, remainder="pad", return_sparse_X=True
+        )
+        minibatches = list(dataset)
+        assert sum(len(m.mask) for m in minibatches) == 34
+        real += [int(j) for m in minibatches for j in m.obs[m.mask, 0]]
+    assert sorted(real) == list(range(100))
+
+
+def test_nonzeros_told_by_obs_bound_memory(tmp_path):
+    """Where obs has nnz, a window in joinid order is sized by its deepest stretch, not by the mean."""
+    X = addressed(400, 50, 0.05).tolil()
+    X[300:] = addressed(100, 50, 1.0)
+    X = X.tocsr()
+    obs = labelled_obs(400)
+    flat = write_experiment(tmp_path / "flat", X, obs, extent=50, capacity=1000)
+    obs["nnz"] = np.diff(X.indptr)
+    told = write_experiment(tmp_path / "told", X, obs, extent=50, capacity=1000)
+    budget = 300_000
+    chunks = [
+        ExperimentDataset(uri, shuffle=False, batch_size=1, memory_budget=budget).plan().chunks_per_block
+        for uri in (told, flat)
+    ]
+    assert chunks[0] < chunks[1]
+    assert ExperimentDataset(told)._selection.nnz.dtype == np.uint16

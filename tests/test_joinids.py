@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellfeed.errors import SelectionError
-from cellfeed.joinids import JoinIds, merge_runs, read_bounds, runs_of
+from cellfeed.joinids import MAX_COLUMN_RANGES, JoinIds, column_ranges, merge_runs, read_bounds, runs_of
 
 ascending = st.sets(st.integers(0, 10**4), max_size=80).map(lambda s: np.array(sorted(s), np.int64))
 far_apart = st.sets(st.integers(0, 2**60), max_size=30).map(lambda s: np.array(sorted(s), np.int64))
@@ -67,3 +67,15 @@ def test_reads_take_all_rows_once_and_never_share_a_row_block(ids, extent, block
     assert all(a[-1] < b[0] for a, b in zip(met[:-1], met[1:], strict=True))
     assert all(len(m) <= blocks for m in met)
     assert all(len(read) <= rows or len(m) == 1 for read, m in zip(reads, met, strict=True))
+
+
+@given(ids=ascending.filter(len), extent=st.integers(1, 2000), more=st.integers(1, 1000))
+def test_column_ranges_hold_all_genes_in_whole_bands(ids, extent, more):
+    n_columns = int(ids[-1]) + more
+    ranges = column_ranges(ids, extent=extent, n_columns=n_columns)
+    if ranges is None:
+        assert len(set((ids // extent).tolist())) == -(-n_columns // extent)
+        return
+    assert len(ranges) <= MAX_COLUMN_RANGES
+    assert all(any(a <= j < b for a, b in ranges.tolist()) for j in ids.tolist())
+    assert all(a % extent == 0 and (b % extent == 0 or b == n_columns) for a, b in ranges.tolist())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from cellfeed.joinids import IntArray, JoinIds
 from cellfeed.selection import ArrayGeometry
@@ -22,14 +24,21 @@ BYTES_PER_PAGE_VALUE = 20
 """Two int64 coordinates and a float32, as TileDB hands them over."""
 
 
+BYTES_PER_CELL = 48
+"""A cell's share of a window's plan and of row pointers."""
+
+SAFETY = 3.0
+"""Standard deviations of a random window's size for which there shall be room."""
+
+
 @dataclass(frozen=True)
 class MemoryModel:
     """What is held at once, in bytes.
 
     Attributes
     ----------
-    per_cell
-        A cell in the pool: its values in compact types and its share of the plan.
+    chunks
+        float64, shape (n_chunks,): each chunk in the pool, its values in compact types.
     in_flight
         All reads under way: buffers, decoded tiles and staged values.
     minibatches
@@ -38,49 +47,52 @@ class MemoryModel:
         Windows in memory at once.
     """
 
-    per_cell: float
+    chunks: npt.NDArray[np.float64]
     in_flight: int
     minibatches: int
     windows_held: int
 
-    @classmethod
-    def of(
-        cls,
-        geometry: ArrayGeometry,
-        *,
-        n_vars: int,
-        value_bytes: int,
-        x_bytes: int,
-        batch_size: int,
-        sparse: bool,
-        eager: bool,
-        n_threads: int,
-        buffer_bytes: int,
-    ) -> MemoryModel:
-        """Estimate from the array's geometry and the dataset's parameters."""
-        values_per_cell = min(geometry.values_per_row, n_vars)
-        gene_bytes = 2 if n_vars <= 1 << 16 else 4
-        read_values = geometry.values_per_row * geometry.row_extent
-        decoded = int(read_values * BYTES_PER_PAGE_VALUE)
-        page = min(3 * buffer_bytes, decoded) + min(TILE_BYTES, decoded)
-        # Staged values and the block made of them exist side by side for a moment.
-        staged = int(read_values * (gene_bytes + value_bytes) * 2)
-        per_minibatch = batch_size * (values_per_cell * (4 + x_bytes) if sparse else n_vars * x_bytes)
-        return cls(
-            per_cell=values_per_cell * (gene_bytes + value_bytes) + 40,
-            in_flight=n_threads * (page + staged),
-            minibatches=int(per_minibatch * (MINIBATCHES_HELD if eager else 2)),
-            windows_held=2 if eager else 1,
-        )
+    def peak(self, window: float) -> int:
+        """Bytes held at most with windows of so many bytes."""
+        return int(self.windows_held * window) + self.in_flight + self.minibatches
 
-    def peak(self, cells_per_window: float) -> int:
-        """Bytes held at most with windows of so many cells."""
-        return int(self.windows_held * cells_per_window * self.per_cell) + self.in_flight + self.minibatches
+    @property
+    def largest_chunk(self) -> float:
+        """Bytes of the largest chunk."""
+        return float(self.chunks.max(initial=0.0))
 
-    def chunks_that_fit(self, budget: int, *, cells_per_chunk: float) -> int:
-        """Whole chunks per window within ``budget`` bytes; below 1 if not one fits."""
-        room = budget - self.in_flight - self.minibatches
-        return int(room / (self.windows_held * self.per_cell * max(cells_per_chunk, 1)))
+    def chunks_that_fit(self, budget: int, *, shuffle: bool) -> int:
+        """Whole chunks per window within ``budget`` bytes; 0 if the largest chunk does not fit.
+
+        Random windows of W chunks have a mean and a spread: both must fit. Windows in joinid order are known,
+        and the largest must fit.
+        """
+        room = (budget - self.in_flight - self.minibatches) / self.windows_held
+        if len(self.chunks) == 0:
+            return 1
+        if room < self.largest_chunk:
+            return 0
+        if not shuffle:
+            return self._neighbours_that_fit(room)
+        mean, spread = float(self.chunks.mean()), SAFETY * float(self.chunks.std())
+        root = (-spread + math.sqrt(spread**2 + 4 * mean * room)) / (2 * mean)  # of W: mean W + spread sqrt(W) = room
+        return len(self.chunks) if self.chunks.sum() <= room else max(1, int(root**2))
+
+    def _neighbours_that_fit(self, room: float) -> int:
+        total = np.concatenate(([0.0], np.cumsum(self.chunks)))
+        low, high = 1, len(self.chunks)
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = float((total[middle:] - total[:-middle]).max()) <= room
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return low
+
+
+def in_flight_bytes(values_per_read: float, *, kept_bytes: int, n_threads: int, buffer_bytes: int) -> int:
+    """Bytes of reads under way: each thread has one page, decoded tiles, staged values and the block made of them."""
+    decoded = int(values_per_read * BYTES_PER_PAGE_VALUE)
+    page = min(3 * buffer_bytes, decoded) + min(TILE_BYTES, decoded)
+    return n_threads * (page + int(values_per_read * kept_bytes * 2))
 
 
 def buffer_bytes(budget: int, n_threads: int) -> int:

@@ -15,6 +15,9 @@ from cellfeed.errors import SelectionError
 
 IntArray = npt.NDArray[np.int64]
 
+MAX_COLUMN_RANGES = 4
+"""More ranges of columns than this are read as one: each is compared with every tile of every row-block."""
+
 
 @dataclass(frozen=True, eq=False)
 class JoinIds:
@@ -145,3 +148,27 @@ def read_bounds(joinids: IntArray, *, extent: int, max_row_blocks: int, max_rows
             blocks = 0
         blocks += 1
     return np.array([*bounds, n] if n else [0], np.int64)
+
+
+def column_ranges(var_joinids: IntArray, *, extent: int, n_columns: int) -> IntArray | None:
+    """Return the ranges of columns that hold all wanted genes, in whole bands of the array's tiles.
+
+    A tile is read whole or not at all, so a range that ends inside a band saves nothing and costs a comparison
+    of every value. A few ranges are worth their price, many are not: then the span of all of them is returned.
+
+    Returns
+    -------
+    int64, shape (n_ranges, 2): half-open; ``None`` where every band holds a wanted gene.
+
+    Examples
+    --------
+    >>> column_ranges(np.array([0, 5, 21]), extent=10, n_columns=60).tolist()
+    [[0, 10], [20, 30]]
+    """
+    bands = np.unique(var_joinids // extent)
+    if len(bands) == 0 or len(bands) == -(-n_columns // extent):
+        return None
+    ranges = runs_of(bands) * extent
+    if len(ranges) > MAX_COLUMN_RANGES:
+        ranges = np.array([[ranges[0, 0], ranges[-1, 1]]])
+    return np.minimum(ranges, n_columns)

@@ -33,28 +33,31 @@ def _library() -> Any | None:
     return pytiledbsoma if query is not None and all(hasattr(query, name) for name in needed) else None
 
 
-def read_pages(array: Any, ranges: IntArray, take: Callable[[pa.Table], None]) -> None:
-    """Read row ranges of a sparse array, page by page, in the order in which they are stored.
+def read_pages(array: Any, rows: IntArray, columns: IntArray | None, take: Callable[[pa.Table], None]) -> None:
+    """Read ranges of a sparse array, page by page, in the order in which they are stored.
 
     Parameters
     ----------
     array
         An open ``tiledbsoma.SparseNDArray`` of two dimensions. Several threads may read from one.
-    ranges
-        int64, shape (n, 2): half-open ranges of the first dimension.
+    rows, columns
+        int64, shape (n, 2): half-open ranges of the two dimensions; ``None`` for all columns.
     take
         Called with each page, a table of :data:`COLUMNS`. A call and not an iterator: a page must be gone
         before the next one gets its buffers.
     """
     library = _library()
     if library is None or not hasattr(array, "_handle"):
-        for start, stop in ranges.tolist():
-            for page in array.read((slice(start, stop - 1),)).tables():
+        within = () if columns is None else (slice(int(columns[0, 0]), int(columns[-1, 1]) - 1),)
+        for start, stop in rows.tolist():
+            for page in array.read((slice(start, stop - 1), *within)).tables():
                 take(page)
         return
     query = library.ManagedQuery(array._handle)
     query.set_layout(library.ResultOrder.unordered)
-    query.set_dim_ranges_int64(COLUMNS[0], [(start, stop - 1) for start, stop in ranges.tolist()])
+    query.set_dim_ranges_int64(COLUMNS[0], [(start, stop - 1) for start, stop in rows.tolist()])
+    if columns is not None:
+        query.set_dim_ranges_int64(COLUMNS[1], [(start, stop - 1) for start, stop in columns.tolist()])
     with contextlib.suppress(StopIteration):
         while True:
             take(query.next())

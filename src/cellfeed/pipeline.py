@@ -11,7 +11,7 @@ import torch
 
 from cellfeed.block import GeneTable, Reader
 from cellfeed.feed import Draft, cut, load_windows
-from cellfeed.joinids import read_bounds
+from cellfeed.joinids import column_ranges, read_bounds
 from cellfeed.minibatch import HALVES, DenseBuffers, HalvingReader, Minibatch, PaddedMinibatch, dense_X, sparse_X
 from cellfeed.plan import Windows
 from cellfeed.planner import Resources
@@ -69,9 +69,11 @@ def _produce(
     buffers: DenseBuffers,
     meter: Meter,
 ) -> Generator[Yielded, None, None]:
-    genes = GeneTable.from_joinids(selection.var_joinids, selection.geometry.n_columns)
+    geometry = selection.geometry
+    genes = GeneTable.from_joinids(selection.var_joinids, geometry.n_columns)
+    columns = column_ranges(selection.var_joinids, extent=geometry.column_extent, n_columns=geometry.n_columns)
     reader: Reader = SomaReader(
-        selection.X, genes, resources.pool_dtype, buffer_bytes=resources.buffer_bytes, meter=meter
+        selection.X, genes, resources.pool_dtype, columns=columns, buffer_bytes=resources.buffer_bytes, meter=meter
     )
     if settings.X_dtype in HALVES:
         reader = HalvingReader(reader, settings.X_dtype)
@@ -81,7 +83,7 @@ def _produce(
         reader,
         read_bounds=partial(
             read_bounds,
-            extent=selection.geometry.row_extent,
+            extent=geometry.row_extent,
             max_row_blocks=MAX_ROW_BLOCKS_PER_READ,
             max_rows=MAX_ROWS_PER_READ,
         ),

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from cellfeed import budget
 from cellfeed.errors import PlanError
@@ -67,49 +68,73 @@ class Planner:
         n_threads = max(1, available_threads() // num_workers)
         return Resources(n_threads, budget.buffer_bytes(memory_budget, n_threads), self.pool_dtype)
 
+    @cached_property
+    def _chunk_values(self) -> npt.NDArray[np.float64]:
+        """Stored values of each chunk: as obs tells them, else by the mean of the array; of selected genes at most."""
+        sizes = np.diff(self.bounds)
+        selection = self._selection
+        if selection.nnz is None:
+            values = sizes * selection.geometry.values_per_row
+        elif len(sizes):
+            values = np.add.reduceat(selection.nnz, self.bounds[:-1], dtype=np.float64)
+        else:
+            values = np.zeros(0)
+        return np.minimum(values, sizes * float(selection.n_vars))
+
+    @property
+    def _kept_bytes(self) -> int:
+        """Bytes of a value in the pool at most: its gene and itself."""
+        return (2 if self._selection.n_vars <= 1 << 16 else 4) + self.pool_dtype.itemsize
+
     def _memory(self, memory_budget: int, num_workers: int) -> budget.MemoryModel:
-        settings, selection = self._settings, self._selection
+        settings, selection, values = self._settings, self._selection, self._chunk_values
         resources = self._resources(memory_budget, num_workers)
-        return budget.MemoryModel.of(
-            selection.geometry,
-            n_vars=selection.n_vars,
-            value_bytes=self.pool_dtype.itemsize,
-            x_bytes=self._x_bytes,
-            batch_size=min(settings.batch_size, max(selection.n_obs, 1)),
-            sparse=settings.return_sparse_X,
-            eager=settings.use_eager_fetch,
-            n_threads=resources.n_threads,
-            buffer_bytes=resources.buffer_bytes,
+        n_cells = max(selection.n_obs, 1)
+        values_per_cell = float(values.sum()) / n_cells
+        per_cell = (
+            values_per_cell * (4 + self._x_bytes) if settings.return_sparse_X else selection.n_vars * self._x_bytes
+        )
+        held = budget.MINIBATCHES_HELD if settings.use_eager_fetch else budget.MINIBATCHES_HELD - 1
+        # A read is a row-block, and the deepest chunk tells how deep one can be.
+        deepest = float((values / np.maximum(np.diff(self.bounds), 1)).max(initial=0.0))
+        return budget.MemoryModel(
+            chunks=values * self._kept_bytes + np.diff(self.bounds) * float(budget.BYTES_PER_CELL),
+            in_flight=budget.in_flight_bytes(
+                min(deepest * selection.geometry.row_extent, float(values.sum())),
+                kept_bytes=self._kept_bytes,
+                n_threads=resources.n_threads,
+                buffer_bytes=resources.buffer_bytes,
+            ),
+            minibatches=int(min(settings.batch_size, n_cells) * per_cell * held),
+            windows_held=2 if settings.use_eager_fetch else 1,
         )
 
     def chunks_per_window(self, num_workers: int) -> int:
         """Chunks to hold and shuffle together: as given, else as many as the budget permits."""
         if self._settings.shuffle_chunk_count is not None:
             return self._settings.shuffle_chunk_count
-        sizes = np.diff(self.bounds)
-        if len(sizes) == 0:
-            return 1
         share = self._settings.memory_budget // num_workers
-        n_chunks = self._memory(share, num_workers).chunks_that_fit(share, cells_per_chunk=float(sizes.mean()))
+        n_chunks = self._memory(share, num_workers).chunks_that_fit(share, shuffle=self._settings.shuffle)
         if n_chunks < 1:
-            self._refuse_budget(share, num_workers, int(sizes.max()))
+            self._refuse_budget(share, num_workers)
         return n_chunks
 
-    def _refuse_budget(self, share: int, num_workers: int, largest_chunk: int) -> None:
+    def _refuse_budget(self, share: int, num_workers: int) -> None:
         memory = self._memory(share, num_workers)
-        least = memory.peak(largest_chunk)
+        least = memory.peak(memory.largest_chunk)
         for _ in range(50):  # a larger budget has larger buffers, so what would do is found step by step
-            enough = int(self._memory(least, num_workers).peak(largest_chunk) * 1.02)
+            larger = self._memory(least, num_workers)
+            enough = int(larger.peak(larger.largest_chunk) * 1.02)
             if enough <= least:
                 break
             least = enough
         workers = f" for each of {num_workers} workers" if num_workers > 1 else ""
-        pool = memory.peak(largest_chunk) - memory.in_flight - memory.minibatches
         raise PlanError(
-            f"memory_budget of {format_bytes(share)}{workers} holds not one chunk of {largest_chunk:,} cells: "
-            f"reading takes {format_bytes(memory.in_flight)}, minibatches {format_bytes(memory.minibatches)}, "
-            f"{memory.windows_held} chunks {format_bytes(pool)}; give at least "
-            f"{format_bytes(least * num_workers * 1.02)}, smaller batch_size, fewer genes or a smaller soma_chunk_size"
+            f"memory_budget of {format_bytes(share)}{workers} holds not one chunk of "
+            f"{np.diff(self.bounds).max():,} cells: reading takes {format_bytes(memory.in_flight)}, minibatches "
+            f"{format_bytes(memory.minibatches)}, {memory.windows_held} of the largest chunk "
+            f"{format_bytes(memory.windows_held * memory.largest_chunk)}; give at least "
+            f"{format_bytes(least * num_workers * 1.02)}, or take a smaller batch_size, soma_chunk_size or var_query"
         )
 
     def epoch_plan(self, epoch: int, num_workers: int = 1) -> EpochPlan:
@@ -135,6 +160,8 @@ class Planner:
         sample = [windows[k].arrivals for k in range(len(RAMP), min(len(windows), len(RAMP) + WINDOWS_SAMPLED))]
         sample = sample or [windows[k].arrivals for k in range(len(windows))]
         memory = self._memory(self._settings.memory_budget, 1)
+        per_cell = memory.chunks / np.maximum(sizes, 1)
+        held = [float(per_cell[self._chunk_of(arrivals)].sum()) for arrivals in sample]
         return Plan(
             n_obs=self._selection.n_obs,
             n_vars=self._selection.n_vars,
@@ -143,7 +170,7 @@ class Planner:
             chunks_per_block=min(plan.chunks_per_window, max(len(sizes), 1)),
             n_minibatches=plan.n_minibatches(world),
             batch_size=self._settings.batch_size,
-            peak_memory_bytes=memory.peak(max(map(len, sample), default=0)),
+            peak_memory_bytes=memory.peak(max(held, default=0.0)),
             decode_amplification=budget.decode_amplification(self._selection.joinids, sample, self._selection.geometry),
             effective_batch_size=worst_effective_batch_size(
                 batch_size=self._settings.batch_size,
@@ -152,3 +179,6 @@ class Planner:
                 shuffle=self._settings.shuffle,
             ),
         )
+
+    def _chunk_of(self, positions: IntArray) -> IntArray:
+        return np.searchsorted(self.bounds, positions, side="right") - 1

@@ -22,6 +22,9 @@ from cellfeed.vocabulary import code_dtype
 
 JOINID = "soma_joinid"
 
+NNZ = "nnz"
+"""The column of obs in which a Census tells the stored values of each cell."""
+
 
 @contextlib.contextmanager
 def open_experiment(experiment: Any, context: Any = None) -> Iterator[Any]:
@@ -97,7 +100,10 @@ def select(
     columns = list(dict.fromkeys(column for encoder in chosen if encoder for column in encoder.columns))
     _check_columns(experiment.obs, columns, chosen)
 
-    joinids, frame = _read_obs(axis_query.obs, columns, "obs_query")
+    has_nnz = NNZ in experiment.obs.schema.names
+    joinids, frame = _read_obs(
+        axis_query.obs, list(dict.fromkeys([*columns, *([NNZ] if has_nnz else [])])), "obs_query"
+    )
     var_joinids, _ = _read_obs(axis_query.var, [], "var_query")
     for query, found in (("obs_query", joinids), ("var_query", var_joinids)):
         if len(found) == 0:
@@ -120,7 +126,17 @@ def select(
         var_joinids=JoinIds.from_sorted(var_joinids)[:],
         encoders={encoder.name: encoder for encoder in chosen if encoder},
         codes=tuple(_encode(encoder, frame) if encoder else None for encoder in chosen),
+        nnz=_counts(frame[NNZ]) if has_nnz else None,
     )
+
+
+def _counts(column: pd.Series[Any]) -> npt.NDArray[Any] | None:
+    """Return a column of counts in the smallest type that holds them; ``None`` if it holds anything else."""
+    values = column.to_numpy()
+    if values.dtype.kind not in "iu" or (len(values) and values.min() < 0):
+        return None
+    largest = int(values.max()) if len(values) else 0
+    return values.astype(next(t for t in (np.uint16, np.uint32, np.int64) if largest <= np.iinfo(t).max))
 
 
 def _layer(measurement: Any, X_name: str) -> Any:

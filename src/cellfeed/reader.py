@@ -63,6 +63,8 @@ class SomaReader:
         Where the array is. It is opened at the first read, once, and shared by all threads.
     genes
         Which columns to keep.
+    columns
+        int64, shape (n, 2): half-open ranges of columns to read; ``None`` reads all. See :func:`column_ranges`.
     value_dtype
         Type of the values that no small integer type holds.
     buffer_bytes
@@ -77,11 +79,13 @@ class SomaReader:
         genes: GeneTable,
         value_dtype: npt.DTypeLike,
         *,
+        columns: IntArray | None = None,
         buffer_bytes: int,
         meter: Meter,
     ) -> None:
         self._buffer_bytes = buffer_bytes
         self._meter = meter
+        self._columns = columns
         self._address = address
         self._genes = genes
         self._value_dtype = value_dtype
@@ -100,7 +104,7 @@ class SomaReader:
     def read(self, joinids: IntArray) -> Block:
         """Return the rows of ascending ``joinids``."""
         builder = BlockBuilder(joinids, self._genes, self._value_dtype)
-        ranges = merge_runs(runs_of(joinids), max_gap=MAX_GAP)
+        rows = merge_runs(runs_of(joinids), max_gap=MAX_GAP)
         started = time.perf_counter()
         built_s = 0.0
 
@@ -113,7 +117,7 @@ class SomaReader:
 
         try:
             if len(joinids):
-                native.read_pages(self._open(), ranges, take)
+                native.read_pages(self._open(), rows, self._columns, take)
             read_s = time.perf_counter() - started - built_s
             block = builder.finish()
         except CellfeedError:

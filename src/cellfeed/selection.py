@@ -67,6 +67,9 @@ class Selection:
     codes
         One array of shape (n_obs,) per encoder, of the smallest sufficient integer type. ``None`` stands
         for the joinids themselves.
+    nnz
+        shape (n_obs,), of the smallest sufficient integer type: stored values of each cell, where obs tells them
+        (a Census does, in its column ``nnz``).
     """
 
     experiment_uri: str
@@ -79,6 +82,7 @@ class Selection:
     var_joinids: IntArray
     encoders: Mapping[str, Encoder]
     codes: tuple[npt.NDArray[Any] | None, ...]
+    nnz: npt.NDArray[Any] | None = None
 
     @property
     def n_obs(self) -> int:
@@ -93,7 +97,8 @@ class Selection:
     def take(self, positions: IntArray) -> Selection:
         """Keep the cells at ascending positions."""
         codes = tuple(None if column is None else column[positions] for column in self.codes)
-        return replace(self, joinids=self.joinids.take(positions), codes=codes)
+        nnz = None if self.nnz is None else self.nnz[positions]
+        return replace(self, joinids=self.joinids.take(positions), codes=codes, nnz=nnz)
 
     def obs_rows(self, positions: IntArray) -> IntArray:
         """Codes of the cells at ``positions``: int64, shape (len(positions), n_encoders)."""
