@@ -76,3 +76,12 @@ def test_the_interpreter_exits_while_an_iterator_lives():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "0"
     assert done.stderr == ""
+
+
+def test_it_tells_how_long_items_waited_for_room():
+    waits = []
+    ahead = Prefetch(counting(3, []), depth=1, waited=waits.append)
+    time.sleep(0.3)
+    assert list(ahead) == [0, 1, 2]
+    assert len(waits) == 3
+    assert waits[1] > 0.2

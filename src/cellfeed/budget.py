@@ -24,6 +24,18 @@ BYTES_PER_PAGE_VALUE = 20
 """Two int64 coordinates and a float32, as TileDB hands them over."""
 
 
+DECODE_NS_PER_VALUE = 15
+"""Nanoseconds of one core to read and decode a value (benchmarks/run.py, 2026-11, 2 cores of a virtual machine)."""
+
+SCAN_NS_PER_TILE = 5
+"""Nanoseconds that a query spends on each tile of the array, wanted or not (benchmarks/growth.py, same machine)."""
+
+MAX_ROW_BLOCKS_PER_READ = 16
+"""Row-blocks of one query at most: a read of few rows of many row-blocks decodes them whole all the same."""
+
+MIN_ROWS_PER_READ = 2048
+"""Arrays of small tiles are read in steps of so many rows."""
+
 BYTES_PER_CELL = 48
 """A cell's share of a window's plan and of row pointers."""
 
@@ -86,6 +98,19 @@ class MemoryModel:
             fits = float((total[middle:] - total[:-middle]).max()) <= room
             low, high = (middle, high) if fits else (low, middle - 1)
         return low
+
+
+def row_blocks_per_read(geometry: ArrayGeometry, *, kept_bytes: int, memory_budget: int, n_threads: int) -> int:
+    """Row-blocks that one query takes, so that looking through all tiles is a tenth of its work or less.
+
+    Every query compares its ranges with every tile of the array once, which is nothing in a small array and tens of
+    milliseconds in a Census. More row-blocks a query also hold more memory: a quarter of the budget at most.
+    """
+    values = max(geometry.values_per_row * geometry.row_extent, 1.0)
+    scan_ns = geometry.n_values / geometry.capacity * SCAN_NS_PER_TILE
+    wanted = math.ceil(scan_ns / (0.1 * values * DECODE_NS_PER_VALUE))
+    affordable = int(memory_budget / 4 / (n_threads * values * kept_bytes * 2))
+    return max(1, min(wanted, affordable, MAX_ROW_BLOCKS_PER_READ))
 
 
 def in_flight_bytes(values_per_read: float, *, kept_bytes: int, n_threads: int, buffer_bytes: int) -> int:

@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 
+from cellfeed import budget
 from cellfeed.block import GeneTable, Reader
 from cellfeed.feed import Draft, cut, load_windows
 from cellfeed.joinids import column_ranges, read_bounds
@@ -20,9 +21,6 @@ from cellfeed.reader import SomaReader
 from cellfeed.selection import Selection
 from cellfeed.settings import Settings
 from cellfeed.stats import Meter
-
-MAX_ROW_BLOCKS_PER_READ = 16
-MAX_ROWS_PER_READ = 2048
 
 Yielded = Minibatch | PaddedMinibatch
 
@@ -38,7 +36,9 @@ def stream(
 ) -> Generator[Yielded, None, None]:
     """Yield the minibatches of some windows; closing it ends all threads and handles."""
     source = _produce(selection, settings, windows, resources, buffers=buffers, meter=meter)
-    ahead = Prefetch(source, depth=1) if settings.use_eager_fetch else source
+    ahead: Generator[Yielded, None, None] | Prefetch[Yielded] = source
+    if settings.use_eager_fetch:
+        ahead = Prefetch(source, depth=1, waited=lambda seconds: meter.add(producer_wait_s=seconds))
     first = True
     with contextlib.closing(ahead):
         while True:
@@ -84,8 +84,8 @@ def _produce(
         read_bounds=partial(
             read_bounds,
             extent=geometry.row_extent,
-            max_row_blocks=MAX_ROW_BLOCKS_PER_READ,
-            max_rows=MAX_ROWS_PER_READ,
+            max_row_blocks=budget.MAX_ROW_BLOCKS_PER_READ,
+            max_rows=resources.rows_per_read,
         ),
         n_threads=resources.n_threads,
         ahead=1 if settings.use_eager_fetch else 0,

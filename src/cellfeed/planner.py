@@ -25,10 +25,23 @@ WINDOWS_SAMPLED = 4
 
 @dataclass(frozen=True)
 class Resources:
-    """What one process may use: threads that read, bytes for each of their buffers, and the type of what they keep."""
+    """What one process may use.
+
+    Attributes
+    ----------
+    n_threads
+        Threads that read.
+    buffer_bytes
+        Bytes of each buffer that TileDB fills, three to a query.
+    rows_per_read
+        Wanted rows of one query at most.
+    pool_dtype
+        Type of values that no small integer holds.
+    """
 
     n_threads: int
     buffer_bytes: int
+    rows_per_read: int
     pool_dtype: np.dtype[Any]
 
 
@@ -66,7 +79,16 @@ class Planner:
 
     def _resources(self, memory_budget: int, num_workers: int) -> Resources:
         n_threads = max(1, available_threads() // num_workers)
-        return Resources(n_threads, budget.buffer_bytes(memory_budget, n_threads), self.pool_dtype)
+        geometry = self._selection.geometry
+        row_blocks = budget.row_blocks_per_read(
+            geometry, kept_bytes=self._kept_bytes, memory_budget=memory_budget, n_threads=n_threads
+        )
+        return Resources(
+            n_threads=n_threads,
+            buffer_bytes=budget.buffer_bytes(memory_budget, n_threads),
+            rows_per_read=max(row_blocks * geometry.row_extent, budget.MIN_ROWS_PER_READ),
+            pool_dtype=self.pool_dtype,
+        )
 
     @cached_property
     def _chunk_values(self) -> npt.NDArray[np.float64]:
@@ -95,12 +117,12 @@ class Planner:
             values_per_cell * (4 + self._x_bytes) if settings.return_sparse_X else selection.n_vars * self._x_bytes
         )
         held = budget.MINIBATCHES_HELD if settings.use_eager_fetch else budget.MINIBATCHES_HELD - 1
-        # A read is a row-block, and the deepest chunk tells how deep one can be.
+        # The deepest chunk tells how deep the rows of a read can be.
         deepest = float((values / np.maximum(np.diff(self.bounds), 1)).max(initial=0.0))
         return budget.MemoryModel(
             chunks=values * self._kept_bytes + np.diff(self.bounds) * float(budget.BYTES_PER_CELL),
             in_flight=budget.in_flight_bytes(
-                min(deepest * selection.geometry.row_extent, float(values.sum())),
+                min(deepest * max(resources.rows_per_read, selection.geometry.row_extent), float(values.sum())),
                 kept_bytes=self._kept_bytes,
                 n_threads=resources.n_threads,
                 buffer_bytes=resources.buffer_bytes,

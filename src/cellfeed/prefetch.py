@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+import time
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -35,15 +36,19 @@ class Prefetch(Iterator[T], Generic[T]):
         A generator; this object owns it from now on.
     depth
         Items that wait at most; one more may be in the making.
+    waited
+        Told, item by item, the seconds that one was ready and found no room.
     """
 
-    def __init__(self, source: Generator[T, None, None], *, depth: int) -> None:
+    def __init__(
+        self, source: Generator[T, None, None], *, depth: int, waited: Callable[[float], None] = lambda seconds: None
+    ) -> None:
         self._items: queue.Queue[T | _End] = queue.Queue(maxsize=depth)
         self._ended = False
         stop = threading.Event()
         # The thread must not hold this object, or it would never be collected.
         thread = threading.Thread(
-            target=_produce, args=(source, self._items, stop), name="cellfeed-prefetch", daemon=True
+            target=_produce, args=(source, self._items, stop, waited), name="cellfeed-prefetch", daemon=True
         )
         thread.start()
         self._finalizer = weakref.finalize(self, _shut_down, thread, self._items, stop)
@@ -65,13 +70,20 @@ class Prefetch(Iterator[T], Generic[T]):
         self._finalizer()
 
 
-def _produce(source: Generator[T, None, None], items: queue.Queue[T | _End], stop: threading.Event) -> None:
+def _produce(
+    source: Generator[T, None, None],
+    items: queue.Queue[T | _End],
+    stop: threading.Event,
+    waited: Callable[[float], None],
+) -> None:
     end = _End(None)
     try:
         with contextlib.closing(source):
             for item in source:
+                ready = time.perf_counter()
                 if not _put(items, item, stop):
                     return
+                waited(time.perf_counter() - ready)
                 del item  # what waits in the queue is the consumer's; keep no second hold on it
     except BaseException as error:
         end = _End(error)

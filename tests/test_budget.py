@@ -1,0 +1,62 @@
+"""Estimates from metadata: what fits, what is decoded, how much a query takes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cellfeed.budget import MemoryModel, decode_amplification, row_blocks_per_read
+from cellfeed.joinids import JoinIds
+from cellfeed.selection import ArrayGeometry
+
+CENSUS = ArrayGeometry(
+    row_extent=2048,
+    column_extent=2048,
+    capacity=65_536,
+    n_rows=131_072,
+    n_columns=60_530,
+    n_values=131_072 * 2657,
+    dtype="float32",
+)
+
+
+@pytest.mark.parametrize(("rows", "measured"), [(64, 19.7), (256, 5.4), (512, 3.0), (1024, 1.7), (2048, 1.01)])
+def test_amplification_of_a_lone_chunk_is_near_what_was_measured_on_census_like_tiles(rows, measured):
+    joinids = JoinIds.from_sorted(np.arange(131_072))
+    chunk = np.arange(20 * 2048, 20 * 2048 + rows)
+    assert decode_amplification(joinids, [chunk], CENSUS) == pytest.approx(measured, rel=0.15)
+
+
+chunks = st.lists(st.floats(1, 1000), min_size=1, max_size=60).map(np.array)
+
+
+@given(chunks=chunks, room=st.integers(0, 20_000), held=st.sampled_from([1, 2]))
+def test_windows_in_joinid_order_never_exceed_the_budget(chunks, room, held):
+    model = MemoryModel(chunks, in_flight=100, minibatches=50, windows_held=held)
+    n = model.chunks_that_fit(room, shuffle=False)
+    if n == 0:
+        assert model.peak(chunks.max()) > room
+        return
+    windows = [chunks[k : k + n].sum() for k in range(len(chunks))]
+    assert model.peak(max(windows)) <= room
+
+
+@given(chunks=chunks, room=st.integers(0, 20_000))
+def test_random_windows_leave_room_for_their_spread(chunks, room):
+    model = MemoryModel(chunks, in_flight=100, minibatches=50, windows_held=2)
+    n = model.chunks_that_fit(room, shuffle=True)
+    if n == 0:
+        assert model.peak(chunks.max()) > room
+    elif n < len(chunks) and n > 1:
+        assert model.peak(n * chunks.mean() + 3 * chunks.std() * n**0.5) <= room + 1
+
+
+def test_queries_of_large_arrays_take_more_row_blocks():
+    """So that looking through all tiles stays a small part of the work, within the budget."""
+    options = {"kept_bytes": 6, "memory_budget": 4 << 30, "n_threads": 2}
+    human = replace(CENSUS, n_rows=160_000_000, n_values=160_000_000 * 2200)
+    assert row_blocks_per_read(CENSUS, **options) == 1
+    assert row_blocks_per_read(human, **options) > 2
+    assert row_blocks_per_read(human, **{**options, "memory_budget": 100 << 20}) == 1
