@@ -113,6 +113,10 @@ def run_once(label: str, contender: str, case: Case, peers: Path) -> dict[str, A
     if done.returncode != 0:
         raise RuntimeError(f"{label} failed:\n{done.stderr[-2000:]}")
     record: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    record["case"]["uri"] = Path(
+        case.uri
+    ).name  # records are kept; where this machine has its stores is nobody's matter
+    del record["case"]["warm_uri"]
     return {"label": label, **record}
 
 

@@ -36,6 +36,9 @@ MAX_ROW_BLOCKS_PER_READ = 16
 MIN_ROWS_PER_READ = 2048
 """Arrays of small tiles are read in steps of so many rows."""
 
+MAX_CELLS_PER_WINDOW = 1 << 18
+"""Larger windows are not planned: their order would take longer to draw than a read, and they mix no better."""
+
 BYTES_PER_CELL = 48
 """A cell's share of a window's plan and of row pointers."""
 

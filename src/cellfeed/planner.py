@@ -139,7 +139,8 @@ class Planner:
         n_chunks = self._memory(share, num_workers).chunks_that_fit(share, shuffle=self._settings.shuffle)
         if n_chunks < 1:
             self._refuse_budget(share, num_workers)
-        return n_chunks
+        cells_per_chunk = self._selection.n_obs / max(len(self.bounds) - 1, 1)
+        return max(1, min(n_chunks, int(budget.MAX_CELLS_PER_WINDOW / max(cells_per_chunk, 1))))
 
     def _refuse_budget(self, share: int, num_workers: int) -> None:
         memory = self._memory(share, num_workers)
