@@ -23,13 +23,13 @@ CHUNKS = (1, 16, 256, 1024, 4096)
 N_GENES = 8_000
 
 
-def run(uri: str, peers: Path, out: Path, cells: int) -> None:
+def run(uri: str, peers: Path, out: Path, cells: int, blocks: list[int], counts: list[int]) -> None:
     for sparse in (False, True):
         base = replace(Case(uri), sparse=sparse, n_genes=N_GENES, max_cells=cells)
         record = run_once("cellfeed, own plan", "cellfeed", replace(base, passes=2), peers)
         _save(out, {"block": None, "chunks": None, "sparse": sparse, **(record or {})})
-        for block in BLOCKS:
-            for chunks in CHUNKS:
+        for block in blocks:
+            for chunks in counts:
                 options = {"soma_chunk_size": block // chunks, "shuffle_chunk_count": chunks}
                 for label, contender in (("cellfeed", "cellfeed"), ("ExperimentDataPipe", "experiment_datapipe")):
                     parameters = {**options, "memory_budget": "16 GiB"} if contender == "cellfeed" else options
@@ -95,13 +95,15 @@ def main() -> None:
     running.add_argument("uri")
     running.add_argument("--peers", type=Path, default=Path("peers"))
     running.add_argument("--out", type=Path, default=Path("benchmarks/results/figure3.jsonl"))
-    running.add_argument("--cells", type=int, default=131_072)
+    running.add_argument("--cells", type=int, default=131_072, help="cells of each run")
+    running.add_argument("--blocks", type=int, nargs="+", default=list(BLOCKS), help="cells of a block")
+    running.add_argument("--chunks", type=int, nargs="+", default=list(CHUNKS), help="chunks of a block")
     drawing = commands.add_parser("draw")
     drawing.add_argument("results", type=Path)
     drawing.add_argument("picture", type=Path)
     options = parser.parse_args()
     if options.command == "run":
-        run(options.uri, options.peers, options.out, options.cells)
+        run(options.uri, options.peers, options.out, options.cells, options.blocks, options.chunks)
     else:
         draw(options.results, options.picture)
 
