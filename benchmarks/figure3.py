@@ -83,7 +83,7 @@ def draw(results: Path, picture: Path) -> None:
         plt.Line2D([], [], color="grey", marker="o", ls="", label="65,536 cells a block"),
         plt.Line2D([], [], color="grey", marker="s", ls="", label="131,072 cells a block"),
     ]
-    axes[1].legend(handles=handles, fontsize=8, loc="lower right")
+    axes[1].legend(handles=handles, fontsize=8, loc="center right")
     figure.suptitle("Speed against memory, 8,000 genes, 2 cores; numbers are chunks per block", fontsize=11)
     figure.savefig(picture, dpi=130)
 
