@@ -162,17 +162,18 @@ class Planner:
 
     def epoch_plan(self, epoch: int, num_workers: int = 1) -> EpochPlan:
         """Plan one epoch for a loader of so many processes."""
-        settings = self._settings
+        settings, chunks_per_window = self._settings, self.chunks_per_window(num_workers)
         return EpochPlan(
             bounds=self.bounds,
             seed=settings.seed,
             epoch=epoch,
             shuffle=settings.shuffle,
             batch_size=settings.batch_size,
-            chunks_per_window=self.chunks_per_window(num_workers),
+            chunks_per_window=chunks_per_window,
             drop_last=settings.drop_last,
             remainder=settings.remainder,
-            ramp=settings.shuffle_chunk_count is None,  # given, the windows are the published blocks
+            # Given a count, windows are the published blocks; where all fits in one or two, that is the better shuffle.
+            ramp=settings.shuffle_chunk_count is None and len(self.bounds) - 1 > 2 * chunks_per_window,
         )
 
     def report(self, epoch: int, world: World) -> Plan:
