@@ -28,7 +28,7 @@ DECODE_NS_PER_VALUE = 15
 """Nanoseconds of one core to read and decode a value (benchmarks/run.py, 2026-11, 2 cores of a virtual machine)."""
 
 SCAN_NS_PER_TILE = 5
-"""Nanoseconds that a query spends on each tile of the array, wanted or not (benchmarks/growth.py, same machine)."""
+"""Nanoseconds that a query spends on each tile of the array, wanted or not: an estimate."""
 
 MAX_ROW_BLOCKS_PER_READ = 16
 """Row-blocks of one query at most: a read of few rows of many row-blocks decodes them whole all the same."""

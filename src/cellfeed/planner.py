@@ -181,7 +181,8 @@ class Planner:
         plan = self.epoch_plan(epoch)
         windows = plan.windows(world)
         sizes = np.diff(self.bounds)
-        sample = [windows[k].arrivals for k in range(len(RAMP), min(len(windows), len(RAMP) + WINDOWS_SAMPLED))]
+        first = len(RAMP) if plan.ramp else 0  # windows of a ramp are smaller than those that follow
+        sample = [windows[k].arrivals for k in range(first, min(len(windows), first + WINDOWS_SAMPLED))]
         sample = sample or [windows[k].arrivals for k in range(len(windows))]
         memory = self._memory(self._settings.memory_budget, 1)
         per_cell = memory.chunks / np.maximum(sizes, 1)
