@@ -25,9 +25,10 @@ def _no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.fixture(params=["private", "public"])
+@pytest.fixture(params=["direct", "private", "public"])
 def reading_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways of reading: tiledbsoma's private query and its public API."""
+    """All ways of reading: the array's files, tiledbsoma's private query, and its public API."""
+    monkeypatch.setenv("CELLFEED_DIRECT", "1" if request.param == "direct" else "0")
     monkeypatch.setenv("CELLFEED_PUBLIC_API", "1" if request.param == "public" else "0")
     return request.param
 

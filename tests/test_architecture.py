@@ -9,12 +9,15 @@ import cellfeed
 
 SOURCE = Path(cellfeed.__file__).parent
 ORDER = [
-    "errors", "memory", "keyed", "stats", "joinids", "plan", "splits", "kernels", "block", "native", "allocator",
-    "reader", "vocabulary", "encoders", "obsframe", "selection", "query", "topology", "epochs", "settings", "budget",
-    "report", "planner", "prefetch", "feed",
-    "minibatch", "pipeline", "dataset", "datapipe", "dataloader", "demo", "bench", "cli", "__init__",
+    "errors", "memory", "keyed", "stats", "joinids", "plan", "splits", "zstd", "kernels", "unfilter", "tilerows",
+    "fragments", "block", "native", "allocator", "reader", "vocabulary", "encoders", "obsframe", "selection",
+    "tileindex", "tilereader", "query", "topology", "epochs", "settings", "budget", "report", "planner", "prefetch",
+    "feed", "minibatch", "pipeline", "dataset", "datapipe", "dataloader", "demo", "bench", "cli", "__init__",
 ]  # fmt: skip
-PURE = {"errors", "memory", "keyed", "joinids", "plan", "splits", "kernels", "report", "budget", "vocabulary"}
+PURE = {
+    "errors", "memory", "keyed", "joinids", "plan", "splits", "kernels", "unfilter", "tilerows", "fragments",
+    "report", "budget", "vocabulary",
+}  # fmt: skip
 MAY_IMPORT = {
     "tiledbsoma": {"native", "reader", "query", "demo", "cli"},
     "torch": {"topology", "epochs", "minibatch", "pipeline", "dataset", "datapipe", "dataloader", "demo"},

@@ -191,13 +191,22 @@ class BlockBuilder:
         for page in self._pages:
             disorder |= kernels.scatter_page(*page, indptr, fill, genes, values)
         self._pages.clear()
-        if disorder:
-            twice = kernels.sort_rows(indptr, genes, values)
-            if twice >= 0:
-                row = int(np.searchsorted(indptr, twice, side="right")) - 1
-                raise ReadError(
-                    f"X holds more than one value for soma_joinid {self._joinids[row]} at selected gene "
-                    f"{genes[twice]} (counted from 0 in var_joinids); cellfeed neither adds nor drops "
-                    f"duplicates: write the array again without them"
-                )
-        return Block(indptr, genes, values)
+        return finish_rows(indptr, genes, values, self._joinids, disorder=disorder)
+
+
+def finish_rows(
+    indptr: IntArray, genes: npt.NDArray[Any], values: npt.NDArray[Any], joinids: IntArray, *, disorder: bool
+) -> Block:
+    """Make a block of rows that may have to be sorted; a gene that a row holds twice is a :class:`ReadError`."""
+    from cellfeed import kernels
+
+    if disorder:
+        twice = kernels.sort_rows(indptr, genes, values)
+        if twice >= 0:
+            row = int(np.searchsorted(indptr, twice, side="right")) - 1
+            raise ReadError(
+                f"X holds more than one value for soma_joinid {joinids[row]} at selected gene "
+                f"{genes[twice]} (counted from 0 in var_joinids); cellfeed neither adds nor drops "
+                f"duplicates: write the array again without them"
+            )
+    return Block(indptr, genes, values)

@@ -21,6 +21,8 @@ from cellfeed.reader import SomaReader
 from cellfeed.selection import Selection
 from cellfeed.settings import Settings
 from cellfeed.stats import Meter
+from cellfeed.tileindex import open_tiles
+from cellfeed.tilereader import TileReader
 
 Yielded = Minibatch | PaddedMinibatch
 
@@ -70,11 +72,7 @@ def _produce(
     meter: Meter,
 ) -> Generator[Yielded, None, None]:
     geometry = selection.geometry
-    genes = GeneTable.from_joinids(selection.var_joinids, geometry.n_columns)
-    columns = column_ranges(selection.var_joinids, extent=geometry.column_extent, n_columns=geometry.n_columns)
-    reader: Reader = SomaReader(
-        selection.X, genes, resources.pool_dtype, columns=columns, buffer_bytes=resources.buffer_bytes, meter=meter
-    )
+    reader = _open_reader(selection, resources, meter)
     if settings.X_dtype in HALVES:
         reader = HalvingReader(reader, settings.X_dtype)
     loaded = load_windows(
@@ -99,6 +97,19 @@ def _produce(
             del draft  # it holds whole blocks
             yield minibatch
             del minibatch
+
+
+def _open_reader(selection: Selection, resources: Resources, meter: Meter) -> Reader:
+    """Read the files of the array where their layout is known, else ask TileDB."""
+    geometry = selection.geometry
+    genes = GeneTable.from_joinids(selection.var_joinids, geometry.n_columns)
+    columns = column_ranges(selection.var_joinids, extent=geometry.column_extent, n_columns=geometry.n_columns)
+    tiles = open_tiles(selection.X, geometry)
+    if tiles is not None and genes.joinids is None:  # genes too far apart for a table are looked up page by page
+        return TileReader(tiles, genes, resources.pool_dtype, columns=columns, meter=meter)
+    return SomaReader(
+        selection.X, genes, resources.pool_dtype, columns=columns, buffer_bytes=resources.buffer_bytes, meter=meter
+    )
 
 
 def _assemble(draft: Draft, selection: Selection, settings: Settings, buffers: DenseBuffers) -> Yielded:

@@ -160,6 +160,7 @@ def _geometry(array: Any) -> ArrayGeometry:
 
     options = array.schema_config_options()
     dims = json.loads(options.dims)
+    packed = (dims["soma_dim_0"], dims["soma_dim_1"], json.loads(options.attrs)["soma_data"])
     return ArrayGeometry(
         row_extent=int(dims["soma_dim_0"]["tile"]),
         column_extent=int(dims["soma_dim_1"]["tile"]),
@@ -168,6 +169,9 @@ def _geometry(array: Any) -> ArrayGeometry:
         n_columns=int(array.shape[1]),
         n_values=native.count_values(array),
         dtype=np.dtype(array.schema.field("soma_data").type.to_pandas_dtype()).name,
+        filters=tuple(tuple(step["name"] for step in column.get("filters", ())) for column in packed),
+        row_major=options.cell_order == options.tile_order == "row-major",
+        allows_duplicates=bool(options.allows_duplicates),
     )
 
 

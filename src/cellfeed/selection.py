@@ -30,6 +30,12 @@ class ArrayGeometry:
         Values stored.
     dtype
         Type of the values, by NumPy's name.
+    filters
+        Names of TileDB's filters of rows, columns and values, in the order in which they were applied.
+    row_major
+        Whether tiles and the values inside them lie in row-major order.
+    allows_duplicates
+        Whether the array may hold a place more than once.
     """
 
     row_extent: int
@@ -39,6 +45,9 @@ class ArrayGeometry:
     n_columns: int
     n_values: int
     dtype: str
+    filters: tuple[tuple[str, ...], ...] = ()
+    row_major: bool = True
+    allows_duplicates: bool = True
 
     @property
     def values_per_row(self) -> float:

@@ -1,0 +1,262 @@
+"""How TileDB lays an array on disk: which fragments there are, and where each data tile lies. Pure.
+
+Written from TileDB's own description of its format (``format_spec`` in its repository: ``fragment.md``,
+``generic_tile.md``, ``array_file_hierarchy.md``). What is not known here is refused by :class:`UnknownLayout`, never
+guessed: the array is then read through TileDB.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cellfeed.joinids import IntArray
+
+VERSIONS = range(16, 23)
+"""Fragment formats whose footer is known: TileDB 2.13 to 2.30."""
+
+FIELDS = ("a0", "d0", "d1")
+"""Files of an array of one attribute and two dimensions: values, rows, columns."""
+
+GZIP = 1
+
+_NAME = re.compile(r"__(\d+)_(\d+)_[0-9a-f]+(?:_(\d+))?")
+
+
+class UnknownLayout(Exception):  # noqa: N818 - not an error: the array is read another way
+    """The array uses something that is not read here."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fragment:
+    """Where the data tiles of one fragment lie.
+
+    Attributes
+    ----------
+    name
+        Its folder.
+    last_values
+        Values in the last tile; all others are full.
+    largest
+        shape (n_tiles,), of the type of X: the largest value in each tile.
+    rows, columns
+        uint32 or int64, shape (n_tiles, 2): smallest and largest row and column of each tile, inclusive.
+    first_block, last_block
+        int32, shape (n_tiles,): row-block of each tile's first and last row; both ascend.
+    offsets
+        int64, shape (n_tiles + 1,) each, for ``FIELDS``: where the tiles begin in their files, and where the last ends.
+    """
+
+    name: str
+    last_values: int
+    largest: npt.NDArray[Any]
+    rows: npt.NDArray[Any]
+    columns: npt.NDArray[Any]
+    first_block: npt.NDArray[np.int32]
+    last_block: npt.NDArray[np.int32]
+    offsets: tuple[IntArray, IntArray, IntArray]
+
+    def tiles_of(self, rows: IntArray, columns: IntArray | None, extent: int) -> IntArray:
+        """Ascending indices of the tiles that may hold values of half-open ranges of rows and columns."""
+        found = [self._tiles_between(start, stop, extent) for start, stop in rows.tolist()]
+        tiles = np.unique(np.concatenate(found)) if len(found) > 1 else found[0]
+        if columns is None or len(tiles) == 0:
+            return tiles
+        low, high = self.columns[tiles].T
+        meets = np.zeros(len(tiles), np.bool_)
+        for start, stop in columns.tolist():
+            meets |= (low < stop) & (high >= start)
+        return tiles[meets]
+
+    def _tiles_between(self, start: int, stop: int, extent: int) -> IntArray:
+        a = int(np.searchsorted(self.last_block, start // extent))
+        b = int(np.searchsorted(self.first_block, (stop - 1) // extent, side="right"))
+        low, high = self.rows[a:b].T
+        return np.flatnonzero((low < stop) & (high >= start)) + a
+
+
+def visible_fragments(commits: Iterable[str], texts: Mapping[str, bytes], timestamp_ms: int) -> list[str]:
+    """Name the fragments that a reader at ``timestamp_ms`` sees, oldest first.
+
+    Parameters
+    ----------
+    commits
+        Names of the files in the array's folder of commits.
+    texts
+        What those that end in ``.con`` and ``.ign`` hold.
+    """
+    names: set[str] = set()
+    ignored: set[str] = set()
+    for commit in commits:
+        stem, _, kind = commit.rpartition(".")
+        if kind == "wrt":
+            names.add(stem)
+        elif kind in ("con", "ign"):
+            listed = _listed(texts[commit])
+            (names if kind == "con" else ignored).update(listed)
+        else:
+            raise UnknownLayout(f"commits hold {commit!r}")
+    seen = []
+    for name in names - ignored:
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise UnknownLayout(f"fragment {name!r}")
+        begins, ends = int(match[1]), int(match[2])
+        if begins > timestamp_ms:
+            continue
+        if ends > timestamp_ms:
+            raise UnknownLayout(f"fragment {name!r} was consolidated over the timestamp {timestamp_ms}")
+        seen.append((begins, ends, name))
+    return [name for _, _, name in sorted(seen)]
+
+
+def _listed(text: bytes) -> list[str]:
+    """Stems of the fragments in a consolidated or an ignore file; delete commits are not known here."""
+    stems = []
+    for line in text.splitlines():
+        if not line.endswith(b".wrt"):
+            raise UnknownLayout("a consolidated commit is no plain write")
+        stems.append(line.rsplit(b"/", 1)[-1][: -len(b".wrt")].decode())
+    return stems
+
+
+def parse_fragment(name: str, data: bytes, extent: int, dtype: npt.DTypeLike) -> Fragment | None:
+    """Read a fragment's metadata file; ``None`` if the fragment is empty.
+
+    Parameters
+    ----------
+    data
+        All of ``__fragment_metadata.tdb``.
+    extent
+        Rows of a space tile.
+    dtype
+        Type of the values.
+    """
+    try:
+        return _parse(name, data, extent, np.dtype(dtype))
+    except (struct.error, zlib.error, ValueError, IndexError) as cause:
+        raise UnknownLayout(f"fragment {name!r} cannot be read: {cause}") from cause
+
+
+def _parse(name: str, data: bytes, extent: int, dtype: np.dtype[Any]) -> Fragment | None:
+    (length,) = struct.unpack_from("<Q", data, len(data) - 8)
+    if length > len(data) - 8:
+        raise UnknownLayout(f"fragment {name!r} has no footer")
+    footer = _Cursor(data[len(data) - 8 - length : -8])
+    (version,) = footer.take("I")
+    if version not in VERSIONS:
+        raise UnknownLayout(f"fragment {name!r} has format {version}")
+    footer.skip(*footer.take("Q"))  # the schema's name
+    dense, empty = footer.take("BB")
+    footer.skip(32)  # the non-empty domain: two dimensions of int64
+    n_tiles, last_values = footer.take("QQ")
+    has_timestamps, has_deletes = footer.take("BB")
+    if dense or has_deletes:
+        raise UnknownLayout(f"fragment {name!r} is dense or holds deletions")
+    if empty or n_tiles == 0:
+        return None
+    n_fields = 4 + has_timestamps  # attribute, the old coordinates, two dimensions, timestamps
+    sizes = footer.take(f"{3 * n_fields}Q")
+    (tree,) = footer.take("Q")
+    places = footer.take(f"{n_fields}Q")
+    footer.skip(4 * 8 * n_fields)  # offsets and sizes of columns of varying length, validity, smallest values
+    largest = footer.take("Q")[0]
+    boxes = _leaves(_generic_tile(data, tree), n_tiles)
+    offsets = tuple(_offsets(_generic_tile(data, places[k]), n_tiles, sizes[k]) for k in (0, 2, 3))
+    blocks = boxes[:, 0] // extent
+    if (np.diff(blocks, axis=0) < 0).any() or blocks.max(initial=0) > np.iinfo(np.int32).max:
+        raise UnknownLayout(f"fragment {name!r} is not in row-major order")
+    compact = boxes.astype(np.uint32) if boxes.min() >= 0 and boxes.max() < 2**32 else boxes
+    return Fragment(
+        name=name,
+        last_values=last_values,
+        largest=_extremes(_generic_tile(data, largest), n_tiles, dtype),
+        rows=np.ascontiguousarray(compact[:, 0]),
+        columns=np.ascontiguousarray(compact[:, 1]),
+        first_block=np.ascontiguousarray(blocks[:, 0], np.int32),
+        last_block=np.ascontiguousarray(blocks[:, 1], np.int32),
+        offsets=(offsets[0], offsets[1], offsets[2]),
+    )
+
+
+class _Cursor:
+    """Reads little-endian fields one after another."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def take(self, form: str) -> tuple[int, ...]:
+        fields = struct.unpack_from("<" + form, self._data, self._at)
+        self.skip(struct.calcsize("<" + form))
+        return fields
+
+    def skip(self, n_bytes: int) -> None:
+        self._at += n_bytes
+
+    def bytes(self, n_bytes: int) -> bytes:
+        taken = self._data[self._at : self._at + n_bytes]
+        if len(taken) != n_bytes:
+            raise ValueError("cut short")
+        self.skip(n_bytes)
+        return taken
+
+
+def _generic_tile(data: bytes, at: int) -> bytes:
+    """Unpack a tile of metadata, which says itself how it is packed: always gzip without encryption so far."""
+    cursor = _Cursor(data[at:])
+    _, _, size, _, _, encryption, pipeline_bytes = cursor.take("IQQBQBI")
+    pipeline = cursor.bytes(pipeline_bytes)
+    _, n_filters, kind = struct.unpack_from("<IIB", pipeline)
+    if encryption or n_filters != 1 or kind != GZIP:
+        raise UnknownLayout("metadata is encrypted or packed in an unknown way")
+    parts = []
+    (n_chunks,) = cursor.take("Q")
+    for _ in range(n_chunks):
+        _, packed_bytes, head_bytes = cursor.take("III")
+        head = cursor.bytes(head_bytes)
+        n_heads, n_parts = struct.unpack_from("<II", head)
+        if n_heads or n_parts != 1:
+            raise UnknownLayout("metadata is packed in an unknown way")
+        parts.append(zlib.decompress(cursor.bytes(packed_bytes)))
+    unpacked = b"".join(parts)
+    if len(unpacked) != size:
+        raise ValueError(f"{len(unpacked)} bytes of metadata where {size} belong")
+    return unpacked
+
+
+def _leaves(tree: bytes, n_tiles: int) -> IntArray:
+    """int64, shape (n_tiles, 2, 2): the boxes of the last level of an R-tree."""
+    _, n_levels = struct.unpack_from("<II", tree)
+    at, n_boxes = 8, 0
+    for level in range(n_levels):
+        (n_boxes,) = struct.unpack_from("<Q", tree, at)
+        at += 8
+        if level < n_levels - 1:
+            at += n_boxes * 32
+    if n_boxes != n_tiles:
+        raise ValueError(f"{n_boxes} boxes for {n_tiles} tiles")
+    return np.frombuffer(tree, "<i8", n_tiles * 4, at).reshape(n_tiles, 2, 2)
+
+
+def _extremes(packed: bytes, n_tiles: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    n_bytes, _ = struct.unpack_from("<QQ", packed)
+    if n_bytes != n_tiles * dtype.itemsize:
+        raise ValueError(f"{n_bytes} bytes of largest values for {n_tiles} tiles")
+    return np.frombuffer(packed, dtype, n_tiles, 16)
+
+
+def _offsets(packed: bytes, n_tiles: int, file_size: int) -> IntArray:
+    (n,) = struct.unpack_from("<Q", packed)
+    starts = np.frombuffer(packed, "<i8", n, 8)
+    offsets = np.append(starts, file_size)
+    if n != n_tiles or (np.diff(offsets) <= 0).any():
+        raise ValueError(f"{n} offsets for {n_tiles} tiles, or not ascending")
+    return offsets

@@ -1,0 +1,299 @@
+"""Rows of X straight from the files of a TileDB array, where its layout is one that is known here.
+
+TileDB's own reader makes 20 bytes of coordinates and values out of the 2 that are stored, copies them twice, and
+compares every query with every tile. Here a tile is unpacked into scratch memory that stays in the cache, and its
+values go from there to their rows.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cellfeed.block import Block, GeneTable, finish_rows
+from cellfeed.errors import CellfeedError, ReadError
+from cellfeed.fragments import FIELDS, Fragment
+from cellfeed.joinids import IntArray, runs_of
+from cellfeed.stats import Meter
+from cellfeed.tileindex import TileIndex
+from cellfeed.zstd import Zstd, find_zstd
+
+MAX_FILE_GAP = 64 << 10
+"""Unwanted bytes between two wanted tiles of a file that are read rather than stepped over."""
+
+VALUES_PER_CUT = 32
+"""Values of one row that lie together, by guess; a Census has about 90. Lowered where there are fewer."""
+
+MIN_CUTS = 4096
+
+
+class _Workbench:
+    """The memory that one thread needs to unpack tiles, kept for its next read."""
+
+    def __init__(self, zstd: Zstd, index: TileIndex) -> None:
+        from cellfeed.unfilter import CHUNK_BYTES
+
+        self._free_context = zstd.free_context
+        self.zstd = (zstd.decompress, zstd.new_context())
+        self.chunk = np.empty(CHUNK_BYTES, np.uint8)
+        self.rows = np.empty(index.capacity, np.int64)
+        self.columns = np.empty(index.capacity, np.uint16 if index.n_columns <= 1 << 16 else np.uint32)
+        self.raw = np.empty(index.capacity, f"u{index.dtype.itemsize}")
+        self.values_per_cut = VALUES_PER_CUT
+        self._rooms: dict[str, npt.NDArray[Any]] = {}
+
+    def room(self, name: str, size: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """Memory of some name, as large as was ever asked for."""
+        room = self._rooms.get(name)
+        if room is None or len(room) < size or room.dtype != dtype:
+            room = self._rooms[name] = np.empty(size + size // 4, dtype)
+        return room[:size]
+
+    def close(self) -> None:
+        self._free_context(self.zstd[1])
+
+
+@dataclass(frozen=True, eq=False)
+class _Packed:
+    """Packed tiles of one fragment: tile ``i`` of field ``k`` is ``data[k][places[i, k, 0]:places[i, k, 1]]``."""
+
+    fragment: Fragment
+    tiles: IntArray
+    data: tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
+    places: IntArray
+
+    @property
+    def n_bytes(self) -> int:
+        return int((self.places[:, :, 1] - self.places[:, :, 0]).sum())
+
+    def counts(self, capacity: int) -> IntArray:
+        """Values in each tile: all are full but the fragment's last."""
+        return np.where(self.tiles == len(self.fragment.rows) - 1, self.fragment.last_values, capacity)
+
+    def whole(self, runs: IntArray) -> npt.NDArray[np.bool_]:
+        """Whether all rows that a tile spans are wanted."""
+        low, high = self.fragment.rows[self.tiles].T
+        run = np.minimum(np.searchsorted(runs[:, 1], low, side="right"), len(runs) - 1)
+        inside: npt.NDArray[np.bool_] = (runs[run, 0] <= low) & (high < runs[run, 1])
+        return inside
+
+
+@dataclass(frozen=True, eq=False)
+class _Cuts:
+    """Where the values of a read's rows lie: sizes of the rows, and per fragment what ``cut_tiles`` has filled."""
+
+    sizes: IntArray
+    of_fragments: list[tuple[Any, ...]]
+
+
+class TileReader:
+    """A :class:`~cellfeed.block.Reader` over the files of one array.
+
+    Parameters
+    ----------
+    index
+        Where the tiles are.
+    genes, value_dtype, columns, meter
+        As for :class:`~cellfeed.reader.SomaReader`.
+    """
+
+    def __init__(
+        self,
+        index: TileIndex,
+        genes: GeneTable,
+        value_dtype: npt.DTypeLike,
+        *,
+        columns: IntArray | None = None,
+        meter: Meter,
+    ) -> None:
+        zstd = find_zstd()
+        assert zstd is not None  # open_tiles has found it
+        self._zstd = zstd
+        self._index = index
+        self._genes = genes
+        self._value_dtype = np.dtype(value_dtype)
+        self._columns = columns
+        self._meter = meter
+        self._holds_counts = True  # until a value says otherwise
+        self._lock = threading.Lock()
+        self._free: list[_Workbench] = []
+        self._closed = False
+
+    def read(self, joinids: IntArray) -> Block:
+        """Return the rows of ascending ``joinids``."""
+        bench = self._take_bench()
+        try:
+            return self._read(joinids, bench)
+        except CellfeedError:
+            raise
+        except Exception as cause:
+            raise ReadError(
+                f"reading soma_joinid {joinids[0]} to {joinids[-1]} of {str(self._index.folder)!r} failed: {cause}"
+            ) from cause
+        finally:
+            self._give_bench(bench)
+
+    def _read(self, joinids: IntArray, bench: _Workbench) -> Block:
+        started = time.perf_counter()
+        runs = runs_of(joinids)
+        packed = [
+            self._fetch(fragment, tiles, bench, str(k))
+            for k, fragment in enumerate(self._index.fragments)
+            if len(tiles := fragment.tiles_of(runs, self._columns, self._index.extent))
+        ]
+        read_s = time.perf_counter() - started
+        cuts = self._cut(joinids, runs, packed, bench)
+        block = self._build(joinids, packed, cuts, bench) or self._build(joinids, packed, cuts, bench)
+        assert block is not None  # the second time nothing is assumed
+        self._meter.add(
+            read_s=read_s,
+            build_s=time.perf_counter() - started - read_s,
+            bytes_read=sum(tiles.n_bytes for tiles in packed),
+            nnz=len(block.genes),
+        )
+        return block
+
+    def _fetch(self, fragment: Fragment, tiles: IntArray, bench: _Workbench, name: str) -> _Packed:
+        """Read the files of a fragment where tiles lie."""
+        data, places = [], np.empty((len(tiles), len(FIELDS), 2), np.int64)
+        for k, field in enumerate(FIELDS):
+            begin, end = fragment.offsets[k][tiles], fragment.offsets[k][tiles + 1]
+            starts, stops = _ranges(begin, end)
+            into = np.append(0, np.cumsum(stops - starts))
+            target = bench.room(name + field, int(into[-1]), np.uint8)
+            path = self._index.folder / fragment.name / f"{field}.tdb"
+            with path.open("rb", buffering=0) as file:
+                for start, low, high in zip(starts.tolist(), into[:-1].tolist(), into[1:].tolist(), strict=True):
+                    file.seek(start)
+                    _read_fully(file, target[low:high].data, path)
+            shift = (into[:-1] - starts)[np.searchsorted(starts, begin, side="right") - 1]
+            places[:, k, 0], places[:, k, 1] = begin + shift, end + shift
+            data.append(target)
+        return _Packed(fragment, tiles, (data[0], data[1], data[2]), places)
+
+    def _cut(self, joinids: IntArray, runs: IntArray, packed: list[_Packed], bench: _Workbench) -> _Cuts:
+        """Unpack row numbers: how long each row is, and where its values lie in the tiles."""
+        from cellfeed import tilerows, unfilter
+
+        cuts = _Cuts(np.zeros(len(joinids), np.int64), [])
+        before = np.cumsum(runs[:, 1] - runs[:, 0]) - (runs[:, 1] - runs[:, 0])
+        wanted_runs = np.ascontiguousarray(runs[:, 0]), np.ascontiguousarray(runs[:, 1]), before
+        for number, tiles in enumerate(packed):
+            counts = tiles.counts(self._index.capacity)
+            room = int(counts.sum()) // bench.values_per_cut + MIN_CUTS
+            found = tuple(bench.room(f"cuts {k} of {number}", room, np.int32) for k in range(3))
+            wanted = np.zeros((len(counts), -(-self._index.capacity // unfilter.PIECE)), np.bool_)
+            ends = np.empty(len(counts), np.int64)
+            status, tile = tilerows.cut_tiles(
+                tiles.data[1], tiles.places[:, 1], counts, tiles.whole(runs), self._index.how[1], bench.zstd,
+                bench.chunk, bench.rows, wanted_runs, wanted, found, ends, cuts.sizes,
+            )  # fmt: skip
+            if status == tilerows.FULL:
+                bench.values_per_cut = max(1, bench.values_per_cut // 4)
+                return self._cut(joinids, runs, packed, bench)
+            if status == unfilter.DAMAGED:
+                raise self._damaged(tiles, tile)
+            cuts.of_fragments.append((counts, wanted, found, ends))
+        return cuts
+
+    def _build(self, joinids: IntArray, packed: list[_Packed], cuts: _Cuts, bench: _Workbench) -> Block | None:
+        """Unpack the rest and make rows of it; ``None`` if values are no counts, as was assumed until now."""
+        from cellfeed import tilerows, unfilter
+
+        dtype = self._smallest_type(packed)
+        form = tilerows.AS_THEY_ARE
+        if dtype.itemsize <= 2 and dtype != self._value_dtype:
+            form = tilerows.COUNTS_IN_FLOAT32 if self._index.dtype == np.float32 else tilerows.COUNTS
+        indptr = np.zeros(len(joinids) + 1, np.int64)
+        np.cumsum(cuts.sizes, out=indptr[1:])
+        out = np.empty(indptr[-1], self._genes.dtype), np.empty(indptr[-1], dtype)
+        fill = indptr[:-1].copy()
+        small = bench.room("counts", self._index.capacity, dtype)
+        room = bench.columns, bench.raw.view(self._index.dtype), bench.raw, small
+        how = self._index.how[0], self._index.how[2]
+        genes = self._genes.table, self._genes.base, self._index.n_columns
+        disorder = False
+        for tiles, (counts, wanted, found, ends) in zip(packed, cuts.of_fragments, strict=True):
+            places = np.ascontiguousarray(tiles.places[:, ::2])
+            where = (tiles.data[0], tiles.data[2]), places, counts, how, bench.zstd, bench.chunk, room
+            status, tile = tilerows.fill_rows(*where, wanted, found, ends, genes, form, indptr, fill, out)
+            if status == unfilter.WIDE:
+                self._holds_counts = False
+                return None
+            if status == unfilter.DAMAGED:
+                raise self._damaged(tiles, tile)
+            disorder |= bool(status)
+        if not self._genes.keeps_all:
+            indptr, out = _close_gaps(indptr, fill, *out)
+        return finish_rows(indptr, *out, joinids, disorder=disorder)
+
+    def _smallest_type(self, packed: list[_Packed]) -> np.dtype[Any]:
+        """Choose the type that holds the values of some tiles, if they are counts: metadata tell the largest."""
+        largest = max((tiles.fragment.largest[tiles.tiles].max() for tiles in packed), default=0)
+        if self._holds_counts:
+            for dtype in (np.dtype(np.uint8), np.dtype(np.uint16)):
+                if largest <= np.iinfo(dtype).max and dtype.itemsize <= self._value_dtype.itemsize:
+                    return dtype
+        return self._value_dtype
+
+    def _damaged(self, tiles: _Packed, k: int) -> ReadError:
+        return ReadError(
+            f"tile {tiles.tiles[k]} of fragment {tiles.fragment.name!r} of {str(self._index.folder)!r} is damaged: its "
+            f"bytes are not those of {tiles.counts(self._index.capacity)[k]} values"
+        )
+
+    def _take_bench(self) -> _Workbench:
+        with self._lock:
+            if self._closed:
+                raise ReadError(f"the reader of {str(self._index.folder)!r} is closed")
+            return self._free.pop() if self._free else _Workbench(self._zstd, self._index)
+
+    def _give_bench(self, bench: _Workbench) -> None:
+        with self._lock:
+            if not self._closed:
+                self._free.append(bench)
+                return
+        bench.close()
+
+    def close(self) -> None:
+        """Give the memory back; reading again is an error."""
+        with self._lock:
+            self._closed = True
+            benches, self._free = self._free, []
+        for bench in benches:
+            bench.close()
+
+
+def _read_fully(file: object, target: memoryview, path: Path) -> None:
+    while len(target):
+        got = file.readinto(target)  # type: ignore[attr-defined]
+        if not got:
+            raise ReadError(
+                f"{str(path)!r} is shorter than its metadata says: the store is damaged or has been removed"
+            )
+        target = target[got:]
+
+
+def _ranges(begin: IntArray, end: IntArray) -> tuple[IntArray, IntArray]:
+    """Join pieces of a file that lie side by side, or nearly so."""
+    breaks = np.flatnonzero(begin[1:] - end[:-1] > MAX_FILE_GAP)
+    return begin[np.append(0, breaks + 1)], end[np.append(breaks, len(end) - 1)]
+
+
+def _close_gaps(
+    indptr: IntArray, fill: IntArray, genes: npt.NDArray[Any], values: npt.NDArray[Any]
+) -> tuple[IntArray, tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+    """Move rows together from which unwanted genes were left out."""
+    from cellfeed import tilerows
+
+    tight = np.zeros(len(indptr), np.int64)
+    np.cumsum(fill - indptr[:-1], out=tight[1:])
+    out = np.empty(tight[-1], genes.dtype), np.empty(tight[-1], values.dtype)
+    tilerows.close_gaps(indptr, fill, genes, values, tight, *out)
+    return tight, out

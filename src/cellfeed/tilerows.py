@@ -1,0 +1,224 @@
+"""The inner loops from packed tiles to rows: find where each row's values lie, then put them there.
+
+Two passes over the tiles of a read. The first unpacks row numbers only and cuts each tile into stretches of one row,
+which tells how long every row is; the second unpacks columns and values into scratch memory that stays in
+the cache, and copies each stretch to its place. Nothing is staged in between.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from cellfeed.kernels import DROP, STRIDE, _locate, borrowed, value_width
+from cellfeed.unfilter import DAMAGED, PIECE, WIDE, unpack_counts, unpack_tile
+
+AS_THEY_ARE, COUNTS, COUNTS_IN_FLOAT32 = 0, 1, 2
+"""Values are copied with a change of type at most; must be counts that fit uint8 or uint16; the same, from float32."""
+
+FULL = -3
+"""Status of a room for cuts that was too small."""
+
+
+@njit(nogil=True, cache=True)
+def _mark_wanted(rows, first, stop, pieces):
+    """Mark the pieces that hold a row of the wanted runs."""
+    k = 0
+    for p in range(len(pieces)):
+        pieces[p] = False
+        last = np.int64(-1)
+        for i in range(p * PIECE, min((p + 1) * PIECE, len(rows))):
+            row = rows[i]
+            if row == last:
+                continue
+            last = row
+            k = max(0, _locate(row, first, stop, k))
+            if first[k] <= row < stop[k]:
+                pieces[p] = True
+                break
+
+
+@njit(nogil=True, cache=True)
+def _find_cuts(rows, runs, cuts, n_cuts, sizes):
+    """Cut sorted row numbers into stretches of one wanted row; returns the number of cuts, or ``FULL``."""
+    first, stop, row0 = runs
+    cut_row, cut_at, cut_size = cuts
+    rows = borrowed(rows)
+    n, i, k = len(rows), 0, 0
+    while i < n:
+        joinid = rows[i]
+        end = i + 1
+        while end + STRIDE <= n:
+            change = np.int64(0)
+            ahead = rows[end : end + STRIDE]
+            for q in range(STRIDE):
+                change |= ahead[q] ^ joinid
+            if change:
+                break
+            end += STRIDE
+        while end < n and rows[end] == joinid:
+            end += 1
+        found = _locate(joinid, first, stop, k)
+        if found >= 0:
+            if n_cuts == len(cut_row):
+                return FULL
+            k = found
+            row = row0[k] + joinid - first[k]
+            cut_row[n_cuts] = row
+            cut_at[n_cuts] = i
+            cut_size[n_cuts] = end - i
+            sizes[row] += end - i
+            n_cuts += 1
+        i = end
+    return n_cuts
+
+
+@njit(nogil=True, cache=True)
+def cut_tiles(data, places, counts, whole, how, zstd, scratch, rows, runs, wanted, cuts, ends, sizes):
+    """Find where the values of each wanted row lie.
+
+    Parameters
+    ----------
+    data, places, how
+        Packed row numbers: uint8; int64, shape (n_tiles, 2): where each tile begins and ends; how they are packed.
+    counts, whole
+        Values in each tile, and whether all of its rows are wanted.
+    zstd, scratch
+        As for :func:`~cellfeed.unfilter.unpack_tile`.
+    rows
+        int64 scratch, room for a tile.
+    runs
+        Wanted runs of rows: first, stop, and the place of the first among the wanted rows.
+    wanted
+        bool, shape (n_tiles, n_pieces), filled: which pieces of a tile hold wanted rows.
+    cuts
+        int32 three times, filled: each stretch's place among the wanted rows, its begin in the tile, its size.
+    ends
+        int64, shape (n_tiles,), filled: cuts of all tiles up to and with this one.
+    sizes
+        int64, shape (n_wanted_rows,): added to.
+
+    Returns
+    -------
+    tuple of int
+        ``DAMAGED`` or ``FULL``, or the number of cuts; and the tile at which it ended.
+    """
+    n_cuts = 0
+    nothing = wanted[0, :0]
+    for t in range(len(counts)):
+        n = counts[t]
+        got = unpack_tile(data, places[t, 0], places[t, 1], how, 8, zstd, scratch, nothing, rows.view(np.uint64))
+        if got != n:
+            return DAMAGED, t
+        if whole[t]:
+            wanted[t] = True
+        else:
+            _mark_wanted(rows[:n], runs[0], runs[1], wanted[t, : (n + PIECE - 1) // PIECE])
+        n_cuts = _find_cuts(rows[:n], runs, cuts, n_cuts, sizes)
+        if n_cuts == FULL:
+            return FULL, t
+        ends[t] = n_cuts
+    return n_cuts, len(counts)
+
+
+@njit(nogil=True, cache=True)
+def fill_rows(packed, places, counts, how, zstd, scratch, room, wanted, cuts, ends, genes, form, indptr, fill, out):
+    """Unpack columns and values and copy every stretch to its row.
+
+    Parameters
+    ----------
+    packed, places, how
+        Packed values and columns: uint8 twice; int64, shape (n_tiles, 2, 2); two numbers.
+    counts, zstd, scratch, wanted, cuts, ends
+        As for :func:`cut_tiles`, which has filled the last three.
+    room
+        Scratch, room for a tile each: columns; values; the same memory as unsigned integers; counts.
+    genes
+        Table of wanted columns, its base, and the number of columns; an empty table keeps all.
+    form
+        ``AS_THEY_ARE``, ``COUNTS`` or ``COUNTS_IN_FLOAT32``.
+    indptr, fill
+        int64: where each row begins, and where its next value goes.
+    out
+        Genes and values of all rows.
+
+    Returns
+    -------
+    tuple of int
+        ``DAMAGED``, ``WIDE``, or whether any row came out of order; and the tile at which it ended.
+    """
+    columns, values, raw, small = room
+    table, base, n_columns = genes
+    cut_row, cut_at, cut_size = cuts
+    columns, values, small = borrowed(columns), borrowed(values), borrowed(small)
+    out_genes, out_values = borrowed(out[0]), borrowed(out[1])
+    disorder = outside = np.uint8(0)
+    c = 0
+    for t in range(len(counts)):
+        n, at = counts[t], places[t]
+        if c == ends[t]:
+            continue
+        if unpack_tile(packed[1], at[1, 0], at[1, 1], how[1], 8, zstd, scratch, wanted[t], columns) != n:
+            return DAMAGED, t
+        if form == COUNTS_IN_FLOAT32:
+            got = unpack_counts(packed[0], at[0, 0], at[0, 1], how[0], zstd, scratch, wanted[t], small)
+        else:
+            got = unpack_tile(packed[0], at[0, 0], at[0, 1], how[0], raw.itemsize, zstd, scratch, wanted[t], raw)
+        if got != n:
+            return (WIDE if got == WIDE else DAMAGED), t
+        while c < ends[t]:
+            row, low, high = cut_row[c], cut_at[c], cut_at[c] + cut_size[c]
+            c += 1
+            start = fill[row]
+            if form == COUNTS_IN_FLOAT32:
+                size = _put(columns[low:high], small[low:high], table, base, out_genes[start:], out_values[start:])
+            else:
+                if form == COUNTS and value_width(values[low:high]) >= out_values.itemsize:
+                    return WIDE, t
+                size = _put(columns[low:high], values[low:high], table, base, out_genes[start:], out_values[start:])
+            fill[row] = start + size
+            g = out_genes[start : start + size]
+            later, earlier = g[1:], g[:-1]
+            for i in range(size - 1):
+                disorder = np.uint8(disorder | (later[i] <= earlier[i]))
+            if len(table) == 0:
+                for i in range(size):
+                    outside = np.uint8(outside | (np.uint32(g[i]) >= np.uint32(n_columns)))
+            if size and start > indptr[row]:
+                disorder = np.uint8(disorder | (out_genes[start - 1] >= g[0]))
+        if outside:
+            return DAMAGED, t
+    return np.int64(disorder), len(counts)
+
+
+@njit(nogil=True, cache=True)
+def _put(columns, values, table, base, out_genes, out_values):
+    """Copy a stretch, or what is wanted of it; returns how many values that are."""
+    n = len(columns)
+    if len(table) == 0:
+        to_genes, to_values = out_genes[:n], out_values[:n]
+        for i in range(n):
+            to_genes[i] = columns[i]
+        for i in range(n):
+            to_values[i] = values[i]
+        return n
+    kept = 0
+    for i in range(n):
+        place = np.int64(columns[i]) - base
+        if 0 <= place < len(table) and table[place] != DROP:
+            out_genes[kept] = table[place]
+            out_values[kept] = values[i]
+            kept += 1
+    return kept
+
+
+@njit(nogil=True, cache=True)
+def close_gaps(indptr, fill, genes, values, new_indptr, new_genes, new_values):
+    """Copy rows that have become shorter than their room to their new places."""
+    genes, values = borrowed(genes), borrowed(values)
+    new_genes, new_values = borrowed(new_genes), borrowed(new_values)
+    for row in range(len(fill)):
+        low, size = indptr[row], fill[row] - indptr[row]
+        at = new_indptr[row]
+        new_genes[at : at + size] = genes[low : low + size]
+        new_values[at : at + size] = values[low : low + size]

@@ -1,0 +1,65 @@
+"""Finds the zstd library that is loaded or installed, for kernels to call.
+
+Calls from Python cost more than a chunk of 64 KiB takes to decompress, and make a context for each; the kernels call
+``ZSTD_decompressDCtx`` at its address, with a context that they keep.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+SYSTEM = {"linux": "libzstd.so.1", "darwin": "libzstd.1.dylib", "win32": "zstd.dll"}
+BUNDLED = (("numcodecs", "zstd.*"), ("zstandard", "_cffi.*"))
+"""Packages whose compiled modules carry zstd and show its functions: (package, pattern of the module's file)."""
+
+
+@dataclass(frozen=True)
+class Zstd:
+    """The library's functions; ``decompress`` is an address, as kernels take it."""
+
+    library: Any
+    decompress: int
+
+    def new_context(self) -> int:
+        """Make a decompression context, to be given back by :meth:`free_context`."""
+        context = self.library.ZSTD_createDCtx()
+        if not context:
+            raise MemoryError("zstd has no memory for a decompression context")
+        return int(context)
+
+    def free_context(self, context: int) -> None:
+        """Give a context back."""
+        self.library.ZSTD_freeDCtx(context)
+
+
+@cache
+def find_zstd() -> Zstd | None:
+    """Load zstd from the system or from a package that carries it; ``None`` if there is none."""
+    for name in _candidates():
+        try:
+            library = ctypes.CDLL(name)
+            create, free = library.ZSTD_createDCtx, library.ZSTD_freeDCtx
+            address = ctypes.cast(library.ZSTD_decompressDCtx, ctypes.c_void_p).value
+        except (OSError, AttributeError):
+            continue
+        create.restype, create.argtypes = ctypes.c_void_p, []
+        free.restype, free.argtypes = ctypes.c_size_t, [ctypes.c_void_p]
+        if address:
+            return Zstd(library, address)
+    return None
+
+
+def _candidates() -> Iterator[str]:
+    if sys.platform in SYSTEM:
+        yield SYSTEM[sys.platform]
+    for package, pattern in BUNDLED:
+        spec = importlib.util.find_spec(package)
+        for folder in (spec.submodule_search_locations or []) if spec else []:
+            yield from (str(path) for path in Path(folder).glob(pattern) if path.suffix in (".so", ".pyd"))

@@ -1,0 +1,207 @@
+"""Reading the files of an array without TileDB: equal to TileDB, or left to it, or an error; never a wrong block."""
+
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import scipy.sparse as sp
+import tiledbsoma as soma
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cellfeed import ExperimentDataset, ReadError
+from cellfeed.block import GeneTable
+from cellfeed.fragments import UnknownLayout, parse_fragment, visible_fragments
+from cellfeed.query import _geometry
+from cellfeed.reader import ArrayAddress
+from cellfeed.stats import Meter
+from cellfeed.tileindex import open_tiles
+from cellfeed.tilereader import TileReader
+from tests.stores import addressed, write_experiment
+
+LATEST = 2**62
+
+
+def opened(uri, timestamp_ms=LATEST):
+    address = ArrayAddress(f"{uri}/ms/RNA/X/raw", timestamp_ms, {})
+    with soma.open(address.uri) as array:
+        geometry = _geometry(array)
+    return open_tiles(address, geometry), geometry
+
+
+def reader(uri, var_joinids=None, dtype=np.float32):
+    index, geometry = opened(uri)
+    wanted = np.arange(geometry.n_columns) if var_joinids is None else var_joinids
+    return TileReader(index, GeneTable.from_joinids(wanted, geometry.n_columns), dtype, meter=Meter())
+
+
+def dense(block, n_vars):
+    matrix = sp.csr_matrix((block.values, block.genes, block.indptr), shape=(block.n_rows, n_vars))
+    return matrix.astype(np.float64).toarray()
+
+
+@pytest.fixture(autouse=True)
+def _direct(monkeypatch):
+    monkeypatch.setenv("CELLFEED_DIRECT", "1")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint32, np.int64, np.float32, np.float64])
+@pytest.mark.parametrize("kind", ["counts", "large", "negative", "fractions"])
+def test_values_of_every_type_come_back_exactly(tmp_path, dtype, kind):
+    values = {"counts": [1, 2, 255], "large": [1, 300, 70_000], "negative": [-1, 5, -7], "fractions": [0.5, 3, 1.25]}[
+        kind
+    ]
+    as_stored = np.array(values).astype(dtype).astype(np.float64)
+    X = sp.csr_matrix(np.tile(as_stored, (20, 4)))
+    index_of = write_experiment(tmp_path / "s", X, dtype=dtype)
+    got = reader(index_of, dtype=dtype).read(np.arange(20))
+    assert np.array_equal(dense(got, 12), X.toarray())
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_any_rows_and_genes_of_any_layout(tmp_path_factory, data):
+    n_obs, n_vars = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 40))
+    X = addressed(n_obs, n_vars, density=data.draw(st.sampled_from([0.05, 0.5, 1.0])))
+    if X.nnz == 0:
+        return
+    uri = write_experiment(
+        tmp_path_factory.mktemp("any") / "s",
+        X,
+        extent=data.draw(st.integers(1, 16)),
+        column_extent=data.draw(st.integers(1, 16)),
+        capacity=data.draw(st.sampled_from([1, 7, 64, 30_000])),
+        n_fragments=data.draw(st.integers(1, 3)),
+    )
+    rows = data.draw(st.lists(st.integers(0, X.nonzero()[0].max()), min_size=1, unique=True).map(sorted))
+    genes = data.draw(st.lists(st.integers(0, X.nonzero()[1].max()), min_size=1, unique=True).map(sorted))
+    got = reader(uri, np.array(genes)).read(np.array(rows))
+    assert np.array_equal(dense(got, len(genes)), X.toarray()[rows][:, genes])
+
+
+def test_tiles_that_span_many_chunks_are_stepped_through(tmp_path):
+    """Tiles of 40,000 values in chunks of 8,192: few rows of them, so that pieces are stepped over."""
+    X = addressed(400, 300, density=1.0)
+    uri = write_experiment(tmp_path / "s", X, extent=512, column_extent=512, capacity=40_000)
+    for rows in ([0], [399], [57, 58, 200], list(range(0, 400, 37))):
+        assert np.array_equal(dense(reader(uri).read(np.array(rows)), 300), X.toarray()[rows])
+
+
+def test_the_layouts_of_a_census_and_of_tiledbsoma_are_read_directly(tmp_path):
+    from benchmarks.stores import StoreSpec, write_store
+
+    for layout in ("census", "default"):
+        uri = str(tmp_path / layout)
+        write_store(
+            uri, StoreSpec(n_obs=300, n_vars=3000, nnz_per_cell=200, n_expressed=2000, n_datasets=3, layout=layout)
+        )
+        with soma.open(f"{uri}/ms/RNA/X/raw") as array:
+            expected = array.read((slice(0, 299),)).coos((300, 3000)).concat().to_scipy().toarray()
+        assert np.array_equal(dense(reader(uri).read(np.arange(300)), 3000), expected)
+
+
+def test_what_is_not_known_is_left_to_tiledb(tmp_path, monkeypatch):
+    X = addressed(20, 10)
+    plain = write_experiment(tmp_path / "plain", X)
+    assert opened(plain)[0] is not None
+    overlapping = write_experiment(tmp_path / "overlapping", X, allows_duplicates=False)
+    with soma.open(f"{overlapping}/ms/RNA/X/raw", "w") as array:
+        array.write(pa.table({"soma_dim_0": [0], "soma_dim_1": [0], "soma_data": np.float32([7])}))
+    assert opened(overlapping)[0] is None
+    Path(tmp_path / "plain/ms/RNA/X/raw/__commits/__1_1_00_22.del").touch()
+    assert opened(plain)[0] is None
+    assert open_tiles(ArrayAddress("s3://bucket/X", LATEST, {}), opened(plain)[1]) is None
+    assert not np.array_equal(X.toarray()[0, 0], 7)
+    rows = np.concatenate([m.X.numpy() for m in ExperimentDataset(overlapping, batch_size=20, shuffle=False)])
+    changed = X.toarray()
+    changed[0, 0] = 7
+    assert np.array_equal(rows, changed)  # the later value stands, as TileDB says
+
+
+def test_what_was_written_later_is_not_seen(tmp_path):
+    uri = write_experiment(tmp_path / "s", addressed(20, 10))
+    with soma.open(f"{uri}/ms/RNA/X/raw") as array:
+        pinned = array.tiledb_timestamp_ms
+    import time
+
+    time.sleep(0.01)
+    with soma.open(f"{uri}/ms/RNA/X/raw", "w") as array:
+        array.write(pa.table({"soma_dim_0": [0], "soma_dim_1": [0], "soma_data": np.float32([7])}))
+    assert len(opened(uri, pinned)[0].fragments) == 1
+    assert len(opened(uri)[0].fragments) == 2
+
+
+def test_commits_decide_what_is_seen():
+    name = "__5_5_ab_22"
+    assert visible_fragments([f"{name}.wrt"], {}, 9) == [name]
+    assert visible_fragments([f"{name}.wrt"], {}, 4) == []
+    listed = {"__9_9_cc_22.con": f"__fragments/{name}.wrt\n".encode(), "__9_9_cc_22.ign": b""}
+    assert visible_fragments(listed, listed, 9) == [name]
+    listed["__9_9_cc_22.ign"] = f"__fragments/{name}.wrt\n".encode()
+    assert visible_fragments(listed, listed, 9) == []
+    for commits, texts in (["x.del"], {}), (["x.vac"], {}), (["x.con"], {"x.con": b"a.del\n\0\1"}), (["odd.wrt"], {}):
+        with pytest.raises(UnknownLayout):
+            visible_fragments(commits, texts, 9)
+    with pytest.raises(UnknownLayout, match="consolidated over the timestamp"):
+        visible_fragments(["__1_9_ab_22.wrt"], {}, 5)
+
+
+@settings(max_examples=150)
+@given(st.data())
+def test_a_damaged_byte_is_an_error_or_harmless(tmp_path_factory, data):
+    """Any byte of any file: an error of ours, or the layout is not known any more, or values within bounds."""
+    store = _damage_store(tmp_path_factory)
+    folder = tmp_path_factory.mktemp("damaged")
+    uri = str(folder / "s")
+    shutil.copytree(store, uri)
+    (fragment,) = Path(uri, "ms/RNA/X/raw/__fragments").iterdir()
+    file = fragment / data.draw(st.sampled_from(["a0.tdb", "d0.tdb", "d1.tdb", "__fragment_metadata.tdb"]))
+    content = bytearray(file.read_bytes())
+    at = data.draw(st.integers(0, len(content) - 1))
+    content[at] ^= data.draw(st.integers(1, 255))
+    file.write_bytes(content)
+    index, _ = opened(uri)
+    if index is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            try:
+                block = reader(uri).read(np.arange(40))
+            except ReadError:
+                return
+        assert block.n_rows == 40
+        assert block.genes.max(initial=0) < 30
+    shutil.rmtree(folder)
+
+
+_DAMAGE = {}
+
+
+def _damage_store(factory):
+    if "uri" not in _DAMAGE:
+        _DAMAGE["uri"] = write_experiment(factory.mktemp("damage") / "s", addressed(40, 30), capacity=200)
+    return _DAMAGE["uri"]
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_are_taken_for_metadata(junk):
+    with pytest.raises(UnknownLayout):
+        parse_fragment("junk", junk, 8, np.float32)
+
+
+def test_truncated_and_missing_files_say_so(tmp_path):
+    uri = write_experiment(tmp_path / "s", addressed(40, 30))
+    ready = reader(uri)
+    (fragment,) = Path(uri, "ms/RNA/X/raw/__fragments").iterdir()
+    content = (fragment / "d1.tdb").read_bytes()
+    (fragment / "d1.tdb").write_bytes(content[:10])
+    with pytest.raises(ReadError, match="shorter than its metadata says"):
+        ready.read(np.arange(40))
+    (fragment / "d1.tdb").unlink()
+    with pytest.raises(ReadError, match="soma_joinid 0 to 39"):
+        ready.read(np.arange(40))
+    ready.close()
+    with pytest.raises(ReadError, match="is closed"):
+        ready.read(np.arange(40))
