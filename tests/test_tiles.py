@@ -163,7 +163,10 @@ def test_a_damaged_byte_is_an_error_or_harmless(tmp_path_factory, data):
     at = data.draw(st.integers(0, len(content) - 1))
     content[at] ^= data.draw(st.integers(1, 255))
     file.write_bytes(content)
-    index, _ = opened(uri)
+    try:
+        index, _ = opened(uri)
+    except soma.SOMAError:
+        return  # TileDB itself cannot open it
     if index is not None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
