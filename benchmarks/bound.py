@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
+import tempfile
 from pathlib import Path
 
 from benchmarks.contenders import Case
 from benchmarks.run import run_once
+from benchmarks.stores import StoreSpec, write_store
 
 CONFIGURATIONS = {
     "dense, 2 GiB": (False, {}, 1),
@@ -29,6 +30,23 @@ CONFIGURATIONS = {
     "published, 64 x 200, dense": (False, {"soma_chunk_size": 64, "shuffle_chunk_count": 200}, 1),
     "sparse, 1 GiB, ten passes": (True, {"memory_budget": "1 GiB"}, 10),
 }
+WORKERS = {
+    "sparse, 2 GiB, 2 workers": (True, {}),
+    "dense, 4 GiB, 2 workers": (False, {"memory_budget": "4 GiB"}),
+}
+"""Of these the idle process and its idle workers are those of a pass over a small store."""
+
+
+def cases(uri: str, warm_uri: str) -> dict[str, Case]:
+    alone = {
+        label: Case(uri, sparse=sparse, passes=passes, options=options)
+        for label, (sparse, options, passes) in CONFIGURATIONS.items()
+    }
+    shared = {
+        label: Case(uri, warm_uri=warm_uri, sparse=sparse, passes=2, options=options, num_workers=2)
+        for label, (sparse, options) in WORKERS.items()
+    }
+    return alone | shared
 
 
 def main() -> None:
@@ -37,16 +55,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     print(f"{'':28} {'held GB':>8} {'plan GB':>8} {'held / plan':>11}")
-    for label, (sparse, parameters, passes) in CONFIGURATIONS.items():
-        case = replace(Case(options.uri), sparse=sparse, passes=passes, options=parameters)
-        record = run_once(label, "cellfeed", case, Path())
-        assert record is not None
-        held, planned = record["peak_bytes"] - record["idle_bytes"], record["plan"]["peak_memory_bytes"]
-        print(f"{label:28} {held / 1e9:8.2f} {planned / 1e9:8.2f} {held / planned:11.2f}", flush=True)
-        if options.out is not None:
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            with options.out.open("a") as lines:
-                lines.write(json.dumps(record) + "\n")
+    with tempfile.TemporaryDirectory() as folder:
+        write_store(f"{folder}/warm.soma", StoreSpec(n_obs=2048, nnz_per_cell=500))
+        for label, case in cases(options.uri, f"{folder}/warm.soma").items():
+            measure(label, case, options.out)
+
+
+def measure(label: str, case: Case, out: Path | None) -> None:
+    record = run_once(label, "cellfeed", case, Path())
+    assert record is not None
+    held, planned = record["peak_bytes"] - record["idle_bytes"], record["plan"]["peak_memory_bytes"]
+    print(f"{label:28} {held / 1e9:8.2f} {planned / 1e9:8.2f} {held / planned:11.2f}", flush=True)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("a") as lines:
+            lines.write(json.dumps(record) + "\n")
 
 
 if __name__ == "__main__":

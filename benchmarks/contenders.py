@@ -9,6 +9,7 @@ measures and nothing else of this repository. ``run.py`` starts them in turn.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import platform
 import resource
 import sys
@@ -32,6 +33,7 @@ class Case:
     passes: int = 1
     max_cells: int | None = None  # stop a pass here: slow contenders need not finish it
     sleep_s: float = 0.0  # a consumer that takes its time
+    num_workers: int = 0  # of cellfeed's loader
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -56,7 +58,7 @@ def cellfeed(case: Case) -> Callable[[], Minibatches]:
     cellfeed.contender = dataset  # kept for its plan and stats
 
     def one_pass() -> Minibatches:
-        for X, obs in cellfeed.experiment_dataloader(dataset):
+        for X, obs in cellfeed.experiment_dataloader(dataset, num_workers=case.num_workers):
             yield X, len(obs)
 
     return one_pass
@@ -127,11 +129,21 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
+def workers_peak_bytes() -> int:
+    """Largest resident memory of each worker so far, summed."""
+    peak = 0
+    for worker in multiprocessing.active_children():
+        status = Path(f"/proc/{worker.pid}/status").read_text()
+        peak += next((int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM")), 0)
+    return peak
+
+
 def measure(name: str, case: Case) -> dict[str, Any]:
     """Run one contender; times are of iteration, construction apart."""
+    idle_workers = workers = 0
     if case.warm_uri is not None:
         for _ in CONTENDERS[name](replace(case, uri=case.warm_uri))():
-            pass
+            idle_workers = max(idle_workers, workers_peak_bytes())
     started = time.perf_counter()
     one_pass = CONTENDERS[name](case)
     record: dict[str, Any] = {
@@ -149,6 +161,7 @@ def measure(name: str, case: Case) -> dict[str, Any]:
             first = now - started if first is None else first
             gaps.append(now - last)
             n += n_cells
+            workers = max(workers, workers_peak_bytes())
             # Taken here: leaving an iterator early may wait for a read that nobody will use.
             seconds, cpu_s = now - started, time.process_time() - cpu
             if case.max_cells is not None and n >= case.max_cells:
@@ -167,7 +180,8 @@ def measure(name: str, case: Case) -> dict[str, Any]:
                 "longest_gap_s": max(gaps[1:], default=0.0),
             }
         )
-    record["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    record["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + workers
+    record["idle_bytes"] += idle_workers
     if name == "cellfeed":
         import cellfeed
 

@@ -9,6 +9,7 @@ cells with so small a capacity that it has a million tiles.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import time
@@ -21,6 +22,10 @@ from benchmarks.contenders import Case
 from benchmarks.run import run_once
 from benchmarks.stores import StoreSpec, write_store
 from cellfeed import ExperimentDataset, native
+from cellfeed.block import GeneTable
+from cellfeed.stats import Meter
+from cellfeed.tileindex import open_tiles
+from cellfeed.tilereader import TileReader
 
 NNZ_PER_CELL = 500
 SIZES = (32_768, 131_072, 524_288)
@@ -49,6 +54,22 @@ def query_cost(uri: str, repeat: int = 30) -> float:
     return statistics.median(seconds)
 
 
+def read_cost(uri: str, repeat: int = 30) -> float:
+    """Seconds to read one row straight from the files."""
+    selection = ExperimentDataset(uri)._selection
+    tiles = open_tiles(selection.X, selection.geometry)
+    assert tiles is not None
+    genes = GeneTable.from_joinids(selection.var_joinids, selection.geometry.n_columns)
+    with contextlib.closing(TileReader(tiles, genes, np.float32, meter=Meter())) as reader:
+        reader.read(np.array([0]))
+        seconds = []
+        for k in range(repeat):
+            started = time.perf_counter()
+            reader.read(np.array([k * selection.geometry.n_rows // repeat]))
+            seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
@@ -72,7 +93,8 @@ def main() -> None:
     for uri in (uris[131_072], store(options.folder, n_obs=131_072, capacity=64)):
         geometry = ExperimentDataset(uri)._selection.geometry
         tiles = geometry.n_values // geometry.capacity
-        print(f"{tiles:10,} tiles: {query_cost(uri) * 1e3:.2f} ms a query of one row")
+        costs = f"{query_cost(uri) * 1e3:.2f} ms a query of one row, {read_cost(uri) * 1e3:.2f} ms from its files"
+        print(f"{tiles:10,} tiles: {costs}")
 
 
 if __name__ == "__main__":

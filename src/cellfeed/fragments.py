@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cellfeed.joinids import IntArray
+from cellfeed.joinids import IntArray, merge_runs
 
 VERSIONS = range(16, 23)
 """Fragment formats whose footer is known: TileDB 2.13 to 2.30."""
@@ -65,21 +65,23 @@ class Fragment:
 
     def tiles_of(self, rows: IntArray, columns: IntArray | None, extent: int) -> IntArray:
         """Ascending indices of the tiles that may hold values of half-open ranges of rows and columns."""
-        found = [self._tiles_between(start, stop, extent) for start, stop in rows.tolist()]
-        tiles = np.unique(np.concatenate(found)) if len(found) > 1 else found[0]
-        if columns is None or len(tiles) == 0:
-            return tiles
-        low, high = self.columns[tiles].T
-        meets = np.zeros(len(tiles), np.bool_)
-        for start, stop in columns.tolist():
-            meets |= (low < stop) & (high >= start)
-        return tiles[meets]
+        near = [self._tiles_near(start, stop, extent) for start, stop in merge_runs(rows, max_gap=extent).tolist()]
+        tiles = np.unique(np.concatenate(near))
+        tiles = tiles[_meets(self.rows[tiles], rows)]
+        return tiles if columns is None else tiles[_meets(self.columns[tiles], columns)]
 
-    def _tiles_between(self, start: int, stop: int, extent: int) -> IntArray:
-        a = int(np.searchsorted(self.last_block, start // extent))
-        b = int(np.searchsorted(self.first_block, (stop - 1) // extent, side="right"))
-        low, high = self.rows[a:b].T
-        return np.flatnonzero((low < stop) & (high >= start)) + a
+    def _tiles_near(self, start: int, stop: int, extent: int) -> IntArray:
+        """Find the tiles of the row-blocks that a range of rows touches, at the same cost whatever the array's size."""
+        first = int(np.searchsorted(self.last_block, start // extent))
+        return np.arange(first, int(np.searchsorted(self.first_block, (stop - 1) // extent, side="right")))
+
+
+def _meets(spans: IntArray, ranges: IntArray) -> npt.NDArray[np.bool_]:
+    """Whether inclusive spans, shape (n, 2), meet any of some ascending half-open ranges, shape (m, 2)."""
+    nearest = np.searchsorted(ranges[:, 1], spans[:, 0], side="right")  # the first that ends behind a span's begin
+    met: npt.NDArray[np.bool_] = nearest < len(ranges)
+    met[met] = ranges[nearest[met], 0] <= spans[met, 1]
+    return met
 
 
 def visible_fragments(commits: Iterable[str], texts: Mapping[str, bytes], timestamp_ms: int) -> list[str]:

@@ -72,7 +72,7 @@ def _produce(
     meter: Meter,
 ) -> Generator[Yielded, None, None]:
     geometry = selection.geometry
-    reader = _open_reader(selection, resources, meter)
+    reader, rows_per_read = _open_reader(selection, resources, meter)
     if settings.X_dtype in HALVES:
         reader = HalvingReader(reader, settings.X_dtype)
     loaded = load_windows(
@@ -83,7 +83,7 @@ def _produce(
             read_bounds,
             extent=geometry.row_extent,
             max_row_blocks=budget.MAX_ROW_BLOCKS_PER_READ,
-            max_rows=resources.rows_per_read,
+            max_rows=rows_per_read,
         ),
         n_threads=resources.n_threads,
         ahead=1 if settings.use_eager_fetch else 0,
@@ -99,17 +99,22 @@ def _produce(
             del minibatch
 
 
-def _open_reader(selection: Selection, resources: Resources, meter: Meter) -> Reader:
-    """Read the files of the array where their layout is known, else ask TileDB."""
+def _open_reader(selection: Selection, resources: Resources, meter: Meter) -> tuple[Reader, int]:
+    """Read the files of the array where their layout is known, else ask TileDB; with the rows that a read may take.
+
+    A read of the files finds its tiles by a search and need not be long; a query looks at every tile there is.
+    """
     geometry = selection.geometry
     genes = GeneTable.from_joinids(selection.var_joinids, geometry.n_columns)
     columns = column_ranges(selection.var_joinids, extent=geometry.column_extent, n_columns=geometry.n_columns)
     tiles = open_tiles(selection.X, geometry)
     if tiles is not None and genes.joinids is None:  # genes too far apart for a table are looked up page by page
-        return TileReader(tiles, genes, resources.pool_dtype, columns=columns, meter=meter)
-    return SomaReader(
+        direct = TileReader(tiles, genes, resources.pool_dtype, columns=columns, meter=meter)
+        return direct, max(geometry.row_extent, budget.MIN_ROWS_PER_READ)
+    queries = SomaReader(
         selection.X, genes, resources.pool_dtype, columns=columns, buffer_bytes=resources.buffer_bytes, meter=meter
     )
+    return queries, resources.rows_per_read
 
 
 def _assemble(draft: Draft, selection: Selection, settings: Settings, buffers: DenseBuffers) -> Yielded:

@@ -22,10 +22,11 @@ class Stats:
     nnz
         Values of X read.
     bytes_read
-        Bytes of coordinates and values that TileDB has handed over.
+        Bytes of packed tiles where files are read directly; else of the coordinates and values that TileDB has handed
+        over.
     read_s, build_s, assemble_s
-        Seconds that threads spent in TileDB, in making rows of its pages, in making tensors of rows.
-        Threads overlap: the sum may exceed the time that has passed.
+        Seconds that threads spent in reading files (or in TileDB, which also decodes), in decoding and making rows, in
+        making tensors of rows. Threads overlap: the sum may exceed the time that has passed.
     consumer_wait_s
         Seconds that the training loop waited for a minibatch, the first one included.
     first_wait_s
@@ -61,8 +62,8 @@ class Stats:
         rate = self.n_obs / self.elapsed_s if self.elapsed_s else 0.0
         shown = {
             "received": f"{self.n_obs:,} cells in {self.n_minibatches:,} minibatches, {rate:,.0f} cells/s",
-            "read": f"{self.nnz:,} values, {format_bytes(self.bytes_read)} decoded",
-            "thread seconds": f"{self.read_s:.2f} in TileDB, {self.build_s:.2f} building rows, "
+            "read": f"{self.nnz:,} values, {format_bytes(self.bytes_read)}",
+            "thread seconds": f"{self.read_s:.2f} reading, {self.build_s:.2f} making rows, "
             f"{self.assemble_s:.2f} making tensors",
             "waiting": f"{self.consumer_wait_s:.2f} s by the training loop ({self.first_wait_s:.2f} s for the first "
             f"minibatch; {self.waiting_fraction:.1%} of its time after it), "
