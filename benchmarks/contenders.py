@@ -20,6 +20,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from benchmarks.formats import converted
+
 
 @dataclass(frozen=True)
 class Case:
@@ -121,8 +123,63 @@ def experiment_datapipe(case: Case) -> Callable[[], Minibatches]:
     return one_pass
 
 
-CONTENDERS = {f.__name__: f for f in (cellfeed, tiledbsoma_ml, experiment_datapipe)}
-PACKAGES = ("cellfeed", "tiledbsoma", "tiledbsoma-ml", "cellxgene-census", "torch", "numpy", "numba", "pyarrow")
+def annbatch(case: Case) -> Callable[[], Minibatches]:
+    """Its minibatches stay SciPy's CSR: they are spared the way to tensors."""
+    import zarr
+    from annbatch import DatasetCollection, Loader
+
+    zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})  # as its authors advise for local disks
+    loader = Loader(batch_size=case.batch_size, shuffle=True, preload_to_gpu=False, **case.options)
+    loader = loader.use_collection(DatasetCollection(str(converted(case.uri, "annbatch")), mode="r"))
+
+    def one_pass() -> Minibatches:
+        for minibatch in loader:
+            yield minibatch["X"], minibatch["X"].shape[0]
+
+    return one_pass
+
+
+def cellstream(case: Case) -> Callable[[], Minibatches]:
+    """Gather random rows: it has no loader of its own, so the next minibatch is gathered in a thread meanwhile."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import cellstream
+    import numpy as np
+    import torch
+
+    store = cellstream.open(str(converted(case.uri, "cellstream")))
+
+    def gather(rows: Any) -> Any:
+        X = store.gather_rows(np.sort(rows), n_threads=2)
+        return torch.sparse_csr_tensor(*map(torch.from_numpy, (X.indptr, X.indices, X.data)), size=X.shape)
+
+    def one_pass() -> Minibatches:
+        order = np.random.default_rng(0).permutation(store.shape[0])
+        pieces = [order[k : k + case.batch_size] for k in range(0, len(order), case.batch_size)]
+        with ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(gather, pieces[0])
+            for following in [*pieces[1:], None]:
+                X = ahead.result()
+                if following is not None:
+                    ahead = pool.submit(gather, following)
+                yield X, X.shape[0]
+
+    return one_pass
+
+
+CONTENDERS = {f.__name__: f for f in (cellfeed, tiledbsoma_ml, experiment_datapipe, annbatch, cellstream)}
+PACKAGES = (
+    "cellfeed",
+    "tiledbsoma",
+    "tiledbsoma-ml",
+    "cellxgene-census",
+    "annbatch",
+    "cellstream",
+    "torch",
+    "numpy",
+    "numba",
+    "pyarrow",
+)
 
 
 def resident_bytes() -> int:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contenders import Case
+from benchmarks.formats import SUFFIXES, converted
 from benchmarks.stores import StoreSpec, write_store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,7 +32,8 @@ TUNED = {
 PASSES = 4
 """Passes of cellfeed, of two seconds each; in the first the system is still handing out memory. The last one counts."""
 
-PYTHON = {"cellfeed": None, "tiledbsoma_ml": "tiledbsoma_ml", "experiment_datapipe": "experiment_datapipe"}
+ENVIRONMENTS = ("tiledbsoma_ml", "experiment_datapipe", "annbatch", "cellstream")
+"""Folders under ``--peers``; cellfeed runs in the environment of the harness."""
 
 
 def suites(uri: str, cells: int | None, warm_uri: str | None = None) -> dict[str, list[tuple[str, str, Case]]]:
@@ -47,7 +49,7 @@ def suites(uri: str, cells: int | None, warm_uri: str | None = None) -> dict[str
     return {
         "sparse": [
             ("cellfeed", "cellfeed", replace(base, passes=PASSES, max_cells=cells)),
-            ("tiledbsoma-ml", "tiledbsoma_ml", replace(base, max_cells=slow(65_536))),
+            ("tiledbsoma-ml", "tiledbsoma_ml", replace(base, max_cells=cells)),
         ],
         "tuned": [
             ("cellfeed", "cellfeed", replace(base, passes=PASSES, max_cells=cells)),
@@ -73,11 +75,16 @@ def suites(uri: str, cells: int | None, warm_uri: str | None = None) -> dict[str
         ],
         "dense": [
             ("cellfeed", "cellfeed", replace(dense, passes=PASSES, max_cells=cells)),
-            ("tiledbsoma-ml", "tiledbsoma_ml", replace(dense, max_cells=slow(65_536))),
+            ("tiledbsoma-ml", "tiledbsoma_ml", replace(dense, max_cells=cells)),
         ],
         "genes8000": [
             ("cellfeed", "cellfeed", replace(dense, n_genes=8000, passes=PASSES, max_cells=cells)),
             ("tiledbsoma-ml", "tiledbsoma_ml", replace(dense, n_genes=8000, max_cells=slow(65_536))),
+        ],
+        "formats": [
+            ("cellfeed", "cellfeed", replace(base, passes=PASSES, max_cells=cells)),
+            ("annbatch, its own zarr", "annbatch", replace(base, passes=2, max_cells=cells)),
+            ("cellstream, its own archive", "cellstream", replace(base, passes=2, max_cells=cells)),
         ],
         "published": [
             (
@@ -104,11 +111,13 @@ def suites(uri: str, cells: int | None, warm_uri: str | None = None) -> dict[str
 
 
 def run_once(label: str, contender: str, case: Case, peers: Path) -> dict[str, Any] | None:
-    """Run one contender in its own process; ``None`` if its environment is not there."""
-    folder = PYTHON[contender]
-    python = sys.executable if folder is None else str(peers / folder / "bin" / "python")
-    if not Path(python).exists():
+    """Run one contender in its own process; ``None`` if its environment, or the store in its format, is not there."""
+    python = str(peers / contender / "bin" / "python") if contender in ENVIRONMENTS else sys.executable
+    foreign = contender in SUFFIXES
+    if not Path(python).exists() or (foreign and not converted(case.uri, contender).exists()):
         return None
+    if foreign:
+        case = replace(case, warm_uri=None)  # nothing of theirs is compiled at run time
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
         [python, "-m", "benchmarks.contenders", contender, json.dumps(asdict(case))],
@@ -180,7 +189,7 @@ def run_suite(
                     with out.open("a") as lines:
                         lines.write(json.dumps(records[-1]) + "\n")
     for label in sorted(skipped):
-        print(f"skipped {label}: no environment for it under {peers}")
+        print(f"skipped {label}: no environment for it under {peers}, or no store in its format")
     return records
 
 

@@ -27,6 +27,8 @@ import tiledbsoma as soma
 from numba import njit
 from tiledbsoma import pytiledbsoma as clib
 
+from benchmarks.census_obs import obs_table
+
 TILE = 2048
 ZSTD = {"_type": "ZstdFilter", "level": 9}
 CENSUS_X = {
@@ -44,7 +46,6 @@ CENSUS_X = {
         }
     }
 }
-TISSUES = ("blood", "brain", "lung", "tongue", "heart", "kidney")
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,12 @@ def write_store(uri: str, spec: StoreSpec) -> None:
     """Write one experiment: obs with Census columns, var, and X["raw"] in a single fragment."""
     rng = np.random.default_rng(spec.seed)
     dataset = np.sort(rng.integers(0, spec.n_datasets, spec.n_obs))
-    # Depth differs between data sets (0.3 to 2.4 fold) and, log-normally, between cells.
+    # Depth differs between data sets (0.3 to 2.4 fold) and, log-normally with a mean of 1, between cells.
     scale = rng.uniform(0.3, 2.4, spec.n_datasets)
-    depth = spec.nnz_per_cell * (scale / scale[dataset].mean())[dataset] * rng.lognormal(0, 0.4, spec.n_obs)
+    depth = spec.nnz_per_cell * (scale / scale[dataset].mean())[dataset] * rng.lognormal(-0.08, 0.4, spec.n_obs)
     popularity = _gene_popularity(rng, spec)
-    nnz = np.zeros(spec.n_obs, np.int64)
-    raw_sum = np.zeros(spec.n_obs, np.float64)
+    sums = {"nnz": np.zeros(spec.n_obs, np.int64)}
+    sums |= {name: np.zeros(spec.n_obs, np.float64) for name in ("raw_sum", "raw_squares")}
     with soma.Experiment.create(uri) as experiment:
         measurement = experiment.add_new_collection("ms").add_new_collection("RNA", soma.Measurement)
         _write_var(measurement, spec)
@@ -81,9 +82,9 @@ def write_store(uri: str, spec: StoreSpec) -> None:
         X = layers.add_new_sparse_ndarray(
             "raw", type=pa.float32(), shape=(spec.n_obs, spec.n_vars), platform_config=config
         )
-        _write_global_order(X, _row_blocks(spec, depth, dataset, popularity, nnz, raw_sum))
+        _write_global_order(X, _row_blocks(spec, depth, dataset, popularity, sums))
     with soma.Experiment.open(uri, "w") as experiment:
-        _write_obs(experiment, spec, rng, dataset, nnz, raw_sum)
+        _write_obs(experiment, obs_table(rng, dataset, spec.n_vars, sums))
 
 
 def _gene_popularity(rng: np.random.Generator, spec: StoreSpec) -> np.ndarray:
@@ -95,7 +96,7 @@ def _gene_popularity(rng: np.random.Generator, spec: StoreSpec) -> np.ndarray:
     return each / each.sum(axis=1, keepdims=True)
 
 
-def _row_blocks(spec, depth, dataset, popularity, nnz, raw_sum) -> Iterator[pa.RecordBatch]:
+def _row_blocks(spec, depth, dataset, popularity, sums) -> Iterator[pa.RecordBatch]:
     """The cells of X in global order, a row-block at a time, drawn one row-block ahead."""
     alias = [_alias_table(p) for p in popularity]
     accept = np.array([a for a, _ in alias], np.float32)
@@ -108,8 +109,10 @@ def _row_blocks(spec, depth, dataset, popularity, nnz, raw_sum) -> Iterator[pa.R
 
     with ThreadPoolExecutor(1) as pool:
         for start, (d0, d1, data, row_nnz) in pool.map(draw, starts):
-            nnz[start : start + len(row_nnz)] = row_nnz
-            raw_sum[start : start + len(row_nnz)] = np.bincount(d0 - start, data, len(row_nnz))
+            rows = slice(start, start + len(row_nnz))
+            sums["nnz"][rows] = row_nnz
+            sums["raw_sum"][rows] = np.bincount(d0 - start, data, len(row_nnz))
+            sums["raw_squares"][rows] = np.bincount(d0 - start, np.square(data, dtype=np.float64), len(row_nnz))
             yield pa.record_batch({"soma_dim_0": d0, "soma_dim_1": d1, "soma_data": data})
 
 
@@ -140,36 +143,15 @@ def _write_var(measurement: soma.Measurement, spec: StoreSpec) -> None:
     frame.write(table)
 
 
-def _write_obs(experiment, spec, rng, dataset, nnz, raw_sum) -> None:
-    def category(values: list[str], codes: np.ndarray) -> pd.Categorical:
-        return pd.Categorical.from_codes(codes, values)
-
-    n, d = spec.n_obs, spec.n_datasets
-    cell_types = [f"cell type {i}" for i in range(60)]
-    own_types = rng.integers(0, 60, (d, 8))
-    obs = pd.DataFrame(
-        {
-            "soma_joinid": np.arange(n),
-            "dataset_id": category([f"dataset-{i:03d}" for i in range(d)], dataset),
-            "assay": category(["10x 3' v2", "10x 3' v3"], dataset % 2),
-            "cell_type": category(cell_types, own_types[dataset, rng.integers(0, 8, n)]),
-            "donor_id": category([f"donor-{i:03d}" for i in range(4 * d)], 4 * dataset + rng.integers(0, 4, n)),
-            "tissue_general": category(list(TISSUES), dataset % len(TISSUES)),
-            "disease": category(["normal", "COVID-19"], dataset % 3 // 2),
-            "is_primary_data": rng.random(n) < 0.8,
-            "raw_sum": raw_sum,
-            "nnz": nnz,
-        }
-    )
-    table = pa.Table.from_pandas(obs, preserve_index=False)
+def _write_obs(experiment: soma.Experiment, table: pa.Table) -> None:
     frame = experiment.add_new_dataframe(
-        "obs", schema=table.schema, index_column_names=["soma_joinid"], domain=[(0, max(n - 1, 0))]
+        "obs", schema=table.schema, index_column_names=["soma_joinid"], domain=[(0, max(len(table) - 1, 0))]
     )
     uri = frame.uri
     frame.close()
     # A handle of its own: dictionary columns written through an older one come back without their values.
-    with soma.DataFrame.open(uri, "w") as obs_frame:
-        obs_frame.write(table)
+    with soma.DataFrame.open(uri, "w") as obs:
+        obs.write(table)
 
 
 def _alias_table(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,68 @@
+"""The same cells in the formats of loaders that do not read SOMA: first an h5ad, then what each makes of it.
+
+python -m benchmarks.formats h5ad census_131k.soma                                # in .venv: census_131k.soma.h5ad
+peers/cellstream/bin/python -m benchmarks.formats cellstream census_131k.soma     # then each in its environment
+peers/annbatch/bin/python -m benchmarks.formats annbatch census_131k.soma
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+SUFFIXES = {"h5ad": ".h5ad", "cellstream": ".csad", "annbatch": ".annbatch.zarr"}
+"""What a store is called in each format, behind its own name."""
+
+
+def converted(uri: str, name: str) -> Path:
+    return Path(uri.rstrip("/") + SUFFIXES[name])
+
+
+def write_h5ad(uri: str) -> None:
+    import anndata
+    import numpy as np
+    import pandas as pd
+    import scipy.sparse as sp
+
+    import cellfeed
+
+    parts, kinds = [], []
+    dataset = cellfeed.ExperimentDataset(
+        uri, obs_column_names=["cell_type"], batch_size=8192, shuffle=False, return_sparse_X=True
+    )
+    for X, obs in dataset:
+        arrays = (X.values().numpy(), X.col_indices().numpy(), X.crow_indices().numpy())
+        parts.append(sp.csr_matrix(arrays, shape=tuple(X.shape)))
+        kinds.append(dataset.obs_encoders["cell_type"].inverse_transform(obs[:, 0]))
+    obs = pd.DataFrame({"cell_type": np.concatenate(kinds)}, index=pd.RangeIndex(dataset.shape[0]).astype(str))
+    cells = anndata.AnnData(sp.vstack(parts, format="csr"), obs=obs)
+    cells.write_h5ad(converted(uri, "h5ad"))
+
+
+def write_cellstream(uri: str) -> None:
+    import cellstream
+
+    source, target = converted(uri, "h5ad"), converted(uri, "cellstream")
+    cellstream.write_sharded(str(source), str(target), layout="cell", overwrite=True)
+
+
+def write_annbatch(uri: str) -> None:
+    from annbatch import DatasetCollection
+
+    DatasetCollection(str(converted(uri, "annbatch"))).add_adatas([str(converted(uri, "h5ad"))], shuffle=True)
+
+
+def main() -> None:
+    writers = {"h5ad": write_h5ad, "cellstream": write_cellstream, "annbatch": write_annbatch}
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("format", choices=sorted(writers))
+    parser.add_argument("uri")
+    options = parser.parse_args()
+    started = time.perf_counter()
+    writers[options.format](options.uri)
+    print(f"{converted(options.uri, options.format)} in {time.perf_counter() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""How fast could any reader of this store be? All of its tiles through zstd, and nothing else.
+
+    python -m benchmarks.wall census_131k.soma
+
+One thread per core; the packed bytes are in memory before the clock starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numba import njit
+
+from cellfeed import ExperimentDataset
+from cellfeed.tileindex import open_tiles
+from cellfeed.unfilter import CHUNK_BYTES, _unpack_chunk, _word
+from cellfeed.zstd import find_zstd
+
+
+@njit(nogil=True)
+def unpack_all(data, starts, stops, how, zstd, scratch):
+    """Bytes that the tiles of one file unpack to."""
+    total = 0
+    for t in range(len(starts)):
+        at = starts[t]
+        n_chunks = _word(data, at)
+        at += 8
+        for _ in range(n_chunks):
+            total += _unpack_chunk(data, at, stops[t], how, zstd[0], zstd[1], scratch)
+            at += 12 + _word(data, at + 8) + _word(data, at + 4)
+    return total
+
+
+def seconds(uri: str, n_threads: int) -> tuple[float, int]:
+    """Seconds to unpack a store, and its values."""
+    selection = ExperimentDataset(uri)._selection
+    index = open_tiles(selection.X, selection.geometry)
+    zstd = find_zstd()
+    assert index is not None
+    assert zstd is not None
+    work = []
+    for fragment in index.fragments:
+        for field, offsets, how in zip(("a0", "d0", "d1"), fragment.offsets, index.how, strict=True):
+            data = np.fromfile(index.folder / fragment.name / f"{field}.tdb", np.uint8)
+            for part in np.array_split(np.arange(len(offsets) - 1), 8 * n_threads):
+                work.append((data, offsets[part], offsets[part + 1], how))
+
+    def run(piece: tuple) -> int:
+        context = zstd.new_context()
+        try:
+            return unpack_all(*piece, (zstd.decompress, context), np.empty(CHUNK_BYTES, np.uint8))
+        finally:
+            zstd.free_context(context)
+
+    run(work[0])  # compiles
+    with ThreadPoolExecutor(n_threads) as pool:
+        started = time.perf_counter()
+        unpacked = sum(pool.map(run, work))
+        took = time.perf_counter() - started
+    width = 16 + index.dtype.itemsize
+    if unpacked != selection.geometry.n_values * width:
+        raise RuntimeError(f"{unpacked} bytes unpacked where {selection.geometry.n_values * width} belong")
+    return took, selection.geometry.n_values
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("uri")
+    parser.add_argument("--repeat", type=int, default=5)
+    options = parser.parse_args()
+    n_obs = ExperimentDataset(options.uri).shape[0]
+    for n_threads in sorted({1, os.cpu_count() or 1}):
+        took, n_values = zip(*(seconds(options.uri, n_threads) for _ in range(options.repeat)), strict=True)
+        median = statistics.median(took)
+        print(
+            f"{n_threads} threads: {median * n_threads / n_values[0] * 1e9:.2f} ns a value and core, "
+            f"{n_obs / median:,.0f} cells/s ({n_obs / max(took):,.0f}..{n_obs / min(took):,.0f})"
+        )
+
+
+if __name__ == "__main__":
+    main()
