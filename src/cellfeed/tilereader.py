@@ -76,13 +76,6 @@ class _Packed:
         """Values in each tile: all are full but the fragment's last."""
         return np.where(self.tiles == len(self.fragment.rows) - 1, self.fragment.last_values, capacity)
 
-    def whole(self, runs: IntArray) -> npt.NDArray[np.bool_]:
-        """Whether all rows that a tile spans are wanted."""
-        low, high = self.fragment.rows[self.tiles].T
-        run = np.minimum(np.searchsorted(runs[:, 1], low, side="right"), len(runs) - 1)
-        inside: npt.NDArray[np.bool_] = (runs[run, 0] <= low) & (high < runs[run, 1])
-        return inside
-
 
 @dataclass(frozen=True, eq=False)
 class _Cuts:
@@ -191,7 +184,7 @@ class TileReader:
             wanted = np.zeros((len(counts), -(-self._index.capacity // unfilter.PIECE)), np.bool_)
             ends = np.empty(len(counts), np.int64)
             status, tile = tilerows.cut_tiles(
-                tiles.data[1], tiles.places[:, 1], counts, tiles.whole(runs), self._index.how[1], bench.zstd,
+                tiles.data[1], tiles.places[:, 1], counts, self._index.how[1], bench.zstd,
                 bench.chunk, bench.rows, wanted_runs, wanted, found, ends, cuts.sizes,
             )  # fmt: skip
             if status == tilerows.FULL:

@@ -21,26 +21,11 @@ FULL = -3
 
 
 @njit(nogil=True, cache=True)
-def _mark_wanted(rows, first, stop, pieces):
-    """Mark the pieces that hold a row of the wanted runs."""
-    k = 0
-    for p in range(len(pieces)):
-        pieces[p] = False
-        last = np.int64(-1)
-        for i in range(p * PIECE, min((p + 1) * PIECE, len(rows))):
-            row = rows[i]
-            if row == last:
-                continue
-            last = row
-            k = max(0, _locate(row, first, stop, k))
-            if first[k] <= row < stop[k]:
-                pieces[p] = True
-                break
+def _find_cuts(rows, runs, wanted, cuts, n_cuts, sizes):
+    """Cut sorted row numbers into stretches of one wanted row and mark the pieces that they lie in.
 
-
-@njit(nogil=True, cache=True)
-def _find_cuts(rows, runs, cuts, n_cuts, sizes):
-    """Cut sorted row numbers into stretches of one wanted row; returns the number of cuts, or ``FULL``."""
+    Returns the number of cuts, or ``FULL``.
+    """
     first, stop, row0 = runs
     cut_row, cut_at, cut_size = cuts
     rows = borrowed(rows)
@@ -69,20 +54,22 @@ def _find_cuts(rows, runs, cuts, n_cuts, sizes):
             cut_size[n_cuts] = end - i
             sizes[row] += end - i
             n_cuts += 1
+            for piece in range(i // PIECE, (end - 1) // PIECE + 1):
+                wanted[piece] = True
         i = end
     return n_cuts
 
 
 @njit(nogil=True, cache=True)
-def cut_tiles(data, places, counts, whole, how, zstd, scratch, rows, runs, wanted, cuts, ends, sizes):
+def cut_tiles(data, places, counts, how, zstd, scratch, rows, runs, wanted, cuts, ends, sizes):
     """Find where the values of each wanted row lie.
 
     Parameters
     ----------
     data, places, how
         Packed row numbers: uint8; int64, shape (n_tiles, 2): where each tile begins and ends; how they are packed.
-    counts, whole
-        Values in each tile, and whether all of its rows are wanted.
+    counts
+        Values in each tile.
     zstd, scratch
         As for :func:`~cellfeed.unfilter.unpack_tile`.
     rows
@@ -90,7 +77,7 @@ def cut_tiles(data, places, counts, whole, how, zstd, scratch, rows, runs, wante
     runs
         Wanted runs of rows: first, stop, and the place of the first among the wanted rows.
     wanted
-        bool, shape (n_tiles, n_pieces), filled: which pieces of a tile hold wanted rows.
+        bool, shape (n_tiles, n_pieces), all False, filled: which pieces of a tile hold wanted rows.
     cuts
         int32 three times, filled: each stretch's place among the wanted rows, its begin in the tile, its size.
     ends
@@ -110,11 +97,7 @@ def cut_tiles(data, places, counts, whole, how, zstd, scratch, rows, runs, wante
         got = unpack_tile(data, places[t, 0], places[t, 1], how, 8, zstd, scratch, nothing, rows.view(np.uint64))
         if got != n:
             return DAMAGED, t
-        if whole[t]:
-            wanted[t] = True
-        else:
-            _mark_wanted(rows[:n], runs[0], runs[1], wanted[t, : (n + PIECE - 1) // PIECE])
-        n_cuts = _find_cuts(rows[:n], runs, cuts, n_cuts, sizes)
+        n_cuts = _find_cuts(rows[:n], runs, wanted[t], cuts, n_cuts, sizes)
         if n_cuts == FULL:
             return FULL, t
         ends[t] = n_cuts
