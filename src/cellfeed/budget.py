@@ -27,8 +27,9 @@ BYTES_PER_PAGE_VALUE = 20
 DECODE_NS_PER_VALUE = 15
 """Nanoseconds of one core to read and decode a value (benchmarks/run.py, 2026-11, 2 cores of a virtual machine)."""
 
-SCAN_NS_PER_TILE = 5
-"""Nanoseconds that a query spends on each tile of the array, wanted or not: an estimate."""
+SCAN_NS_PER_TILE = 3
+"""Nanoseconds that a query of TileDB spends on each tile of the array, wanted or not: 2.5 to 4 where there are a
+million (benchmarks/growth.py, 2026-11)."""
 
 MAX_ROW_BLOCKS_PER_READ = 16
 """Row-blocks of one query at most: a read of few rows of many row-blocks decodes them whole all the same."""
