@@ -29,6 +29,7 @@ CONFIGURATIONS = {
     "sparse, not eager, 1 GiB": (True, {"memory_budget": "1 GiB", "use_eager_fetch": False}, 1),
     "published, 64 x 200, dense": (False, {"soma_chunk_size": 64, "shuffle_chunk_count": 200}, 1),
     "sparse, 1 GiB, ten passes": (True, {"memory_budget": "1 GiB"}, 10),
+    "dense, 2 GiB, ten passes": (False, {}, 10),
 }
 WORKERS = {
     "sparse, 2 GiB, 2 workers": (True, {}),
@@ -66,6 +67,9 @@ def measure(label: str, case: Case, out: Path | None) -> None:
     assert record is not None
     held, planned = record["peak_bytes"] - record["idle_bytes"], record["plan"]["peak_memory_bytes"]
     print(f"{label:28} {held / 1e9:8.2f} {planned / 1e9:8.2f} {held / planned:11.2f}", flush=True)
+    if len(record["passes"]) > 2:
+        peaks = [(done["peak_bytes"] - record["idle_bytes"]) / 1e9 for done in record["passes"]]
+        print(f"{'':28} pass by pass: {', '.join(f'{peak:.2f}' for peak in peaks)} GB", flush=True)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("a") as lines:

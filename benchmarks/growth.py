@@ -94,8 +94,8 @@ def main() -> None:
     for uri in (uris[131_072], store(options.folder, n_obs=131_072, capacity=64)):
         geometry = ExperimentDataset(uri)._selection.geometry
         tiles = geometry.n_values // geometry.capacity
-        costs = f"{query_cost(uri) * 1e3:.2f} ms a query of almost nothing, {read_cost(uri) * 1e3:.2f} ms a row from the files"
-        print(f"{tiles:10,} tiles: {costs}")
+        print(f"{tiles:10,} tiles: {query_cost(uri) * 1e3:.2f} ms a query of almost nothing", end=", ")
+        print(f"{read_cost(uri) * 1e3:.2f} ms a row from the files")
 
 
 if __name__ == "__main__":
