@@ -10,7 +10,7 @@ import cellfeed
 SOURCE = Path(cellfeed.__file__).parent
 ORDER = [
     "errors", "memory", "keyed", "stats", "joinids", "plan", "splits", "zstd", "kernels", "unfilter", "tilerows",
-    "fragments", "block", "native", "allocator", "reader", "vocabulary", "encoders", "obsframe", "selection",
+    "fragments", "block", "rows", "native", "allocator", "reader", "vocabulary", "encoders", "obsframe", "selection",
     "tileindex", "tilereader", "query", "topology", "epochs", "settings", "budget", "report", "planner", "prefetch",
     "feed", "minibatch", "pipeline", "dataset", "datapipe", "dataloader", "demo", "bench", "cli", "__init__",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import carray, njit, types
 from numba.extending import intrinsic
 
 DROP = np.uint32(0xFFFFFFFF)
@@ -32,6 +32,26 @@ def borrowed(typing_context: Any, array: Any) -> Any:
         return view._getvalue()
 
     return array(array), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _pointer(typing_context: Any, address: Any, like: Any) -> Any:
+    """Take a plain number for the address of something like the items of an array."""
+    result = types.CPointer(like.dtype)
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(result))
+
+    return result(types.int64, like), generate
+
+
+@njit(nogil=True, cache=True)
+def array_at(address, size, like):
+    """Return an array over memory at an address, of the type of another array; its caller holds the memory."""
+    return carray(_pointer(address, like), (size,))
+
+
+_UINT8, _UINT16 = np.empty(0, np.uint8), np.empty(0, np.uint16)
 
 
 @njit(nogil=True, cache=True)
@@ -212,35 +232,47 @@ def sort_rows(indptr, genes, values):
 
 
 @njit(nogil=True, cache=True)
-def gather_dense(indptr, genes, values, rows, targets, out):
-    """Write ``rows`` of a block as rows ``targets`` of a dense matrix, zeros included."""
-    genes, values, out = borrowed(genes), borrowed(values), borrowed(out)
-    for k in range(len(rows)):
-        low, high = indptr[rows[k]], indptr[rows[k] + 1]
-        row = out[targets[k]]
+def gather_dense(genes, values, sizes, widths, gene_type, value_type, out):
+    """Write rows, of which addresses are known, as rows of a dense matrix, zeros included.
+
+    ``genes`` to ``widths`` are those of :class:`~cellfeed.rows.Rows`; the two types are given by empty arrays.
+    """
+    out = borrowed(out)
+    for k in range(len(sizes)):
+        row, size = out[k], sizes[k]
         row[:] = 0
-        g, v = genes[low:high], values[low:high]
-        for i in range(len(g)):
-            row[g[i]] = v[i]
+        g = array_at(genes[k], size, gene_type)
+        if widths[k] == 1:
+            _put_dense(g, array_at(values[k], size, _UINT8), row)
+        elif widths[k] == 2:
+            _put_dense(g, array_at(values[k], size, _UINT16), row)
+        else:
+            _put_dense(g, array_at(values[k], size, value_type), row)
 
 
 @njit(nogil=True, cache=True)
-def gather_sizes(indptr, rows, targets, sizes):
-    """Write the sizes of ``rows`` of a block at ``targets``."""
-    for k in range(len(rows)):
-        sizes[targets[k]] = indptr[rows[k] + 1] - indptr[rows[k]]
+def _put_dense(genes, values, row):
+    for i in range(len(genes)):
+        row[genes[i]] = values[i]
 
 
 @njit(nogil=True, cache=True)
-def gather_csr(indptr, genes, values, rows, targets, out_indptr, out_genes, out_values):
-    """Write ``rows`` of a block as rows ``targets`` of a CSR matrix whose row pointers are known."""
-    genes, values, out_genes, out_values = borrowed(genes), borrowed(values), borrowed(out_genes), borrowed(out_values)
-    for k in range(len(rows)):
-        low, high = indptr[rows[k]], indptr[rows[k] + 1]
-        at = out_indptr[targets[k]]
-        g, v = genes[low:high], values[low:high]
-        to_g, to_v = out_genes[at : at + high - low], out_values[at : at + high - low]
-        for i in range(len(g)):
-            to_g[i] = g[i]
-        for i in range(len(v)):
-            to_v[i] = v[i]
+def gather_csr(genes, values, sizes, widths, gene_type, value_type, indptr, out_genes, out_values):
+    """Write rows, of which addresses are known, as rows of a CSR matrix whose row pointers are known."""
+    out_genes, out_values = borrowed(out_genes), borrowed(out_values)
+    for k in range(len(sizes)):
+        at, size = indptr[k], sizes[k]
+        to_values = out_values[at : at + size]
+        _copy(array_at(genes[k], size, gene_type), out_genes[at : at + size])
+        if widths[k] == 1:
+            _copy(array_at(values[k], size, _UINT8), to_values)
+        elif widths[k] == 2:
+            _copy(array_at(values[k], size, _UINT16), to_values)
+        else:
+            _copy(array_at(values[k], size, value_type), to_values)
+
+
+@njit(nogil=True, cache=True)
+def _copy(source, target):
+    for i in range(len(source)):
+        target[i] = source[i]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import warnings
 import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,8 +15,8 @@ import numpy.typing as npt
 import torch
 
 from cellfeed.block import Block, Reader
-from cellfeed.feed import Draft
 from cellfeed.joinids import IntArray
+from cellfeed.rows import Rows
 
 
 class Minibatch(NamedTuple):
@@ -71,41 +74,72 @@ class DenseBuffers:
                 self._free.append(memory)
 
 
-def dense_X(draft: Draft, n_vars: int, dtype: str, buffers: DenseBuffers) -> torch.Tensor:
-    """Make the dense X of a minibatch: shape (B, n_vars)."""
-    from cellfeed import kernels
+class Assembler:
+    """Makes tensors of rows, on several cores: while the training loop waits, none is to be idle.
 
-    stored, as_torch = _representation(dtype)
-    out = buffers.borrow((len(draft.positions), n_vars), stored)
-    for pick in draft.picks:
-        block = pick.block
-        kernels.gather_dense(block.indptr, block.genes, block.values, pick.rows, pick.targets, out)
-    return torch.from_numpy(out).view(as_torch)
+    Parameters
+    ----------
+    n_vars
+        Columns of X.
+    dtype
+        Type of X, by its name.
+    n_threads
+        Threads that share a minibatch, the caller's among them.
+    buffers
+        Where dense minibatches are made.
+    """
+
+    def __init__(self, n_vars: int, dtype: str, *, n_threads: int, buffers: DenseBuffers) -> None:
+        self._n_vars = n_vars
+        self._stored, self._as_torch = _representation(dtype)
+        self._buffers = buffers
+        self._n_threads = n_threads
+        self._pool = ThreadPoolExecutor(max(1, n_threads - 1), thread_name_prefix="cellfeed-assemble")
+
+    def dense_X(self, rows: Rows) -> torch.Tensor:
+        """Make dense X: shape (B, n_vars)."""
+        from cellfeed import kernels
+
+        out = self._buffers.borrow((len(rows), self._n_vars), self._stored)
+        self._share(rows, lambda part, low, high: kernels.gather_dense(*_memory(part), out[low:high]))
+        return torch.from_numpy(out).view(self._as_torch)
+
+    def sparse_X(self, rows: Rows) -> torch.Tensor:
+        """Make CSR X: int32 indices, shape (B, n_vars)."""
+        from cellfeed import kernels
+
+        indptr = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(rows.sizes, out=indptr[1:])
+        index_dtype = np.int32 if indptr[-1] < 2**31 else np.int64
+        genes = np.empty(indptr[-1], index_dtype)
+        values = np.empty(indptr[-1], self._stored)
+        self._share(rows, lambda part, low, high: kernels.gather_csr(*_memory(part), indptr[low:high], genes, values))
+        return torch.sparse_csr_tensor(
+            torch.from_numpy(indptr.astype(index_dtype)),
+            torch.from_numpy(genes),
+            torch.from_numpy(values).view(self._as_torch),
+            size=(len(rows), self._n_vars),
+            check_invariants=False,  # canonical by construction, and tested to be
+        )
+
+    def _share(self, rows: Rows, gather: Callable[[Rows, int, int], None]) -> None:
+        edges = [len(rows) * k // self._n_threads for k in range(self._n_threads + 1)]
+        parts = [(rows.cut(low, high), low, high) for low, high in itertools.pairwise(edges) if low < high]
+        others = [self._pool.submit(gather, *part) for part in parts[1:]]
+        for part in parts[:1]:
+            gather(*part)
+        for other in others:
+            other.result()
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown(wait=True)
 
 
-def sparse_X(draft: Draft, n_vars: int, dtype: str) -> torch.Tensor:
-    """Make the CSR X of a minibatch: int32 indices, shape (B, n_vars)."""
-    from cellfeed import kernels
-
-    stored, as_torch = _representation(dtype)
-    n_rows = len(draft.positions)
-    sizes = np.zeros(n_rows + 1, np.int64)
-    for pick in draft.picks:
-        kernels.gather_sizes(pick.block.indptr, pick.rows, pick.targets, sizes[1:])
-    indptr = np.cumsum(sizes)
-    index_dtype = np.int32 if indptr[-1] < 2**31 else np.int64
-    genes = np.empty(indptr[-1], index_dtype)
-    values = np.empty(indptr[-1], stored)
-    for pick in draft.picks:
-        block = pick.block
-        kernels.gather_csr(block.indptr, block.genes, block.values, pick.rows, pick.targets, indptr, genes, values)
-    return torch.sparse_csr_tensor(
-        torch.from_numpy(indptr.astype(index_dtype)),
-        torch.from_numpy(genes),
-        torch.from_numpy(values).view(as_torch),
-        size=(n_rows, n_vars),
-        check_invariants=False,  # canonical by construction, and tested to be
-    )
+def _memory(rows: Rows) -> tuple[Any, ...]:
+    """Return what kernels need of rows."""
+    types = np.empty(0, rows.type_of_genes()), np.empty(0, rows.type_of_values())
+    return rows.genes, rows.values, rows.sizes, rows.widths, *types
 
 
 HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -11,13 +11,14 @@ import torch
 
 from cellfeed import budget
 from cellfeed.block import GeneTable, Reader
-from cellfeed.feed import Draft, cut, load_windows
+from cellfeed.feed import cut, load_windows
 from cellfeed.joinids import column_ranges, read_bounds
-from cellfeed.minibatch import HALVES, DenseBuffers, HalvingReader, Minibatch, PaddedMinibatch, dense_X, sparse_X
+from cellfeed.minibatch import HALVES, Assembler, DenseBuffers, HalvingReader, Minibatch, PaddedMinibatch
 from cellfeed.plan import Windows
 from cellfeed.planner import Resources
 from cellfeed.prefetch import Prefetch
 from cellfeed.reader import SomaReader
+from cellfeed.rows import Rows
 from cellfeed.selection import Selection
 from cellfeed.settings import Settings
 from cellfeed.stats import Meter
@@ -89,12 +90,16 @@ def _produce(
         ahead=1 if settings.use_eager_fetch else 0,
         meter=meter,
     )
-    drafts = cut(loaded, settings.batch_size)
-    with contextlib.closing(reader), contextlib.closing(loaded), contextlib.closing(drafts):
-        for draft in drafts:
+    cuts = cut(loaded, settings.batch_size)
+    dtype = geometry.dtype if settings.X_dtype == "store" else settings.X_dtype
+    assembler = Assembler(selection.n_vars, dtype, n_threads=resources.n_threads, buffers=buffers)
+    with contextlib.ExitStack() as stack:
+        for open_ in (reader, assembler, loaded, cuts):
+            stack.enter_context(contextlib.closing(open_))
+        for rows in cuts:
             with meter.timing("assemble_s"):
-                minibatch = _assemble(draft, selection, settings, buffers)
-            del draft  # it holds whole blocks
+                minibatch = _assemble(rows, selection, settings, assembler)
+            del rows  # it holds whole blocks
             yield minibatch
             del minibatch
 
@@ -117,13 +122,12 @@ def _open_reader(selection: Selection, resources: Resources, meter: Meter) -> tu
     return queries, resources.rows_per_read
 
 
-def _assemble(draft: Draft, selection: Selection, settings: Settings, buffers: DenseBuffers) -> Yielded:
+def _assemble(rows: Rows, selection: Selection, settings: Settings, assembler: Assembler) -> Yielded:
     sparse = settings.return_sparse_X
-    dtype = selection.geometry.dtype if settings.X_dtype == "store" else settings.X_dtype
-    X = sparse_X(draft, selection.n_vars, dtype) if sparse else dense_X(draft, selection.n_vars, dtype, buffers)
-    obs = torch.from_numpy(selection.obs_rows(draft.positions))
+    X = assembler.sparse_X(rows) if sparse else assembler.dense_X(rows)
+    obs = torch.from_numpy(selection.obs_rows(rows.positions))
     if settings.batch_size == 1:
         X, obs = X if sparse else X[0], obs[0]
     if settings.remainder == "pad":
-        return PaddedMinibatch(X, obs, torch.from_numpy(draft.is_real))
+        return PaddedMinibatch(X, obs, torch.from_numpy(rows.is_real.copy()))
     return Minibatch(X, obs)

@@ -1,0 +1,70 @@
+"""Rows by their addresses: what kernels gather is what the blocks hold."""
+
+import gc
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cellfeed import kernels
+from cellfeed.block import Block
+from cellfeed.rows import Rows
+from tests.stores import addressed
+
+
+def matrix(rows, n_vars):
+    """Gather rows as CSR and as dense, which must agree, and return them."""
+    indptr = np.concatenate(([0], np.cumsum(rows.sizes)))
+    genes, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
+    dense = np.full((len(rows), n_vars), np.nan, np.float32)
+    memory = (rows.genes, rows.values, rows.sizes, rows.widths)
+    types = np.empty(0, rows.type_of_genes()), np.empty(0, rows.type_of_values())
+    kernels.gather_csr(*memory, *types, indptr[:-1], genes, values)
+    kernels.gather_dense(*memory, *types, dense)
+    X = sp.csr_matrix((values, genes, indptr), shape=dense.shape)
+    assert np.array_equal(X.toarray(), dense)
+    return X
+
+
+def block(X, dtype):
+    return Block(X.indptr.astype(np.int64), X.indices.astype(np.uint16), X.data.astype(dtype))
+
+
+@given(
+    sizes=st.lists(st.integers(0, 7), max_size=6),
+    dtypes=st.lists(st.sampled_from(["uint8", "uint16", "float32"]), min_size=6, max_size=6),
+    data=st.data(),
+)
+def test_gather_after_any_order_and_cuts(sizes, dtypes, data):
+    """Row k is that of its position, whatever the order, the types of the blocks, the cuts and the joins."""
+    X = sp.csr_matrix(addressed(sum(sizes), 9, 0.5))
+    X.data = np.arange(1, X.nnz + 1, dtype=np.float32) % 251  # counts that every type holds
+    bounds = np.concatenate(([0], np.cumsum(sizes))).astype(int)
+    blocks = [block(X[a:b], t) for a, b, t in zip(bounds[:-1], bounds[1:], dtypes, strict=False)]
+    n = X.shape[0]
+    order = np.array(data.draw(st.permutations(range(n))), np.int64)
+    rows = Rows.of(blocks, order, np.arange(n), np.ones(n, np.bool_))
+    edges = sorted([0, n, *data.draw(st.lists(st.integers(0, n), max_size=3))])
+    parts = [rows.cut(low, high) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    whole = Rows.join(parts)
+    assert np.array_equal(whole.positions, order)
+    assert (matrix(whole, 9) != X[order]).nnz == 0
+
+
+def test_addresses_live_as_long_as_the_rows():
+    """Blocks that nobody else holds are held by the rows that were made of them, and by cuts of these."""
+    X = sp.csr_matrix(np.full((50, 40), 7, np.float32))
+    rows = Rows.of([block(X, "uint8")], np.arange(50), np.arange(50), np.ones(50, np.bool_)).cut(10, 20)
+    gc.collect()
+    clutter = [np.full(2000, 99, np.uint8) for _ in range(500)]
+    assert (matrix(rows, 40) != X[10:20]).nnz == 0
+    del clutter
+
+
+@pytest.mark.parametrize("dtype", ["uint32", "int64", "float64"])
+def test_values_of_other_types(dtype):
+    X = sp.csr_matrix(np.diag(np.arange(1.0, 6.0)))
+    rows = Rows.of([block(X, dtype)], np.arange(5), np.arange(5), np.ones(5, np.bool_))
+    assert (matrix(rows, 5) != X).nnz == 0
