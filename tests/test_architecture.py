@@ -9,18 +9,19 @@ import cellfeed
 
 SOURCE = Path(cellfeed.__file__).parent
 ORDER = [
-    "errors", "memory", "keyed", "stats", "joinids", "plan", "splits", "zstd", "kernels", "unfilter", "tilerows",
-    "fragments", "block", "rows", "native", "allocator", "reader", "vocabulary", "encoders", "obsframe", "selection",
-    "tileindex", "tilereader", "query", "topology", "epochs", "settings", "budget", "report", "planner", "prefetch",
-    "feed", "minibatch", "pipeline", "dataset", "datapipe", "dataloader", "demo", "bench", "cli", "__init__",
+    "errors", "memory", "keyed", "stats", "joinids", "plan", "progress", "state", "splits", "zstd", "kernels",
+    "unfilter", "tilerows", "fragments", "block", "watch", "rows", "native", "allocator", "reader", "vocabulary",
+    "encoders", "obsframe", "selection", "tileindex", "tilereader", "query", "topology", "epochs", "settings",
+    "budget", "report", "planner", "prefetch", "feed", "minibatch", "pipeline", "passes", "dataset", "datapipe",
+    "dataloader", "demo", "bench", "cli", "__init__",
 ]  # fmt: skip
 PURE = {
-    "errors", "memory", "keyed", "joinids", "plan", "splits", "kernels", "unfilter", "tilerows", "fragments",
-    "report", "budget", "vocabulary",
+    "errors", "memory", "keyed", "joinids", "plan", "progress", "state", "splits", "kernels", "unfilter", "tilerows",
+    "fragments", "report", "budget", "vocabulary",
 }  # fmt: skip
 MAY_IMPORT = {
     "tiledbsoma": {"native", "reader", "query", "demo", "cli"},
-    "torch": {"topology", "epochs", "minibatch", "pipeline", "dataset", "datapipe", "dataloader", "demo"},
+    "torch": {"topology", "epochs", "watch", "minibatch", "pipeline", "dataset", "datapipe", "dataloader", "demo"},
 }
 
 

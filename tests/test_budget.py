@@ -55,7 +55,7 @@ def test_random_windows_leave_room_for_their_spread(chunks, room):
 
 def test_queries_of_large_arrays_take_more_row_blocks():
     """So that looking through all tiles stays a small part of the work, within the budget."""
-    options = {"kept_bytes": 6, "memory_budget": 4 << 30, "n_threads": 2}
+    options = {"kept_bytes": 6, "memory_budget": 4 << 30}
     human = replace(CENSUS, n_rows=160_000_000, n_values=160_000_000 * 2200)
     assert row_blocks_per_read(CENSUS, **options) == 1
     assert row_blocks_per_read(human, **options) > 2

@@ -24,6 +24,12 @@ BYTES_PER_PAGE_VALUE = 20
 """Two int64 coordinates and a float32, as TileDB hands them over."""
 
 
+PACKED_BYTES_PER_VALUE = 3
+"""A coordinate pair and a value in the files: 1.6 in a Census, 2 as tiledbsoma writes by default."""
+
+SCRATCH_BYTES = 2 << 20
+"""One unpacked tile."""
+
 DECODE_NS_PER_VALUE = 15
 """Nanoseconds of one core to read and decode a value (benchmarks/run.py, 2026-11, 2 cores of a virtual machine)."""
 
@@ -56,7 +62,7 @@ class MemoryModel:
     chunks
         float64, shape (n_chunks,): each chunk in the pool, its values in compact types.
     in_flight
-        All reads under way: buffers, decoded tiles and staged values.
+        All reads under way.
     minibatches
         Assembled minibatches.
     windows_held
@@ -104,7 +110,7 @@ class MemoryModel:
         return low
 
 
-def row_blocks_per_read(geometry: ArrayGeometry, *, kept_bytes: int, memory_budget: int, n_threads: int) -> int:
+def row_blocks_per_read(geometry: ArrayGeometry, *, kept_bytes: int, memory_budget: int) -> int:
     """Row-blocks that one query takes, so that looking through all tiles is a tenth of its work or less.
 
     Every query compares its ranges with every tile of the array once, which is nothing in a small array and tens of
@@ -113,20 +119,30 @@ def row_blocks_per_read(geometry: ArrayGeometry, *, kept_bytes: int, memory_budg
     values = max(geometry.values_per_row * geometry.row_extent, 1.0)
     scan_ns = geometry.n_values / geometry.capacity * SCAN_NS_PER_TILE
     wanted = math.ceil(scan_ns / (0.1 * values * DECODE_NS_PER_VALUE))
-    affordable = int(memory_budget / 4 / (n_threads * values * kept_bytes * 2))
+    affordable = int(memory_budget / 4 / (values * kept_bytes * 2))
     return max(1, min(wanted, affordable, MAX_ROW_BLOCKS_PER_READ))
 
 
-def in_flight_bytes(values_per_read: float, *, kept_bytes: int, n_threads: int, buffer_bytes: int) -> int:
-    """Bytes of reads under way: each thread has one page, decoded tiles, staged values and the block made of them."""
+def bytes_per_query(values_per_read: float, *, kept_bytes: int, buffer_bytes: int) -> int:
+    """Bytes of one query under way: a page, decoded tiles, staged values and the block made of them."""
     decoded = int(values_per_read * BYTES_PER_PAGE_VALUE)
     page = min(3 * buffer_bytes, decoded) + min(TILE_BYTES, decoded)
-    return n_threads * (page + int(values_per_read * kept_bytes * 2))
+    return max(1, page + int(values_per_read * kept_bytes * 2))
 
 
-def buffer_bytes(budget: int, n_threads: int) -> int:
+def bytes_per_file_read(values_per_read: float) -> int:
+    """Bytes of one read of files under way: packed tiles and scratch; the rows made of them are the window's."""
+    return int(values_per_read * PACKED_BYTES_PER_VALUE) + SCRATCH_BYTES
+
+
+def reads_bytes(budget: int, per_read: int) -> int:
+    """Bytes set aside for reads under way, whatever the number of cores: a quarter of the budget, or one read."""
+    return max(budget // 4, per_read)
+
+
+def buffer_bytes(budget: int) -> int:
     """Bytes of one read buffer: as large as pays, smaller where the budget is."""
-    return max(1 << 16, min(MAX_BUFFER_BYTES, budget // (12 * n_threads)))
+    return max(1 << 16, min(MAX_BUFFER_BYTES, budget // 24))
 
 
 def decode_amplification(joinids: JoinIds, arrivals: list[IntArray], geometry: ArrayGeometry) -> float:

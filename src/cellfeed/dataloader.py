@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 from cellfeed.datapipe import plain
 from cellfeed.dataset import ExperimentDataset
-from cellfeed.errors import PlanError
+from cellfeed.errors import CellfeedError, PlanError, ReadError
 from cellfeed.minibatch import Minibatch, PaddedMinibatch
+from cellfeed.watch import Watch
 
 _REFUSED = {
     "shuffle": "the dataset's shuffle=",
@@ -22,13 +23,57 @@ _REFUSED = {
 }
 
 
+TIMEOUT_S = 600.0
+"""Seconds without a minibatch after which workers count as hung, unless ``timeout=`` says otherwise."""
+
+
 class ExperimentDataLoader(DataLoader[Minibatch | PaddedMinibatch]):
     """What :func:`experiment_dataloader` returns."""
 
+    def __init__(self, dataset: ExperimentDataset, num_workers: int, **kwargs: Any) -> None:
+        self._passes = dataset._passes
+        self._watch = Watch(num_workers)
+        self._uri = dataset._selection.X.uri
+        super().__init__(plain(dataset, self._watch), num_workers=num_workers, **kwargs)
+
     def __iter__(self) -> Iterator[Minibatch | PaddedMinibatch]:  # type: ignore[override]
-        if self.num_workers > 0:  # each worker has a copy of the dataset, and none can turn to the next epoch
-            self.dataset.begin_pass()  # type: ignore[attr-defined]
-        return super().__iter__()
+        if self.num_workers == 0:
+            return super().__iter__()
+        # Each worker has a copy of the dataset, and none can turn to the next epoch.
+        self._passes.begin(self.num_workers)
+        return self._passes.epochs.counted(self._watched(super().__iter__()))
+
+    def _watched(self, minibatches: Iterator[Minibatch | PaddedMinibatch]) -> Iterator[Minibatch | PaddedMinibatch]:
+        """Yield minibatches; when a worker dies or hangs, say what it was reading."""
+        self._watch.forget()
+        try:
+            while True:
+                minibatch = next(minibatches, None)
+                if minibatch is None:
+                    return
+                yield minibatch
+                del minibatch
+        except RuntimeError as cause:
+            if isinstance(cause, CellfeedError) or not str(cause).startswith("DataLoader"):
+                raise
+            told = self._watch.told()
+            self._watch.kill()  # one that is stopped would hold up the end of this process
+            raise ReadError(f"{cause}: {told}, of {self._uri!r}") from cause
+
+    def __len__(self) -> int:
+        """Minibatches of this rank in the next pass, those received before a restore included."""
+        return self._passes.n_minibatches(max(1, self.num_workers))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Say where the training loop is; as :meth:`ExperimentDataset.state_dict`, for any number of workers.
+
+        Minibatches that workers have made ahead and the loop has not received are not counted.
+        """
+        return self._passes.save()
+
+    def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
+        """Make the next pass go on where a state was saved; see :meth:`ExperimentDataset.load_state_dict`."""
+        self._passes.restore(state)
 
 
 def experiment_dataloader(dataset: ExperimentDataset, num_workers: int = 0, **kwargs: Any) -> ExperimentDataLoader:
@@ -45,14 +90,18 @@ def experiment_dataloader(dataset: ExperimentDataset, num_workers: int = 0, **kw
         Worker processes; each reads an equal part of the cells. They are spawned, never forked, unless you
         give another ``multiprocessing_context``.
     kwargs
-        Further arguments of :class:`torch.utils.data.DataLoader`, but for those that the dataset decides.
+        Further arguments of :class:`torch.utils.data.DataLoader`, but for those that the dataset decides. ``timeout``
+        is 600 seconds unless given: workers from which no minibatch comes for so long count as hung.
 
     Returns
     -------
-    A loader of ``(X, obs)``; ``len`` of it is the number of minibatches of this rank.
+    A loader of ``(X, obs)``; ``len`` of it is the number of minibatches of this rank. It has ``state_dict()`` and
+    ``load_state_dict(state)``, which Lightning calls by itself.
 
     Raises
     ------
+    ReadError
+        While it is iterated, if a worker process dies or hangs; the message says what the workers were reading.
     PlanError
         A ``ValueError``, for what the dataset decides: ``shuffle``, ``batch_size``, ``sampler``, ``batch_sampler``,
         ``collate_fn``, ``drop_last``.
@@ -76,10 +125,8 @@ def experiment_dataloader(dataset: ExperimentDataset, num_workers: int = 0, **kw
     if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 0:
         raise PlanError(f"num_workers={num_workers!r} must be an integer of at least 0")
     if num_workers > 0:
-        kwargs.setdefault("multiprocessing_context", "spawn")
-    return ExperimentDataLoader(
-        plain(dataset), batch_size=None, num_workers=num_workers, collate_fn=_as_it_is, **kwargs
-    )
+        kwargs = {"multiprocessing_context": "spawn", "timeout": TIMEOUT_S, **kwargs}
+    return ExperimentDataLoader(dataset, num_workers, batch_size=None, collate_fn=_as_it_is, **kwargs)
 
 
 def _as_it_is(minibatch: Any) -> Any:

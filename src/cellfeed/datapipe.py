@@ -9,6 +9,7 @@ from torch.utils.data import IterDataPipe
 
 from cellfeed.dataset import ExperimentDataset
 from cellfeed.encoders import Encoder
+from cellfeed.watch import Watch
 
 
 class ExperimentDataPipe(ExperimentDataset, IterDataPipe[Any]):
@@ -79,14 +80,13 @@ class ExperimentDataPipe(ExperimentDataset, IterDataPipe[Any]):
         return super().__getstate__()
 
 
-def plain(dataset: ExperimentDataset) -> ExperimentDataset:
-    """Return the same dataset, state and all, without the ``IterDataPipe`` in its ancestry.
+def plain(dataset: ExperimentDataset, watch: Watch) -> ExperimentDataset:
+    """Return a twin of a dataset for one loader: the same passes, under the loader's watch.
 
-    ``DataLoader`` wraps datapipes for a pickle of its own, in which shared memory is lost and with it the
-    epoch that the main process sets.
+    The twin of a datapipe is none: ``DataLoader`` wraps datapipes for a pickle of its own, in which shared memory is
+    lost and with it the epoch that the main process sets.
     """
-    if not isinstance(dataset, ExperimentDataPipe):
-        return dataset
-    twin = ExperimentDataset.__new__(ExperimentDataset)
-    twin.__dict__ = dataset.__dict__
+    kind = ExperimentDataset if isinstance(dataset, ExperimentDataPipe) else type(dataset)
+    twin = kind.__new__(kind)
+    twin.__dict__.update(dataset.__dict__, _watch=watch)
     return twin

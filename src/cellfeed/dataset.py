@@ -15,11 +15,11 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from cellfeed import budget, query, splits
 from cellfeed.encoders import Encoder
-from cellfeed.epochs import Epochs
 from cellfeed.errors import CellfeedError, PlanError, SelectionError, nearest
 from cellfeed.joinids import IntArray
 from cellfeed.keyed import check_seed
 from cellfeed.minibatch import DenseBuffers, Minibatch, PaddedMinibatch, quiet_beta_warning
+from cellfeed.passes import Passes
 from cellfeed.pipeline import stream
 from cellfeed.plan import Remainder, World
 from cellfeed.planner import Planner
@@ -28,6 +28,7 @@ from cellfeed.selection import Selection
 from cellfeed.settings import Settings
 from cellfeed.stats import Meter, Stats
 from cellfeed.topology import find_ranks, find_world
+from cellfeed.watch import Watch
 
 
 class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
@@ -185,7 +186,6 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
     def _set_up(self, selection: Selection, settings: Settings) -> None:
         self._selection = selection
         self._settings = settings
-        self._epochs = Epochs()
         self._meter = Meter()
         self._buffers = DenseBuffers(keep=budget.MINIBATCHES_HELD)
         self._pid = os.getpid()
@@ -193,6 +193,8 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
             quiet_beta_warning()
         self._planner = Planner(selection, settings)
         self._planner.epoch_plan(0)  # a budget that is too small is said now, not at the first read
+        self._passes = Passes(selection, settings, self._planner)
+        self._watch: Watch | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
@@ -234,7 +236,7 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
     @property
     def epoch(self) -> int:
         """The epoch of the next pass."""
-        return self._epochs.next
+        return self._passes.epochs.next
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next pass; later passes count on from it.
@@ -242,11 +244,57 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
         A pass over epoch ``k`` has the same order whenever it is made. Without this call the first pass is
         epoch 0 and each further one takes the next.
         """
-        self._epochs.set(epoch)
+        self._passes.epochs.set(epoch)
 
     def __len__(self) -> int:
-        """Minibatches that this rank yields in a pass, over all its workers."""
-        return self._planner.epoch_plan(self.epoch).n_minibatches(self._rank_world())
+        """Minibatches of this rank in the next pass, over all its workers.
+
+        Where a state was loaded, those received before it was saved count as well.
+        """
+        return self._passes.n_minibatches()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Say where the training loop is: small, and of plain values only.
+
+        It counts the minibatches that iterators of this dataset, or of a :func:`cellfeed.experiment_dataloader` of
+        it, have yielded in this process.
+
+        Returns
+        -------
+        A dict that ``json.dumps`` and ``torch.save`` take, for :meth:`load_state_dict`.
+
+        Examples
+        --------
+        >>> import cellfeed.demo
+        >>> dataset = cellfeed.ExperimentDataset(cellfeed.demo.example_experiment(), batch_size=100, seed=0)
+        >>> iterator = iter(dataset)
+        >>> _ = next(iterator), next(iterator)
+        >>> dataset.load_state_dict(dataset.state_dict())
+        >>> sum(len(X) for X, obs in dataset)  # of 700
+        500
+        """
+        return self._passes.save()
+
+    def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
+        """Make the next pass go on with the cell after the last one that the training loop received.
+
+        Cells that were read ahead when the state was saved are read again: at most what was held. On the same ranks
+        and workers the order goes on as it would have. Another number of workers or ranks is allowed, and another
+        ``memory_budget``: each remaining cell comes once.
+
+        Parameters
+        ----------
+        state
+            What :meth:`state_dict` returned. Where ranks had received different numbers of minibatches and another
+            number of them is to go on: a list of the states of all ranks. All ranks must be given the same, or, on as
+            many ranks as before, each its own.
+
+        Raises
+        ------
+        StateError
+            If the state belongs to other cells, genes or parameters; the message names the field.
+        """
+        self._passes.restore(state)
 
     def __repr__(self) -> str:
         s = self._selection
@@ -345,26 +393,19 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
     def __iter__(self) -> Iterator[Minibatch | PaddedMinibatch]:
         self._refuse_fork()
         world = find_world(self._settings.rank, self._settings.world_size)
-        if world.world_size > 1 and not self._settings.seed_given and self._settings.shuffle:
-            raise PlanError(
-                f"seed=None with world_size={world.world_size}: each rank would draw another order, and cells would be "
-                f"lost and repeated; give all ranks the same seed"
-            )
-        if get_worker_info() is None:
-            self.begin_pass()
-        plan = self._planner.epoch_plan(self._epochs.current, world.num_workers)
-        return stream(
+        in_worker = get_worker_info() is not None
+        if not in_worker:
+            self._passes.begin()
+        minibatches = stream(
             self._selection,
             self._settings,
-            plan.windows(world),
+            self._passes.windows(world),
             self._planner.resources(world.num_workers),
             buffers=self._buffers,
             meter=self._meter,
+            watched=lambda reader: self._watch.watched(reader, world.worker) if in_worker and self._watch else reader,
         )
-
-    def begin_pass(self) -> None:
-        """Turn to the next epoch; a loader does this for its workers."""
-        self._epochs.begin_pass()
+        return self._passes.epochs.counted(minibatches)
 
     def _refuse_fork(self) -> None:
         if os.getpid() != self._pid:

@@ -1,47 +1,121 @@
-"""Which epoch a pass belongs to, known to worker processes as well."""
+"""Which epoch a pass belongs to and how far it has come, known to worker processes as far as they need it."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from cellfeed.errors import PlanError
+from cellfeed.errors import PlanError, StateError
+from cellfeed.progress import Stage, Topology
+
+T = TypeVar("T")
+
+CAPACITY = 1 << 14
+"""Numbers in which the stages of an epoch must find room."""
 
 
 class Epochs:
-    """Counts the passes of a dataset.
+    """Counts the passes of a dataset, and the minibatches that the training loop has received of the one under way.
 
-    ``next`` is the epoch of the next pass, ``current`` that of the pass under way. Sent to another
-    process the numbers are shared, not copied: workers that live through several passes follow what
-    the main process says.
+    Sent to another process, the epoch and the stages of the pass are shared, not copied: workers that live through
+    several passes follow what the main process says.
     """
 
     def __init__(self) -> None:
-        self._numbers = torch.zeros(2, dtype=torch.int64)
+        self._shared = torch.zeros(
+            3 + CAPACITY, dtype=torch.int64
+        )  # next epoch, current one, stages: how many, and they
+        self._resumed: tuple[int, tuple[Stage, ...]] | None = None
+        self._pass: object = None
+        self._topology: Topology | None = None
+        self._rank = self._received = 0
 
     @property
     def next(self) -> int:
         """Epoch of the next pass."""
-        return int(self._numbers[0])
+        return int(self._shared[0])
 
     @property
     def current(self) -> int:
         """Epoch of the pass under way."""
-        return int(self._numbers[1])
+        return int(self._shared[1])
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """What had been walked of the epoch before the pass under way began."""
+        return _decode(self._shared[2:])
+
+    @property
+    def next_stages(self) -> tuple[Stage, ...]:
+        """What will have been walked of the epoch of the next pass before that begins."""
+        return self._resumed[1] if self._resumed else ()
+
+    @property
+    def position(self) -> tuple[int, tuple[Stage, ...]]:
+        """Epoch and stages from which a restored dataset goes on; the last stage is counted by this rank."""
+        if self._pass is None or self._topology is None:
+            return self.next, self.next_stages
+        stages, received = self.stages, self._received
+        if stages and stages[-1].topology == self._topology:  # it went on where it had stopped
+            received += stages[-1].received_by(self._rank)
+            stages = stages[:-1]
+        return self.current, (*stages, Stage(self._topology, received))
 
     def set(self, epoch: int) -> None:
         """Choose the epoch of the next pass, and of workers that nobody tells that it begins."""
         if isinstance(epoch, bool) or not isinstance(epoch, (int, np.integer)) or epoch < 0:
             raise PlanError(f"epoch={epoch!r} must be an integer of at least 0")
-        self._numbers.fill_(int(epoch))
+        self.resume(int(epoch), ())
 
-    def begin_pass(self) -> None:
-        """Turn to the next epoch."""
-        self._numbers[1] = self._numbers[0]
-        self._numbers[0] += 1
+    def resume(self, epoch: int, stages: Sequence[Stage]) -> None:
+        """Make the next pass walk what some stages left of an epoch."""
+        self._shared[:2] = epoch
+        _encode(stages, self._shared[2:])
+        self._resumed = epoch, tuple(stages)
+        self._pass = None
+
+    def begin_pass(self, topology: Topology, rank: int) -> None:
+        """Turn to the next epoch, on a topology, as one of its ranks."""
+        _encode(self.next_stages, self._shared[2:])
+        self._resumed = None
+        self._shared[1] = self._shared[0]
+        self._shared[0] += 1
+        self._topology, self._rank, self._received, self._pass = topology, rank, 0, object()
+
+    def counted(self, minibatches: Iterator[T]) -> Iterator[T]:
+        """Yield the minibatches of the pass under way and count them, as long as no other pass has begun."""
+        this = self._pass
+        for minibatch in minibatches:
+            if self._pass is this:
+                self._received += 1
+            yield minibatch
+            del minibatch  # held here, its memory could not be used again
 
     def __getstate__(self) -> dict[str, Any]:
-        self._numbers.share_memory_()  # type: ignore[no-untyped-call]
-        return self.__dict__
+        self._shared.share_memory_()  # type: ignore[no-untyped-call]
+        return {**self.__dict__, "_pass": None}
+
+
+def _encode(stages: Sequence[Stage], room: torch.Tensor) -> None:
+    numbers = [len(stages)]
+    for stage in stages:
+        received = stage.received if isinstance(stage.received, tuple) else (stage.received,)
+        topology = stage.topology
+        numbers += [topology.world_size, topology.num_workers, topology.chunks_per_window, len(received), *received]
+    if len(numbers) > len(room):
+        raise StateError(f"the state tells of {len(stages)} restores within one epoch; there is no room for so many")
+    room[: len(numbers)] = torch.tensor(numbers, dtype=torch.int64)
+
+
+def _decode(room: torch.Tensor) -> tuple[Stage, ...]:
+    stages, at = [], 1
+    for _ in range(int(room[0])):
+        world_size, num_workers, chunks_per_window, n = room[at : at + 4].tolist()
+        received = room[at + 4 : at + 4 + n].tolist()
+        topology = Topology(world_size, num_workers, chunks_per_window)
+        stages.append(Stage(topology, received[0] if n == 1 else tuple(received)))
+        at += 4 + n
+    return tuple(stages)

@@ -66,3 +66,38 @@ def permutation(n: int, seed: int, *key: int) -> npt.NDArray[np.int64]:
     True
     """
     return np.argsort(random_bits(n, seed, *key), kind="stable").astype(np.int64, copy=False)
+
+
+def stratified(order: npt.NDArray[np.int64], weights: npt.NDArray[np.float64], n_strata: int) -> npt.NDArray[np.int64]:
+    """Rearrange a random order so that every stretch of it has nearly its share of the weight.
+
+    Items are divided by weight into strata of equal size. The result is made of groups of one item from each stratum:
+    within a stratum, and within a group, items keep the order that they had, so it is as random as that. Sums over
+    stretches then vary with the spread inside strata only.
+
+    Parameters
+    ----------
+    order
+        int64, shape (n,): a random order of ``range(n)``.
+    weights
+        shape (n,): the weight of each item.
+    n_strata
+        Items of a group.
+
+    Returns
+    -------
+    int64, shape (n,).
+
+    Examples
+    --------
+    >>> stratified(np.array([0, 1, 2, 3]), np.array([1.0, 1.0, 9.0, 9.0]), 2).tolist()
+    [0, 2, 1, 3]
+    """
+    n = len(order)
+    place = np.empty(n, np.int64)
+    place[order] = np.arange(n)
+    by_weight = order[np.argsort(weights[order], kind="stable")]
+    stratum = np.arange(n) * n_strata // max(n, 1)
+    by_stratum = by_weight[np.lexsort((place[by_weight], stratum))]
+    group = np.arange(n) - np.searchsorted(stratum, np.arange(n_strata))[stratum]
+    return by_stratum[np.lexsort((place[by_stratum], group))]

@@ -74,6 +74,10 @@ class DenseBuffers:
                 self._free.append(memory)
 
 
+MAX_GATHERERS = 8
+"""Threads that share one minibatch at most: more of them take longer to wake than it takes to make."""
+
+
 class Assembler:
     """Makes tensors of rows, on several cores: while the training loop waits, none is to be idle.
 
@@ -93,8 +97,8 @@ class Assembler:
         self._n_vars = n_vars
         self._stored, self._as_torch = _representation(dtype)
         self._buffers = buffers
-        self._n_threads = n_threads
-        self._pool = ThreadPoolExecutor(max(1, n_threads - 1), thread_name_prefix="cellfeed-assemble")
+        self._n_threads = min(n_threads, MAX_GATHERERS)
+        self._pool = ThreadPoolExecutor(self._n_threads, thread_name_prefix="cellfeed-assemble")
 
     def dense_X(self, rows: Rows) -> torch.Tensor:
         """Make dense X: shape (B, n_vars)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterable
 from functools import partial
 
 import torch
@@ -14,7 +14,7 @@ from cellfeed.block import GeneTable, Reader
 from cellfeed.feed import cut, load_windows
 from cellfeed.joinids import column_ranges, read_bounds
 from cellfeed.minibatch import HALVES, Assembler, DenseBuffers, HalvingReader, Minibatch, PaddedMinibatch
-from cellfeed.plan import Windows
+from cellfeed.plan import Window
 from cellfeed.planner import Resources
 from cellfeed.prefetch import Prefetch
 from cellfeed.reader import SomaReader
@@ -31,14 +31,18 @@ Yielded = Minibatch | PaddedMinibatch
 def stream(
     selection: Selection,
     settings: Settings,
-    windows: Windows,
+    windows: Iterable[Window],
     resources: Resources,
     *,
     buffers: DenseBuffers,
     meter: Meter,
+    watched: Callable[[Reader], Reader] = lambda reader: reader,
 ) -> Generator[Yielded, None, None]:
-    """Yield the minibatches of some windows; closing it ends all threads and handles."""
-    source = _produce(selection, settings, windows, resources, buffers=buffers, meter=meter)
+    """Yield the minibatches of some windows; closing it ends all threads and handles.
+
+    ``watched`` may wrap the reader.
+    """
+    source = _produce(selection, settings, windows, resources, buffers=buffers, meter=meter, watched=watched)
     ahead: Generator[Yielded, None, None] | Prefetch[Yielded] = source
     if settings.use_eager_fetch:
         ahead = Prefetch(source, depth=1, waited=lambda seconds: meter.add(producer_wait_s=seconds))
@@ -66,16 +70,18 @@ def _n_cells(minibatch: Yielded) -> int:
 def _produce(
     selection: Selection,
     settings: Settings,
-    windows: Windows,
+    windows: Iterable[Window],
     resources: Resources,
     *,
     buffers: DenseBuffers,
     meter: Meter,
+    watched: Callable[[Reader], Reader],
 ) -> Generator[Yielded, None, None]:
     geometry = selection.geometry
-    reader, rows_per_read = _open_reader(selection, resources, meter)
+    reader, rows_per_read, n_threads = _open_reader(selection, resources, meter)
     if settings.X_dtype in HALVES:
         reader = HalvingReader(reader, settings.X_dtype)
+    reader = watched(reader)
     loaded = load_windows(
         windows,
         selection.joinids,
@@ -86,7 +92,7 @@ def _produce(
             max_row_blocks=budget.MAX_ROW_BLOCKS_PER_READ,
             max_rows=rows_per_read,
         ),
-        n_threads=resources.n_threads,
+        n_threads=n_threads,
         ahead=1 if settings.use_eager_fetch else 0,
         meter=meter,
     )
@@ -104,8 +110,10 @@ def _produce(
             del minibatch
 
 
-def _open_reader(selection: Selection, resources: Resources, meter: Meter) -> tuple[Reader, int]:
-    """Read the files of the array where their layout is known, else ask TileDB; with the rows that a read may take.
+def _open_reader(selection: Selection, resources: Resources, meter: Meter) -> tuple[Reader, int, int]:
+    """Read the files of the array where their layout is known, else ask TileDB.
+
+    Also says how many rows a read may take, and how many reads may be under way.
 
     A read of the files finds its tiles by a search and need not be long; a query looks at every tile there is.
     """
@@ -115,11 +123,11 @@ def _open_reader(selection: Selection, resources: Resources, meter: Meter) -> tu
     tiles = open_tiles(selection.X, geometry)
     if tiles is not None and genes.joinids is None:  # genes too far apart for a table are looked up page by page
         direct = TileReader(tiles, genes, resources.pool_dtype, columns=columns, meter=meter)
-        return direct, max(geometry.row_extent, budget.MIN_ROWS_PER_READ)
+        return direct, max(geometry.row_extent, budget.MIN_ROWS_PER_READ), resources.n_file_reads
     queries = SomaReader(
         selection.X, genes, resources.pool_dtype, columns=columns, buffer_bytes=resources.buffer_bytes, meter=meter
     )
-    return queries, resources.rows_per_read
+    return queries, resources.rows_per_read, resources.n_queries
 
 
 def _assemble(rows: Rows, selection: Selection, settings: Settings, assembler: Assembler) -> Yielded:

@@ -1,13 +1,14 @@
 """Which cell leaves when: a pure function of the selection's chunks, the seed, the epoch and the world.
 
-An epoch is one keyed permutation of the chunks. Laid end to end in that order the chunks form the *epoch
-order*, a line of cells. Ranks, then workers, take equal stretches of that line, so that no rank keeps a
-region of the store. A stretch is walked in *windows*: some chunks that are read and shuffled together.
-Nothing here reads, waits or draws from a generator: any window can be had without those before it.
+An epoch is one keyed permutation of the chunks, shallow and deep ones in turn. Laid end to end in that order the
+chunks form the *epoch order*, a line of cells. Ranks, then workers, take equal stretches of that line, so that no rank
+keeps a region of the store. A stretch is walked in *windows*: some chunks that are read and shuffled together. Nothing
+here reads, waits or draws from a generator: any window can be had without those before it.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,12 +19,16 @@ import numpy.typing as npt
 
 from cellfeed.errors import PlanError
 from cellfeed.joinids import IntArray
-from cellfeed.keyed import Purpose, permutation
+from cellfeed.keyed import Purpose, permutation, stratified
 
 Remainder = Literal["drop", "pad", "uneven"]
 
 RAMP = (4, 2)
 """The first windows of a ramp: whole windows divided by these."""
+
+
+N_STRATA = 8
+"""Classes of depth from which chunks come in turn. With 16, eight ranks of eight chunks each come out less even."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,13 @@ class Window:
     order: IntArray
     is_real: npt.NDArray[np.bool_]
 
+    def leavers(self, low: int, high: int) -> Window:
+        """Return a window of those cells alone that leave from place ``low`` to ``high``, in the same order."""
+        order = self.order[low:high]
+        stays = np.zeros(len(self.arrivals), np.bool_)
+        stays[order] = True
+        return Window(self.arrivals[stays], (np.cumsum(stays) - 1)[order], self.is_real[stays])
+
 
 @dataclass(frozen=True)
 class EpochPlan:
@@ -79,7 +91,8 @@ class EpochPlan:
     batch_size
         Cells in a minibatch.
     ramp
-        Begin with windows of a quarter and a half of ``chunks_per_window``: the first minibatch is there sooner.
+        Begin with windows of a quarter and a half of ``chunks_per_window``: the first minibatch is there sooner. Not
+        done where two windows hold all chunks.
     drop_last
         Leave out the last minibatch of a rank where it is not full.
     chunks_per_window
@@ -88,6 +101,9 @@ class EpochPlan:
         What becomes of the cells that do not divide evenly over the ranks. ``"drop"``: fewer than one
         minibatch a rank is left out, other cells each epoch. ``"pad"``: cells of the epoch's beginning
         repeat at its end. ``"uneven"``: ranks may differ by one cell, and so by one minibatch.
+    values
+        shape (n_chunks,): stored values of each chunk. Given, every stretch of the epoch order, and with it every
+        rank, has nearly as many for each of its cells. ``None`` if they are not known.
     """
 
     bounds: IntArray
@@ -99,6 +115,7 @@ class EpochPlan:
     drop_last: bool = False
     remainder: Remainder = "drop"
     ramp: bool = False
+    values: npt.NDArray[np.float64] | None = None
 
     @property
     def n_cells(self) -> int:
@@ -109,11 +126,13 @@ class EpochPlan:
     def chunk_order(self) -> IntArray:
         """int64, shape (n_chunks,), twice that to pad: the chunks in the order of the epoch."""
         n_chunks = len(self.bounds) - 1
-        order = (
-            permutation(n_chunks, self.seed, Purpose.CHUNKS, self.epoch)
-            if self.shuffle
-            else np.arange(n_chunks, dtype=np.int64)
-        )
+        order = np.arange(n_chunks, dtype=np.int64)
+        if self.shuffle:
+            order = permutation(n_chunks, self.seed, Purpose.CHUNKS, self.epoch)
+        if self.shuffle and self.values is not None and n_chunks:
+            sizes = np.diff(self.bounds)
+            excess = self.values - sizes * (self.values.sum() / self.n_cells)
+            order = stratified(order, excess, N_STRATA)
         return np.concatenate((order, order)) if self.remainder == "pad" else order
 
     @cached_property
@@ -122,16 +141,44 @@ class EpochPlan:
         sizes = np.diff(self.bounds)[self.chunk_order]
         return np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
 
-    def rank_stretch(self, world: World) -> tuple[int, int]:
-        """Half-open stretch of the epoch order that belongs to a rank, whatever its workers."""
-        n, size = self.n_cells, world.world_size
-        if self.remainder == "uneven":
-            return n * world.rank // size, self._whole(n * world.rank // size, n * (world.rank + 1) // size)
-        share = -(-n // size) if self.remainder == "pad" else n // size
-        return world.rank * share, self._whole(world.rank * share, (world.rank + 1) * share)
+    @property
+    def cells_per_window(self) -> int:
+        """Cells of a window, about."""
+        return max(1, self.n_cells * self.chunks_per_window // max(len(self.bounds) - 1, 1))
 
-    def _whole(self, start: int, stop: int) -> int:
-        return stop - (stop - start) % self.batch_size if self.drop_last else stop
+    @cached_property
+    def ramps(self) -> bool:
+        """Whether walks begin with smaller windows: not where two windows hold all, which is the better shuffle."""
+        return self.ramp and len(self.bounds) - 1 > 2 * self.chunks_per_window
+
+    def rank_shares(self, n_cells: int, world_size: int) -> IntArray:
+        """Divide a line of cells among ranks.
+
+        Returns
+        -------
+        int64, shape (world_size, 2): half-open stretches; to pad they end behind the last cell, by fewer than there
+        are ranks.
+        """
+        rank = np.arange(world_size, dtype=np.int64)
+        if self.remainder == "uneven":
+            starts, stops = n_cells * rank // world_size, n_cells * (rank + 1) // world_size
+        else:
+            share = -(-n_cells // world_size) if self.remainder == "pad" else n_cells // world_size
+            starts, stops = rank * share, (rank + 1) * share
+        if self.drop_last:
+            stops = stops - (stops - starts) % self.batch_size
+        return np.stack((starts, stops), axis=1)
+
+    def worker_shares(self, n_cells: int, num_workers: int) -> IntArray:
+        """Divide a rank's cells among its workers: whole minibatches, the last one's rest apart.
+
+        Returns
+        -------
+        int64, shape (num_workers, 2): half-open stretches.
+        """
+        edges = -(-n_cells // self.batch_size) * np.arange(num_workers + 1, dtype=np.int64) // num_workers
+        edges = np.minimum(edges * self.batch_size, n_cells)
+        return np.stack((edges[:-1], edges[1:]), axis=1)
 
     def n_minibatches(self, world: World) -> int:
         """Minibatches that a rank, or one worker of it, yields: exact, and known before any read."""
@@ -139,15 +186,39 @@ class EpochPlan:
         return -(-(stop - start) // self.batch_size)
 
     def stretch(self, world: World) -> tuple[int, int]:
-        """Half-open stretch of one worker: whole minibatches of its rank, the last one's rest apart."""
-        start, stop = self.rank_stretch(world)
-        n_minibatches = -(-(stop - start) // self.batch_size)
-        first, last = (n_minibatches * w // world.num_workers for w in (world.worker, world.worker + 1))
-        return start + first * self.batch_size, min(start + last * self.batch_size, stop)
+        """Half-open stretch of the epoch order that belongs to one worker."""
+        begin, end = self.rank_shares(self.n_cells, world.world_size)[world.rank].tolist()
+        start, stop = self.worker_shares(end - begin, world.num_workers)[world.worker].tolist()
+        return begin + start, begin + stop
 
     def windows(self, world: World) -> Windows:
         """Return the windows of one worker's stretch."""
         return Windows(self, *self.stretch(world))
+
+    def lap(self, start: int) -> int:
+        """Cells of the whole epoch that padding has gone through before ``start``."""
+        return start // max(self.n_cells, 1) * self.n_cells
+
+    def window(self, start: int, stop: int) -> Window:
+        """Return the cells of a stretch of the epoch order as one window."""
+        lap = self.lap(start)
+        first = int(np.searchsorted(self.starts, start - lap, side="right")) - 1
+        end = int(np.searchsorted(self.starts, stop - lap, side="left"))
+        chunks = self.chunk_order[first:end]
+        low, high = self.bounds[chunks], self.bounds[chunks + 1]
+        # A chunk on the edge of the stretch is shared with the neighbour: each takes its own cells.
+        starts = self.starts[first : end + 1] + lap
+        low[0] += max(0, start - int(starts[0]))
+        high[-1] -= max(0, int(starts[-1]) - stop)
+        is_real = starts[:-1] < self.n_cells
+        by_position = np.argsort(low)
+        arrivals, chunk = _expand(low[by_position], high[by_position])
+        order = (
+            permutation(len(arrivals), self.seed, Purpose.WINDOW, self.epoch, start)
+            if self.shuffle
+            else np.argsort(by_position[chunk], kind="stable")
+        )
+        return Window(arrivals, order, is_real[by_position][chunk])
 
 
 @dataclass(frozen=True)
@@ -160,8 +231,7 @@ class Windows(Sequence[Window]):
 
     @cached_property
     def _lap(self) -> int:
-        """Cells of the whole epoch that padding has gone through before ``start``."""
-        return self.start // max(self.plan.n_cells, 1) * self.plan.n_cells
+        return self.plan.lap(self.start)
 
     @cached_property
     def _first_chunk(self) -> int:
@@ -182,9 +252,13 @@ class Windows(Sequence[Window]):
     def _chunks_before(self, k: int) -> int:
         """Chunks of the stretch in the windows before window ``k``."""
         whole = self.plan.chunks_per_window
-        if not self.plan.ramp:
+        if not self.plan.ramps:
             return k * whole
         return sum(-(-whole // part) for part in RAMP[:k]) + max(0, k - len(RAMP)) * whole
+
+    def find(self, n: int) -> int:
+        """Window from which the next cell leaves once ``n`` have left."""
+        return bisect_right(range(len(self)), n, key=self.first_cell) - 1
 
     def first_cell(self, k: int) -> int:
         """Cells of the stretch that have left before window ``k``."""
@@ -196,25 +270,7 @@ class Windows(Sequence[Window]):
     def __getitem__(self, k: int) -> Window:  # type: ignore[override]
         if not 0 <= k < len(self):
             raise IndexError(k)
-        plan = self.plan
-        first = self._first_chunk + self._chunks_before(k)
-        end = min(self._first_chunk + self._chunks_before(k + 1), self._end_chunk)
-        chunks = plan.chunk_order[first:end]
-        low, high = plan.bounds[chunks], plan.bounds[chunks + 1]
-        # A chunk on the edge of the stretch is shared with the neighbour: each takes its own cells.
-        starts = plan.starts[first : end + 1] + self._lap
-        low[0] += max(0, self.start - int(starts[0]))
-        high[-1] -= max(0, int(starts[-1]) - self.stop)
-        is_real = starts[:-1] < plan.n_cells
-        by_position = np.argsort(low)
-        arrivals, chunk = _expand(low[by_position], high[by_position])
-        n = len(arrivals)
-        order = (
-            permutation(n, plan.seed, Purpose.WINDOW, plan.epoch, self.start, k)
-            if plan.shuffle
-            else np.argsort(by_position[chunk], kind="stable")
-        )
-        return Window(arrivals, order, is_real[by_position][chunk])
+        return self.plan.window(self.start + self.first_cell(k), self.start + self.first_cell(k + 1))
 
 
 def _expand(low: IntArray, high: IntArray) -> tuple[IntArray, IntArray]:

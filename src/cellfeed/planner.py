@@ -30,7 +30,9 @@ class Resources:
     Attributes
     ----------
     n_threads
-        Threads that read.
+        Threads that make a minibatch together.
+    n_file_reads, n_queries
+        Reads under way at once: of files, or by TileDB.
     buffer_bytes
         Bytes of each buffer that TileDB fills, three to a query.
     rows_per_read
@@ -40,13 +42,15 @@ class Resources:
     """
 
     n_threads: int
+    n_file_reads: int
+    n_queries: int
     buffer_bytes: int
     rows_per_read: int
     pool_dtype: np.dtype[Any]
 
 
 class Planner:
-    """Plans epochs over a selection; pure but for the number of cores."""
+    """Plans epochs over a selection; orders do not depend on the machine."""
 
     def __init__(self, selection: Selection, settings: Settings) -> None:
         self._selection = selection
@@ -75,19 +79,35 @@ class Planner:
 
     def resources(self, num_workers: int = 1) -> Resources:
         """Divide cores and budget among the processes of a loader."""
-        return self._resources(self._settings.memory_budget // num_workers, num_workers)
-
-    def _resources(self, memory_budget: int, num_workers: int) -> Resources:
-        n_threads = max(1, available_threads() // num_workers)
-        geometry = self._selection.geometry
-        row_blocks = budget.row_blocks_per_read(
-            geometry, kept_bytes=self._kept_bytes, memory_budget=memory_budget, n_threads=n_threads
-        )
+        share = self._settings.memory_budget // num_workers
+        cores, per_query = max(1, available_threads() // num_workers), self._bytes_per_query(share)
+        per_file_read = budget.bytes_per_file_read(self._values_per_read(share))
+        room = budget.reads_bytes(share, per_query)
         return Resources(
-            n_threads=n_threads,
-            buffer_bytes=budget.buffer_bytes(memory_budget, n_threads),
-            rows_per_read=max(row_blocks * geometry.row_extent, budget.MIN_ROWS_PER_READ),
+            n_threads=cores,
+            n_file_reads=max(1, min(cores, room // per_file_read)),
+            n_queries=max(1, min(cores, room // per_query)),
+            buffer_bytes=budget.buffer_bytes(share),
+            rows_per_read=self._rows_per_read(share),
             pool_dtype=self.pool_dtype,
+        )
+
+    def _rows_per_read(self, memory_budget: int) -> int:
+        geometry = self._selection.geometry
+        row_blocks = budget.row_blocks_per_read(geometry, kept_bytes=self._kept_bytes, memory_budget=memory_budget)
+        return max(row_blocks * geometry.row_extent, budget.MIN_ROWS_PER_READ)
+
+    def _values_per_read(self, memory_budget: int) -> float:
+        """Values of a read at most: the deepest chunk tells how deep its rows can be."""
+        values, sizes = self._chunk_values, np.diff(self.bounds)
+        deepest = float((values / np.maximum(sizes, 1)).max(initial=0.0))
+        return min(deepest * self._rows_per_read(memory_budget), float(values.sum()))
+
+    def _bytes_per_query(self, memory_budget: int) -> int:
+        return budget.bytes_per_query(
+            self._values_per_read(memory_budget),
+            kept_bytes=self._kept_bytes,
+            buffer_bytes=budget.buffer_bytes(memory_budget),
         )
 
     @cached_property
@@ -108,25 +128,18 @@ class Planner:
         """Bytes of a value in the pool at most: its gene and itself."""
         return (2 if self._selection.n_vars <= 1 << 16 else 4) + self.pool_dtype.itemsize
 
-    def _memory(self, memory_budget: int, num_workers: int) -> budget.MemoryModel:
+    def _memory(self, memory_budget: int) -> budget.MemoryModel:
+        """Say what is held; the number of cores is no part of it, or orders would differ between machines."""
         settings, selection, values = self._settings, self._selection, self._chunk_values
-        resources = self._resources(memory_budget, num_workers)
         n_cells = max(selection.n_obs, 1)
         values_per_cell = float(values.sum()) / n_cells
         per_cell = (
             values_per_cell * (4 + self._x_bytes) if settings.return_sparse_X else selection.n_vars * self._x_bytes
         )
         held = budget.MINIBATCHES_HELD if settings.use_eager_fetch else budget.MINIBATCHES_HELD - 1
-        # The deepest chunk tells how deep the rows of a read can be.
-        deepest = float((values / np.maximum(np.diff(self.bounds), 1)).max(initial=0.0))
         return budget.MemoryModel(
             chunks=values * self._kept_bytes + np.diff(self.bounds) * float(budget.BYTES_PER_CELL),
-            in_flight=budget.in_flight_bytes(
-                min(deepest * max(resources.rows_per_read, selection.geometry.row_extent), float(values.sum())),
-                kept_bytes=self._kept_bytes,
-                n_threads=resources.n_threads,
-                buffer_bytes=resources.buffer_bytes,
-            ),
+            in_flight=budget.reads_bytes(memory_budget, self._bytes_per_query(memory_budget)),
             minibatches=int(min(settings.batch_size, n_cells) * per_cell * held),
             windows_held=2 if settings.use_eager_fetch else 1,
         )
@@ -136,17 +149,17 @@ class Planner:
         if self._settings.shuffle_chunk_count is not None:
             return self._settings.shuffle_chunk_count
         share = self._settings.memory_budget // num_workers
-        n_chunks = self._memory(share, num_workers).chunks_that_fit(share, shuffle=self._settings.shuffle)
+        n_chunks = self._memory(share).chunks_that_fit(share, shuffle=self._settings.shuffle)
         if n_chunks < 1:
             self._refuse_budget(share, num_workers)
         cells_per_chunk = self._selection.n_obs / max(len(self.bounds) - 1, 1)
         return max(1, min(n_chunks, int(budget.MAX_CELLS_PER_WINDOW / max(cells_per_chunk, 1))))
 
     def _refuse_budget(self, share: int, num_workers: int) -> None:
-        memory = self._memory(share, num_workers)
+        memory = self._memory(share)
         least = memory.peak(memory.largest_chunk)
         for _ in range(50):  # a larger budget has larger buffers, so what would do is found step by step
-            larger = self._memory(least, num_workers)
+            larger = self._memory(least)
             enough = int(larger.peak(larger.largest_chunk) * 1.02)
             if enough <= least:
                 break
@@ -172,8 +185,8 @@ class Planner:
             chunks_per_window=chunks_per_window,
             drop_last=settings.drop_last,
             remainder=settings.remainder,
-            # Given a count, windows are the published blocks; where all fits in one or two, that is the better shuffle.
-            ramp=settings.shuffle_chunk_count is None and len(self.bounds) - 1 > 2 * chunks_per_window,
+            ramp=settings.shuffle_chunk_count is None,  # given a count, windows are the published blocks
+            values=None if self._selection.nnz is None else self._chunk_values,
         )
 
     def report(self, epoch: int, world: World) -> Plan:
@@ -181,10 +194,10 @@ class Planner:
         plan = self.epoch_plan(epoch)
         windows = plan.windows(world)
         sizes = np.diff(self.bounds)
-        first = len(RAMP) if plan.ramp else 0  # windows of a ramp are smaller than those that follow
+        first = len(RAMP) if plan.ramps else 0  # windows of a ramp are smaller than those that follow
         sample = [windows[k].arrivals for k in range(first, min(len(windows), first + WINDOWS_SAMPLED))]
         sample = sample or [windows[k].arrivals for k in range(len(windows))]
-        memory = self._memory(self._settings.memory_budget, 1)
+        memory = self._memory(self._settings.memory_budget)
         per_cell = memory.chunks / np.maximum(sizes, 1)
         held = [float(per_cell[self._chunk_of(arrivals)].sum()) for arrivals in sample]
         return Plan(

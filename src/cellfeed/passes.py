@@ -1,0 +1,111 @@
+"""The passes over a selection: which comes next, what is left of it, and how that is saved and restored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from cellfeed import state
+from cellfeed.epochs import Epochs
+from cellfeed.errors import PlanError
+from cellfeed.plan import EpochPlan, Window, World
+from cellfeed.planner import Planner
+from cellfeed.progress import Shares, Stage, Topology, deal, n_minibatches, walk
+from cellfeed.selection import Selection
+from cellfeed.settings import Settings
+from cellfeed.topology import find_ranks
+
+
+class Passes:
+    """Knows at which cell of which epoch a dataset is.
+
+    Parameters
+    ----------
+    selection, settings
+        What is passed over, and how.
+    planner
+        Of epochs over them.
+    """
+
+    def __init__(self, selection: Selection, settings: Settings, planner: Planner) -> None:
+        self._selection = selection
+        self._settings = settings
+        self._planner = planner
+        self.epochs = Epochs()
+
+    def begin(self, num_workers: int = 1) -> None:
+        """Begin the next pass, in so many reading processes."""
+        rank, world_size = self._ranks()
+        if world_size > 1 and self._settings.shuffle and not self._settings.seed_given:
+            raise PlanError(
+                f"seed=None with world_size={world_size}: each rank would draw another order, and cells would be "
+                f"lost and repeated; give all ranks the same seed"
+            )
+        self.epochs.begin_pass(self._topology(world_size, num_workers), rank)
+
+    def windows(self, world: World) -> Iterator[Window]:
+        """Return the windows that one worker is to walk in the pass under way."""
+        topology = self._topology(world.world_size, world.num_workers)
+        plan, shares = self._deal(self.epochs.current, self.epochs.stages, topology)
+        return walk(shares.ranks[world.rank][world.worker], plan)
+
+    def n_minibatches(self, num_workers: int = 1) -> int:
+        """Minibatches of this rank in the next pass; those that were received before a restore are counted."""
+        rank, world_size = self._ranks()
+        stages = self.epochs.next_stages
+        _, shares = self._deal(self.epochs.next, stages, self._topology(world_size, num_workers))
+        to_come = sum(n_minibatches(pieces, self._settings.batch_size) for pieces in shares.ranks[rank])
+        return to_come + sum(max(stage.received_by(r) for r in range(stage.topology.world_size)) for stage in stages)
+
+    def save(self) -> dict[str, Any]:
+        """Return the state of this rank."""
+        epoch, stages = self.epochs.position
+        return state.pack(epoch, stages, self._ranks()[0], self._fingerprint)
+
+    def restore(self, saved: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
+        """Go on behind the last minibatch that a state counts; at the end of an epoch, with the next one."""
+        epoch, stages = state.unpack(saved, self._fingerprint)
+        if stages and self._is_finished(epoch, stages):
+            epoch, stages = epoch + 1, ()
+        self.epochs.resume(epoch, stages)
+
+    def _is_finished(self, epoch: int, stages: Sequence[Stage]) -> bool:
+        *before, last = stages
+        _, shares = self._deal(epoch, before, last.topology)
+        return all(
+            last.received_by(rank) >= sum(n_minibatches(pieces, self._settings.batch_size) for pieces in workers)
+            for rank, workers in enumerate(shares.ranks)
+        )
+
+    def _deal(self, epoch: int, stages: Sequence[Stage], topology: Topology) -> tuple[EpochPlan, Shares]:
+        plan = replace(self._planner.epoch_plan(epoch), chunks_per_window=topology.chunks_per_window)
+        return plan, deal(plan, stages, topology)
+
+    def _topology(self, world_size: int, num_workers: int) -> Topology:
+        return Topology(world_size, num_workers, self._planner.chunks_per_window(num_workers))
+
+    def _ranks(self) -> tuple[int, int]:
+        return find_ranks(self._settings.rank, self._settings.world_size)
+
+    @cached_property
+    def _fingerprint(self) -> state.Fingerprint:
+        selection, settings = self._selection, self._settings
+        return {
+            "measurement_name": selection.measurement_name,
+            "X_name": selection.X_name,
+            "n_obs": selection.n_obs,
+            "obs_joinids": state.digest(selection.joinids[:]),
+            "n_vars": selection.n_vars,
+            "var_joinids": state.digest(selection.var_joinids),
+            "obs nnz": state.digest(selection.nnz),
+            "row_extent": selection.geometry.row_extent,
+            "seed": settings.seed,
+            "shuffle": settings.shuffle,
+            "batch_size": settings.batch_size,
+            "drop_last": settings.drop_last,
+            "remainder": settings.remainder,
+            "soma_chunk_size": settings.soma_chunk_size,
+            "shuffle_chunk_count": settings.shuffle_chunk_count,
+        }

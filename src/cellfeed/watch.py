@@ -1,0 +1,84 @@
+"""What each worker process is reading, where the main process can see it when a worker dies or hangs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+
+import torch
+
+from cellfeed.block import Block, Reader
+from cellfeed.joinids import IntArray
+
+MAX_READS = 64
+"""Reads of one worker that are told apart."""
+
+
+class Watch:
+    """Shared memory in which workers write their process number and the runs that they are reading.
+
+    Parameters
+    ----------
+    num_workers
+        Worker processes that share it.
+    """
+
+    def __init__(self, num_workers: int) -> None:
+        self._pids = torch.zeros(num_workers, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        shape = (num_workers, MAX_READS, 2)
+        self._runs = torch.full(shape, -1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+
+    def watched(self, reader: Reader, worker: int) -> Reader:
+        """Return the reader of a worker, under watch."""
+        self._pids[worker] = os.getpid()
+        self._runs[worker] = -1
+        return _WatchedReader(reader, self._runs[worker])
+
+    def forget(self) -> None:
+        """Forget the processes of an earlier pass."""
+        self._pids.zero_()
+        self._runs.fill_(-1)
+
+    def told(self) -> str:
+        """Say what is being read, worker by worker."""
+        lines = []
+        for worker, pid in enumerate(self._pids.tolist()):
+            runs = [f"{first} to {last}" for first, last in sorted(self._runs[worker].tolist()) if first >= 0]
+            doing = f"was reading soma_joinid {', '.join(runs)}" if runs else "was not reading"
+            lines.append(f"worker {worker} (process {pid}) {doing}" if pid else f"worker {worker} had not begun")
+        return "; ".join(lines)
+
+    def kill(self) -> None:
+        """End the workers, hung ones as well."""
+        for pid in self._pids.tolist():
+            if pid and pid != os.getpid():
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
+class _WatchedReader:
+    def __init__(self, reader: Reader, runs: torch.Tensor) -> None:
+        self._reader = reader
+        self._runs = runs
+        self._free = list(range(len(runs)))
+        self._lock = threading.Lock()
+
+    def read(self, joinids: IntArray) -> Block:
+        if len(joinids) == 0:
+            return self._reader.read(joinids)
+        with self._lock:
+            slot = self._free.pop() if self._free else None
+        if slot is None:
+            return self._reader.read(joinids)
+        self._runs[slot, 0], self._runs[slot, 1] = int(joinids[0]), int(joinids[-1])
+        try:
+            return self._reader.read(joinids)
+        finally:
+            self._runs[slot] = -1
+            with self._lock:
+                self._free.append(slot)
+
+    def close(self) -> None:
+        self._reader.close()

@@ -1,0 +1,122 @@
+"""Resuming, without a store: what is left is what had not left."""
+
+from dataclasses import replace
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cellfeed.plan import World
+from cellfeed.progress import Stage, Topology, deal, n_minibatches, received_from_workers, walk
+from tests.test_plan import plans
+
+worlds = st.tuples(st.integers(1, 8), st.integers(1, 4))
+topologies = st.builds(Topology, st.integers(1, 8), st.integers(1, 4), st.integers(1, 8))
+
+
+def stream(pieces, plan):
+    """Minibatches of one worker: (position, is_real) of each cell."""
+    line = [
+        (p, r)
+        for w in walk(pieces, plan)
+        for p, r in zip(w.arrivals[w.order].tolist(), w.is_real[w.order].tolist(), strict=True)
+    ]
+    return [line[k : k + plan.batch_size] for k in range(0, len(line), plan.batch_size)]
+
+
+def rank_streams(plan, stages, topology):
+    """Minibatches of each rank in the order of a DataLoader, worked out step by step."""
+    now = replace(plan, chunks_per_window=topology.chunks_per_window)
+    streams = []
+    for workers in deal(plan, stages, topology).ranks:
+        queues, received = [stream(pieces, now) for pieces in workers], []
+        assert [len(queue) for queue in queues] == [n_minibatches(pieces, plan.batch_size) for pieces in workers]
+        while any(queues):
+            for queue in queues:
+                if queue:
+                    received.append(queue.pop(0))
+        streams.append(received)
+    return streams
+
+
+def cells_of(minibatches):
+    return [cell for minibatch in minibatches for cell in minibatch]
+
+
+@given(plan=plans(), world=worlds)
+def test_an_epoch_that_was_not_begun_is_the_plan(plan, world):
+    world_size, num_workers = world
+    dealt = deal(plan, [], Topology(world_size, num_workers, plan.chunks_per_window))
+    for r in range(world_size):
+        for w in range(num_workers):
+            world = World(r, world_size, w, num_workers)
+            expected = [p for k in plan.windows(world) for p in k.arrivals[k.order].tolist()]
+            assert [p for p, _ in cells_of(stream(dealt.ranks[r][w], plan))] == expected
+            assert n_minibatches(dealt.ranks[r][w], plan.batch_size) == plan.n_minibatches(world)
+
+
+@settings(max_examples=500)
+@given(plan=plans(), topology=topologies)
+def test_resume_at_every_step(plan, topology):
+    """On the same ranks and workers the rest of each rank's stream is equal, wherever it stopped."""
+    plan = replace(plan, chunks_per_window=topology.chunks_per_window)
+    before = rank_streams(plan, [], topology)
+    for k in range(max(map(len, before)) + 1):
+        assert rank_streams(plan, [Stage(topology, k)], topology) == [stream[k:] for stream in before]
+
+
+@settings(max_examples=500)
+@given(plan=plans(), walks=st.lists(topologies, min_size=2, max_size=4), data=st.data())
+def test_other_ranks_and_workers_lose_and_repeat_nothing(plan, walks, data):
+    """Stage after stage on other topologies: each cell once, up to the remainder of the last one."""
+    stages, met = [], []
+    for topology in walks:
+        streams = rank_streams(plan, stages, topology)
+        if plan.remainder != "uneven" and (not stages or stages[-1].topology.world_size != topology.world_size):
+            assert len({len(cells_of(s)) for s in streams}) == 1
+        last = len(stages) == len(walks) - 1
+        # Ranks that train together have received as many minibatches each; others, as they like.
+        together = data.draw(st.booleans())
+        most = min(map(len, streams))
+        k = data.draw(st.integers(0, most)) if together and not last else None
+        received = tuple(len(s) if last else k if k is not None else data.draw(st.integers(0, len(s))) for s in streams)
+        met += [cell for s, n in zip(streams, received, strict=True) for cell in cells_of(s[:n])]
+        stages.append(Stage(topology, k if k is not None else received))
+    real = [p for p, is_real in met if is_real]
+    assert len(set(real)) == len(real)
+    if not plan.drop_last and plan.remainder != "drop":
+        assert len(real) == plan.n_cells
+    ranks_since = [t.world_size for t in walks][::-1]
+    last_deal = next((k for k, n in enumerate(ranks_since) if n != ranks_since[0]), len(walks)) - 1
+    stages_before = stages[: len(walks) - 1 - last_deal]
+    dealt = deal(plan, stages_before, walks[len(walks) - 1 - last_deal])
+    left_out = sum(map(len, dealt.left_out))
+    assert left_out < max(1, walks[-1].world_size) * (plan.batch_size if plan.drop_last else 1) + walks[-1].world_size
+    assert plan.n_cells - len(real) <= left_out
+
+
+@given(plan=plans(), topology=topologies, now=topologies, data=st.data())
+def test_windows_of_a_rest_are_no_larger_than_planned(plan, topology, now, data):
+    """Others may hold less than those before: what was under way comes in windows of their size."""
+    before = rank_streams(plan, [], topology)
+    stage = Stage(topology, data.draw(st.integers(0, max(map(len, before)))))
+    planned = replace(plan, chunks_per_window=now.chunks_per_window)
+    largest = int(np.diff(plan.bounds).max(initial=0)) * now.chunks_per_window
+    if now == topology:
+        return
+    for workers in deal(plan, [stage], now).ranks:
+        for pieces in workers:
+            assert all(len(w.arrivals) <= max(largest, planned.cells_per_window) for w in walk(pieces, planned))
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=5), st.integers(0, 40))
+def test_minibatches_come_from_workers_in_turn(available, received):
+    queues, counts = list(available), [0] * len(available)
+    while received and any(queues):
+        for w, n in enumerate(queues):
+            if n and received:
+                queues[w] -= 1
+                counts[w] += 1
+                received -= 1
+    total = sum(counts)
+    assert received_from_workers(total + received, available) == counts
