@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from cellfeed.datapipe import plain
 from cellfeed.dataset import ExperimentDataset
 from cellfeed.errors import CellfeedError, PlanError, ReadError
 from cellfeed.minibatch import Minibatch, PaddedMinibatch
-from cellfeed.watch import Watch
+from cellfeed.watch import Alarm, Watch
 
 _REFUSED = {
     "shuffle": "the dataset's shuffle=",
@@ -27,8 +28,17 @@ TIMEOUT_S = 600.0
 """Seconds without a minibatch after which workers count as hung, unless ``timeout=`` says otherwise."""
 
 
+GRACE_S = 5.0
+"""Seconds more until workers are ended that do not answer."""
+
+
 class ExperimentDataLoader(DataLoader[Minibatch | PaddedMinibatch]):
     """What :func:`experiment_dataloader` returns."""
+
+    # Accelerate's ``prepare`` gives each rank a part of what a loader yields, and the dataset has done that. What says
+    # that it was prepared already is returned as it is; and ``save_state`` keeps the state of a loader that has one.
+    _is_accelerate_prepared = True
+    use_stateful_dataloader = True
 
     def __init__(self, dataset: ExperimentDataset, num_workers: int, **kwargs: Any) -> None:
         self._passes = dataset._passes
@@ -46,19 +56,27 @@ class ExperimentDataLoader(DataLoader[Minibatch | PaddedMinibatch]):
     def _watched(self, minibatches: Iterator[Minibatch | PaddedMinibatch]) -> Iterator[Minibatch | PaddedMinibatch]:
         """Yield minibatches; when a worker dies or hangs, say what it was reading."""
         self._watch.forget()
+        # PyTorch's time-out ends the waiting for a message, but not for the tensors that a message only names.
+        alarm = Alarm(self.timeout + GRACE_S if self.timeout else 0, self._watch.kill)
         try:
             while True:
-                minibatch = next(minibatches, None)
+                with alarm.set():
+                    minibatch = next(minibatches, None)
                 if minibatch is None:
                     return
                 yield minibatch
                 del minibatch
-        except RuntimeError as cause:
-            if isinstance(cause, CellfeedError) or not str(cause).startswith("DataLoader"):
+        except (RuntimeError, OSError, EOFError) as cause:
+            if not (alarm.rang or _tells_of_a_lost_worker(cause)):
                 raise
             told = self._watch.told()
+            with contextlib.suppress(Exception):  # PyTorch reports each worker that it finds dead
+                minibatches._shutdown_workers()  # type: ignore[attr-defined]
             self._watch.kill()  # one that is stopped would hold up the end of this process
-            raise ReadError(f"{cause}: {told}, of {self._uri!r}") from cause
+            what = f"no minibatch came for {self.timeout:g} s" if alarm.rang else f"a worker was lost ({cause})"
+            raise ReadError(f"{what}: {told}, of {self._uri!r}") from cause
+        finally:
+            alarm.close()
 
     def __len__(self) -> int:
         """Minibatches of this rank in the next pass, those received before a restore included."""
@@ -74,6 +92,13 @@ class ExperimentDataLoader(DataLoader[Minibatch | PaddedMinibatch]):
     def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
         """Make the next pass go on where a state was saved; see :meth:`ExperimentDataset.load_state_dict`."""
         self._passes.restore(state)
+
+
+def _tells_of_a_lost_worker(error: BaseException) -> bool:
+    """Whether PyTorch misses a worker, or a tensor could not be fetched from one; not what a worker itself raised."""
+    if isinstance(error, RuntimeError):
+        return str(error).startswith("DataLoader") and not isinstance(error, CellfeedError)
+    return not str(error).startswith("Caught ")
 
 
 def experiment_dataloader(dataset: ExperimentDataset, num_workers: int = 0, **kwargs: Any) -> ExperimentDataLoader:

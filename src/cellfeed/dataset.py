@@ -27,7 +27,7 @@ from cellfeed.report import Plan
 from cellfeed.selection import Selection
 from cellfeed.settings import Settings
 from cellfeed.stats import Meter, Stats
-from cellfeed.topology import find_ranks, find_world
+from cellfeed.topology import find_ranks, find_world, refuse_second_sharding
 from cellfeed.watch import Watch
 
 
@@ -187,10 +187,7 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
         self._selection = selection
         self._settings = settings
         self._meter = Meter()
-        self._buffers = DenseBuffers(keep=budget.MINIBATCHES_HELD)
-        self._pid = os.getpid()
-        if settings.return_sparse_X:
-            quiet_beta_warning()
+        self._settle()
         self._planner = Planner(selection, settings)
         self._planner.epoch_plan(0)  # a budget that is too small is said now, not at the first read
         self._passes = Passes(selection, settings, self._planner)
@@ -203,8 +200,14 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Make what belongs to this process."""
         self._buffers = DenseBuffers(keep=budget.MINIBATCHES_HELD)
         self._pid = os.getpid()
+        if self._settings.return_sparse_X:
+            quiet_beta_warning()
 
     # ------------------------------------------------------------------ what it is
 
@@ -392,6 +395,7 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
 
     def __iter__(self) -> Iterator[Minibatch | PaddedMinibatch]:
         self._refuse_fork()
+        refuse_second_sharding(self._settings.rank, self._settings.world_size)
         world = find_world(self._settings.rank, self._settings.world_size)
         in_worker = get_worker_info() is not None
         if not in_worker:

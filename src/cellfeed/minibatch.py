@@ -7,7 +7,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -130,8 +130,11 @@ class Assembler:
         edges = [len(rows) * k // self._n_threads for k in range(self._n_threads + 1)]
         parts = [(rows.cut(low, high), low, high) for low, high in itertools.pairwise(edges) if low < high]
         others = [self._pool.submit(gather, *part) for part in parts[1:]]
-        for part in parts[:1]:
-            gather(*part)
+        try:
+            for part in parts[:1]:
+                gather(*part)
+        finally:
+            wait(others)  # none may still write when the memory goes
         for other in others:
             other.result()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import torch.distributed
 import torch.utils.data
@@ -49,3 +50,18 @@ def check_ranks(rank: object, world_size: object) -> None:
         if isinstance(value, bool) or not isinstance(value, int):
             raise PlanError(f"{name}={value!r} must be an integer")
     World(rank, world_size)  # type: ignore[arg-type]
+
+
+def refuse_second_sharding(rank: int | None, world_size: int | None) -> None:
+    """Refuse to be iterated by a loader that Accelerate has prepared: it would give each rank a part of its part."""
+    if find_ranks(rank, world_size)[1] == 1:
+        return
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_globals.get("__name__") == "accelerate.data_loader":
+            raise PlanError(
+                "Accelerate prepared a loader over this dataset, and would give each rank a part of what its rank is "
+                "to receive: cells would be lost. Prepare what cellfeed.experiment_dataloader returns, which it leaves "
+                "as it is, or prepare no loader"
+            )

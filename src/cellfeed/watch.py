@@ -1,11 +1,14 @@
-"""What each worker process is reading, where the main process can see it when a worker dies or hangs."""
+"""Worker processes under watch: what each is reading, for when one dies; and an alarm, for when one hangs."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import threading
+import time
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -51,11 +54,52 @@ class Watch:
         return "; ".join(lines)
 
     def kill(self) -> None:
-        """End the workers, hung ones as well."""
+        """End the workers at once, stopped ones as well."""
         for pid in self._pids.tolist():
             if pid and pid != os.getpid():
-                with contextlib.suppress(ProcessLookupError, PermissionError):
+                with contextlib.suppress(OSError):  # it is gone already
                     os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
+class Alarm:
+    """A thread that rings once if it was not put off for some seconds.
+
+    Parameters
+    ----------
+    seconds
+        0 or less never rings.
+    ring
+        Called in the thread.
+    """
+
+    def __init__(self, seconds: float, ring: Callable[[], None]) -> None:
+        self._seconds = seconds
+        self._ring = ring
+        self._until = math.inf
+        self._done = threading.Event()
+        self.rang = False
+        if seconds > 0:
+            threading.Thread(target=self._run, name="cellfeed-alarm", daemon=True).start()
+
+    @contextlib.contextmanager
+    def set(self) -> Iterator[None]:
+        """Ring if the body takes too long."""
+        self._until = time.monotonic() + self._seconds
+        try:
+            yield
+        finally:
+            self._until = math.inf
+
+    def _run(self) -> None:
+        while not self._done.wait(min(1.0, self._seconds / 4)):
+            if time.monotonic() > self._until:
+                self.rang = True
+                self._ring()
+                return
+
+    def close(self) -> None:
+        """End the thread."""
+        self._done.set()
 
 
 class _WatchedReader:

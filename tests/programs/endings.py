@@ -1,0 +1,58 @@
+"""Leaves a loop over a dataset in one way or another, and tells whether anything was left behind.
+
+python -m tests.programs.endings URI break 2
+"""
+
+import gc
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import cellfeed
+
+
+def held():
+    """Threads, open files and pieces of shared memory of this process."""
+    files = [os.readlink(f) for f in Path("/proc/self/fd").iterdir() if f.exists()]  # noqa: PTH115 - as it stands there
+    return {
+        "threads": sorted(t.name for t in threading.enumerate() if t.name.startswith("cellfeed")),
+        "files": len([name for name in files if not name.startswith(("pipe:", "anon_inode:", "socket:"))]),
+        "shared": sorted(path.name for path in Path("/dev/shm").iterdir() if str(os.getpid()) in path.name),
+    }
+
+
+def main():
+    uri, how, num_workers = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    dataset = cellfeed.ExperimentDataset(uri, batch_size=2, soma_chunk_size=2, shuffle_chunk_count=5, seed=0)
+    loader = cellfeed.experiment_dataloader(dataset, num_workers=num_workers)
+    for _ in loader:  # imports, compilation and handles that stay for good are behind this pass
+        pass
+    gc.collect()
+    before = held()
+    if how == "exit":
+        iterator = iter(loader)
+        next(iterator)
+        globals()["kept"] = iterator
+        print(json.dumps({"before": before, "after": before}), flush=True)
+        return
+    try:
+        for k, _ in enumerate(loader):
+            if k == 3 and how == "break":
+                break
+            if k == 3 and how == "error":
+                raise RuntimeError("the loop's own")
+            if k == 3 and how == "interrupt":
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(10)
+    except (RuntimeError, KeyboardInterrupt):
+        pass
+    gc.collect()
+    print(json.dumps({"before": before, "after": held()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

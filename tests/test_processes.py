@@ -1,0 +1,147 @@
+"""Whole processes: ranks under torchrun, runs that are killed, workers that die or hang, and endings."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cellfeed import ExperimentDataset, ReadError, experiment_dataloader
+
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {
+    **{k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")},
+    "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")]),
+    "GLOO_SOCKET_IFNAME": "lo",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def python(*arguments, **options):
+    return subprocess.Popen([sys.executable, *map(str, arguments)], cwd=ROOT, env=ENVIRONMENT, text=True, **options)
+
+
+def torchrun(n_ranks, module, *arguments):
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", n_ranks, "-m", module, *arguments]
+    process = python(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    output, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, output[-3000:]
+    return output
+
+
+@pytest.mark.parametrize(("n_ranks", "remainder"), [(1, "drop"), (2, "drop"), (4, "drop"), (2, "pad")])
+def test_ranks_under_torchrun(store, tmp_path, n_ranks, remainder):
+    """DDP training ends; ranks yield as many minibatches as announced; each cell comes once an epoch; sets differ."""
+    parameters = {"batch_size": 8, "soma_chunk_size": 3, "shuffle_chunk_count": 4, "remainder": remainder}
+    torchrun(n_ranks, "tests.programs.ddp", store, tmp_path, json.dumps(parameters), 0, 1, 2)
+    ranks = [json.loads((tmp_path / f"rank{r}.json").read_text()) for r in range(n_ranks)]
+    for workers in ("0", "1", "2"):
+        sets = []
+        for epoch in range(2):
+            passes = [rank[workers][epoch] for rank in ranks]
+            assert {p["length"] for p in passes} == {len(p["received"]) for p in passes}
+            assert len({p["length"] for p in passes}) == 1
+            met = [joinid for p in passes for minibatch in p["received"] for joinid in minibatch]
+            assert len(set(met)) == len(met)
+            assert 100 - n_ranks < len(met) <= 100
+            assert len(met) == 100 or remainder == "drop"
+            sets.append([frozenset(j for minibatch in p["received"] for j in minibatch) for p in passes])
+        if n_ranks > 1:
+            assert all(first != second for first, second in zip(*sets, strict=True))
+    for rank in ranks:  # a rank's cells do not depend on its workers
+        for epoch in range(2):
+            of = [sorted(j for m in rank[w][epoch]["received"] for j in m) for w in ("0", "1", "2")]
+            assert of[0] == of[1] == of[2]
+
+
+@pytest.mark.parametrize(("num_workers", "n_kills"), [(0, 16), (2, 4)])
+def test_killed_and_continued(store, tmp_path, num_workers, n_kills):
+    """Killed at random steps and started again from its last state, a run receives what it would have received."""
+    chance = random.Random(num_workers)
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    for folder in (straight, broken):
+        folder.mkdir()
+    undisturbed = python("-m", "tests.programs.killed", store, straight, json.dumps({"num_workers": num_workers}))
+    options = json.dumps({"num_workers": num_workers, "sleep_s": 0.05})
+    kills = 0
+    while not (broken / "done").exists():
+        process = python("-m", "tests.programs.killed", store, broken, options)
+        before = steps(broken)
+        if kills < n_kills:
+            wanted = before + chance.randint(1, 60 // n_kills)
+            while steps(broken) < wanted and process.poll() is None:
+                time.sleep(0.005)
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait(timeout=120)
+    assert undisturbed.wait(timeout=120) == 0
+    assert kills == n_kills
+    history = json.loads((broken / "state.json").read_text())["history"]
+    assert history == json.loads((straight / "state.json").read_text())["history"]
+    assert len(history) == 3 * 20
+
+
+def steps(folder):
+    saved = folder / "state.json"
+    return len(json.loads(saved.read_text())["history"]) if saved.exists() else 0
+
+
+@pytest.fixture
+def doomed(make_store):
+    """A loader of two workers and the process numbers of these, once they are reading."""
+    dataset = ExperimentDataset(make_store(3000), batch_size=4, soma_chunk_size=2, shuffle_chunk_count=50, seed=0)
+    loader = experiment_dataloader(dataset, num_workers=2, timeout=6)
+    iterator = iter(loader)
+    next(iterator)
+    return iterator, loader._watch._pids.tolist()
+
+
+@pytest.mark.parametrize("fate", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_worker_that_dies_or_hangs(doomed, fate):
+    """An error and no endless wait; it says what the workers were reading, and leaves none of them behind."""
+    iterator, pids = doomed
+    os.kill(pids[0], fate)
+    started = time.monotonic()
+    said = "was (not )?reading.*, of '.*raw'"
+    with pytest.raises(ReadError, match=f"worker 0 \\(process {pids[0]}\\) {said}"):
+        for _ in iterator:
+            pass
+    assert time.monotonic() - started < 30
+    deadline = time.monotonic() + 10
+    while any(alive(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_start_methods(store, method):
+    dataset = ExperimentDataset(store, obs_column_names=["soma_joinid"], batch_size=7, return_sparse_X=True)
+    loader = experiment_dataloader(dataset, num_workers=2, multiprocessing_context=method)
+    assert sorted(j for m in loader for j in m.obs[:, 0].tolist()) == list(range(100))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("how", ["break", "error", "interrupt", "exit"])
+def test_endings(store, how, num_workers):
+    """However a loop ends, the process ends by itself within 5 s; threads, files and shared memory are as before."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = python("-m", "tests.programs.endings", store, how, num_workers, **pipes)
+    line = process.stdout.readline()
+    told = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - told < 5
+    assert process.returncode == 0, errors[-3000:]
+    found = json.loads(line)
+    assert found["after"] == found["before"]
