@@ -54,6 +54,11 @@ def _save(out: Path, record: dict[str, Any]) -> None:
     )
 
 
+COLOURS = {"ExperimentDataPipe": "tab:orange", "cellfeed": "tab:blue", "cellfeed, own plan": "tab:green"}
+NAMES = {"ExperimentDataPipe": "published ExperimentDataPipe", "cellfeed": "cellfeed, same settings"}
+MARKERS = {65_536: "o", 131_072: "s", 262_144: "^", None: "*"}
+
+
 def draw(results: Path, picture: Path) -> None:
     import matplotlib as mpl
 
@@ -61,36 +66,39 @@ def draw(results: Path, picture: Path) -> None:
     import matplotlib.pyplot as plt
 
     records = [json.loads(line) for line in results.read_text().splitlines()]
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
-    colours = {"ExperimentDataPipe": "tab:orange", "cellfeed": "tab:blue", "cellfeed, own plan": "tab:green"}
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
     for axis, sparse in zip(axes, (False, True), strict=True):
-        for record in records:
-            if record["sparse"] != sparse:
-                continue
-            x, y = record["peak_bytes"] / 1e9, record["passes"][-1]["cells_per_s"]
-            marker = {65_536: "o", 131_072: "s", 262_144: "^", None: "*"}[record["block"]]
-            size = 220 if record["block"] is None else 45
-            axis.scatter(x, y, s=size, marker=marker, color=colours[record["label"]], alpha=0.85, linewidths=0)
-            if record["chunks"] is not None:
-                axis.annotate(f"{record['chunks']:,}", (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7)
-        axis.set(title="CSR" if sparse else "dense", xlabel="peak memory of the process, GB", yscale="log")
+        for label in COLOURS:
+            for block in MARKERS:
+                chosen = [(r["label"], r["block"], r["sparse"]) == (label, block, sparse) for r in records]
+                _draw_line(axis, [r for r, is_chosen in zip(records, chosen, strict=True) if is_chosen])
+        axis.set(
+            title="CSR" if sparse else "dense", xlabel="peak memory of the process, GB", xscale="log", yscale="log"
+        )
+        axis.set_xticks([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"])
+        axis.set_xlim(0.5, 22)
         axis.grid(True, which="both", alpha=0.2)
     axes[0].set_ylabel("cells per second")
-    handles = [
-        plt.Line2D(
-            [], [], color=colours["ExperimentDataPipe"], marker="o", ls="", label="published ExperimentDataPipe"
-        ),
-        plt.Line2D([], [], color=colours["cellfeed"], marker="o", ls="", label="cellfeed, same settings"),
-        plt.Line2D(
-            [], [], color=colours["cellfeed, own plan"], marker="*", ms=12, ls="", label="cellfeed, its own plan"
-        ),
-        plt.Line2D([], [], color="grey", marker="o", ls="", label="65,536 cells a block"),
-        plt.Line2D([], [], color="grey", marker="s", ls="", label="131,072 cells a block"),
-        plt.Line2D([], [], color="grey", marker="^", ls="", label="262,144 cells a block"),
-    ]
-    axes[1].legend(handles=handles, fontsize=8, loc="center right")
-    figure.suptitle("Speed against memory, 8,000 genes, 2 cores; numbers are chunks per block", fontsize=11)
+    kinds = [(COLOURS[label], "o", name) for label, name in NAMES.items()]
+    kinds += [(COLOURS["cellfeed, own plan"], "*", "cellfeed, its own plan")]
+    kinds += [("grey", marker, f"{block:,} cells a block") for block, marker in MARKERS.items() if block]
+    handles = [plt.Line2D([], [], color=colour, marker=marker, ls="", label=name) for colour, marker, name in kinds]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    figure.suptitle("Speed against memory: 8,000 genes, 2 cores; 1 chunk a block (pale) to 4,096 (dark)", fontsize=11)
     figure.savefig(picture, dpi=130)
+
+
+def _draw_line(axis: Any, records: list[dict[str, Any]]) -> None:
+    """One loader at one block size, from one chunk a block to the most."""
+    points = sorted((r["chunks"] or 0, r["peak_bytes"] / 1e9, r["passes"][-1]["cells_per_s"]) for r in records)
+    if not points:
+        return
+    label, block = records[0]["label"], records[0]["block"]
+    axis.plot([x for _, x, _ in points], [y for _, _, y in points], color=COLOURS[label], alpha=0.35, lw=1, zorder=1)
+    for k, (_, x, y) in enumerate(points):
+        shade = 1.0 if block is None else 0.3 + 0.7 * k / max(len(points) - 1, 1)
+        size = 220 if block is None else 42
+        axis.scatter(x, y, s=size, marker=MARKERS[block], color=COLOURS[label], alpha=shade, linewidths=0, zorder=2)
 
 
 def main() -> None:
