@@ -1,0 +1,76 @@
+"""What does a state cost, and how soon after a restore is the first minibatch there? How even is the work of ranks?
+
+python -m benchmarks.resume census_131k.soma
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import time
+
+import numpy as np
+
+from cellfeed import ExperimentDataset
+from cellfeed.plan import World
+
+
+def milliseconds(action: object, repeat: int) -> float:
+    taken = []
+    for _ in range(repeat):
+        started = time.perf_counter()
+        action()  # type: ignore[operator]
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken) * 1e3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("uri")
+    parser.add_argument("--repeat", type=int, default=5)
+    options = parser.parse_args()
+    dataset = ExperimentDataset(options.uri, batch_size=1024, seed=0, return_sparse_X=True)
+    for _ in dataset:  # compiles, and touches memory
+        pass
+    dataset.set_epoch(0)
+    iterator = iter(dataset)
+    list(itertools.islice(iterator, len(dataset) // 2))
+    started = time.perf_counter()
+    state = dataset.state_dict()
+    first = time.perf_counter() - started
+    print(
+        f"state: {len(json.dumps(state))} bytes as JSON; the first one takes {first * 1e3:.1f} ms, as it names the cells"
+    )
+    print(f"later ones: {milliseconds(dataset.state_dict, 200) * 1e3:.0f} us")
+    del iterator
+    for name, epoch_or_state in (("fresh pass", 0), ("restored in the middle", state)):
+        taken = []
+        for _ in range(options.repeat):
+            if isinstance(epoch_or_state, int):
+                dataset.set_epoch(epoch_or_state)
+            started = time.perf_counter()
+            if not isinstance(epoch_or_state, int):
+                dataset.load_state_dict(epoch_or_state)
+            next(iter(dataset))
+            taken.append(time.perf_counter() - started)
+        print(f"first minibatch of a {name}: {statistics.median(taken):.2f} s ({min(taken):.2f}..{max(taken):.2f})")
+    depth = dataset._selection.nnz
+    if depth is None:
+        return
+    for n_ranks in (2, 4, 8):
+        ratios = []
+        for epoch in range(20):
+            plan = dataset._planner.epoch_plan(epoch)
+            sums = [
+                sum(int(depth[w.arrivals].sum()) for w in plan.windows(World(rank, n_ranks))) for rank in range(n_ranks)
+            ]
+            ratios.append(max(sums) / min(sums))
+        print(
+            f"{n_ranks} ranks: most over least nonzeros {np.median(ratios):.3f} (largest of 20 epochs: {max(ratios):.3f})"
+        )
+
+
+if __name__ == "__main__":
+    main()
