@@ -40,9 +40,7 @@ def main() -> None:
     started = time.perf_counter()
     state = dataset.state_dict()
     first = time.perf_counter() - started
-    print(
-        f"state: {len(json.dumps(state))} bytes as JSON; the first one takes {first * 1e3:.1f} ms, as it names the cells"
-    )
+    print(f"state: {len(json.dumps(state))} bytes as JSON; the first takes {first * 1e3:.1f} ms: it names the cells")
     print(f"later ones: {milliseconds(dataset.state_dict, 200) * 1e3:.0f} us")
     del iterator
     for name, epoch_or_state in (("fresh pass", 0), ("restored in the middle", state)):
@@ -67,9 +65,7 @@ def main() -> None:
                 sum(int(depth[w.arrivals].sum()) for w in plan.windows(World(rank, n_ranks))) for rank in range(n_ranks)
             ]
             ratios.append(max(sums) / min(sums))
-        print(
-            f"{n_ranks} ranks: most over least nonzeros {np.median(ratios):.3f} (largest of 20 epochs: {max(ratios):.3f})"
-        )
+        print(f"{n_ranks} ranks: most over least nonzeros {np.median(ratios):.3f} (of 20 epochs: {max(ratios):.3f})")
 
 
 if __name__ == "__main__":
