@@ -12,7 +12,10 @@ import threading
 import time
 from pathlib import Path
 
-import cellfeed
+# Where tests run in the background SIGINT is ignored, and TileDB would call "ignore" as if it were a function.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+import cellfeed  # noqa: E402
 
 
 def held():
