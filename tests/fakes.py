@@ -9,6 +9,50 @@ import numpy as np
 import scipy.sparse as sp
 
 from cellfeed.block import Block
+from cellfeed.walk import Walk
+
+
+def leaving(windows):
+    """What leaves in each window, without the feed: positions, and whether they are real."""
+    pool = []
+    for window in windows:
+        for arrival in window.arrivals:
+            n_parts = int(arrival.leaves.max(initial=-1)) + 1
+            pool += [[] for _ in range(n_parts - len(pool))]
+            by_window = np.argsort(arrival.leaves, kind="stable")
+            edges = np.searchsorted(arrival.leaves[by_window], np.arange(n_parts + 1))
+            for after in range(n_parts):
+                here = by_window[edges[after] : edges[after + 1]]
+                pool[after].append((arrival.positions[here], arrival.is_real[here]))
+        parts = pool.pop(0) if pool else []
+        order = window.order[window.gone :]
+        yield (
+            np.concatenate([np.empty(0, np.int64), *(positions for positions, _ in parts)])[order],
+            np.concatenate([np.empty(0, np.bool_), *(is_real for _, is_real in parts)])[order],
+        )
+
+
+def leavers(windows):
+    """The same, as a list of pairs for each window."""
+    for positions, is_real in leaving(windows):
+        yield list(zip(positions.tolist(), is_real.tolist(), strict=True))
+
+
+def walk_of(plan, world):
+    """The walk of one worker of an epoch that nobody has begun."""
+    return Walk(plan, *plan.stretch(world))
+
+
+def cells(plan, world):
+    """Positions that one worker yields, in order."""
+    parts = [positions for positions, _ in leaving(walk_of(plan, world).windows())]
+    return np.concatenate([*parts, np.empty(0, np.int64)])
+
+
+def real_cells(plan, world):
+    """Those of them that are no repetition."""
+    parts = [positions[is_real] for positions, is_real in leaving(walk_of(plan, world).windows())]
+    return np.concatenate([*parts, np.empty(0, np.int64)])
 
 
 class FakeReader:
@@ -22,12 +66,15 @@ class FakeReader:
         self.closed = False
         self._lock = threading.Lock()
 
-    def read(self, joinids: np.ndarray) -> Block:
+    def read(self, joinids: np.ndarray, part: np.ndarray, n_parts: int) -> list[Block]:
         with self._lock:
             self.reads.append(joinids)
         time.sleep(self.delay_s)
         if self.fail_at is not None and self.fail_at in joinids:
             raise RuntimeError(f"no luck with {self.fail_at}")
+        return [self._block(joinids[part == p]) for p in range(n_parts)]
+
+    def _block(self, joinids: np.ndarray) -> Block:
         rows = self.X[joinids]
         rows.sort_indices()
         return Block(rows.indptr.astype(np.int64), rows.indices.astype(np.uint16), rows.data)

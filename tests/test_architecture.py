@@ -9,15 +9,16 @@ import cellfeed
 
 SOURCE = Path(cellfeed.__file__).parent
 ORDER = [
-    "errors", "memory", "keyed", "stats", "joinids", "plan", "progress", "state", "splits", "zstd", "kernels",
-    "unfilter", "tilerows", "fragments", "block", "watch", "rows", "native", "allocator", "reader", "vocabulary",
-    "encoders", "obsframe", "selection", "tileindex", "tilereader", "query", "topology", "epochs", "settings",
-    "budget", "report", "planner", "prefetch", "feed", "minibatch", "pipeline", "passes", "dataset", "datapipe",
-    "dataloader", "demo", "bench", "cli", "__init__",
+    "errors", "memory", "keyed", "joinids", "schedule", "plan", "walk", "effective", "delivered", "stats", "progress",
+    "state", "splits", "zstd", "kernels", "unfilter", "tilerows", "fragments", "block", "watch", "rows", "native",
+    "allocator", "reader", "vocabulary", "encoders", "obsframe", "selection", "tileindex", "tilereader", "query",
+    "topology", "epochs", "settings", "budget", "report", "target", "forecast", "planner", "prefetch", "feed",
+    "minibatch", "pipeline", "passes", "dataset", "datapipe", "dataloader", "demo", "bench", "picture",
+    "calibrate", "cli", "__init__",
 ]  # fmt: skip
 PURE = {
-    "errors", "memory", "keyed", "joinids", "plan", "progress", "state", "splits", "kernels", "unfilter", "tilerows",
-    "fragments", "report", "budget", "vocabulary",
+    "errors", "memory", "keyed", "joinids", "schedule", "plan", "walk", "effective", "progress", "state", "splits",
+    "target", "forecast", "kernels", "unfilter", "tilerows", "fragments", "report", "budget", "vocabulary",
 }  # fmt: skip
 MAY_IMPORT = {
     "tiledbsoma": {"native", "reader", "query", "demo", "cli"},
@@ -92,7 +93,7 @@ def test_public_names_are_listed_and_sorted():
 
 
 def test_import_compiles_and_loads_nothing_heavy():
-    heavy = ("numba", "scanpy", "tqdm", "sklearn.linear_model")
+    heavy = ("matplotlib", "numba", "scanpy", "tqdm", "sklearn.linear_model")
     told = "import sys, torch, tiledbsoma; before = set(sys.modules); import cellfeed; print(set(sys.modules) - before)"
     done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
     new = {name.split(".")[0] for name in ast.literal_eval(done.stdout)}

@@ -15,11 +15,16 @@ def as_csr(block, n_vars):
 
 
 def build(rows, columns, values, joinids, genes, dtype=np.float32, page=7):
+    (block,) = build_parts(rows, columns, values, joinids, genes, np.zeros(len(joinids), np.int64), 1, dtype, page)
+    return block
+
+
+def build_parts(rows, columns, values, joinids, genes, part, n_parts, dtype=np.float32, page=7):
     builder = BlockBuilder(np.asarray(joinids, np.int64), genes, dtype)
     for at in range(0, len(rows), page):
-        part = slice(at, at + page)
-        builder.add(np.ascontiguousarray(rows[part]), np.ascontiguousarray(columns[part]), values[part])
-    return builder.finish()
+        here = slice(at, at + page)
+        builder.add(np.ascontiguousarray(rows[here]), np.ascontiguousarray(columns[here]), values[here])
+    return builder.finish(part, n_parts)
 
 
 @settings(max_examples=200)
@@ -34,7 +39,7 @@ def build(rows, columns, values, joinids, genes, dtype=np.float32, page=7):
     data=st.data(),
 )
 def test_identity(shape, density, order, low, page, scale, seed, data):
-    """Row k of a block is the row of joinids[k] over the wanted genes; values and their order are exact."""
+    """A block has its part's rows, in order, over the wanted genes; values and their order are exact."""
     rng = np.random.default_rng(seed)
     n_rows, n_columns = shape
     dense = (rng.random(shape) < density) * rng.integers(1, 200, shape) * scale
@@ -49,17 +54,23 @@ def test_identity(shape, density, order, low, page, scale, seed, data):
         by = np.concatenate((np.arange(0, len(rows), 2), np.arange(1, len(rows), 2)))
     wanted = np.array(sorted(data.draw(st.sets(st.integers(0, n_rows - 1)))), np.int64)
     genes = np.array(sorted(data.draw(st.sets(st.integers(0, n_columns - 1)))), np.int64)
-    block = build(
+    n_parts = data.draw(st.integers(1, 3))
+    part = rng.integers(0, n_parts, len(wanted))
+    blocks = build_parts(
         rows[by].astype(np.int64) + low,
         columns[by].astype(np.int64),
         values[by],
         wanted + low,
         GeneTable.from_joinids(genes, n_columns),
+        part,
+        n_parts,
         page=page,
     )
-    assert np.array_equal(as_csr(block, max(len(genes), 1)).toarray()[:, : len(genes)], dense[np.ix_(wanted, genes)])
-    for k in range(block.n_rows):
-        assert np.all(np.diff(block.genes[block.indptr[k] : block.indptr[k + 1]].astype(np.int64)) > 0)
+    for p, block in enumerate(blocks):
+        expected = dense[np.ix_(wanted[part == p], genes)]
+        assert np.array_equal(as_csr(block, max(len(genes), 1)).toarray()[:, : len(genes)], expected)
+        for k in range(block.n_rows):
+            assert np.all(np.diff(block.genes[block.indptr[k] : block.indptr[k + 1]].astype(np.int64)) > 0)
 
 
 @pytest.mark.parametrize(

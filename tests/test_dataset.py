@@ -581,3 +581,12 @@ def test_nonzeros_told_by_obs_bound_memory(tmp_path):
     assert all(a <= b for a, b in pairs)
     assert any(0 < a < b for a, b in pairs)
     assert ExperimentDataset(told)._selection.nnz.dtype == np.uint16
+
+
+def test_plan_knows_how_little_the_order_of_joinids_mixes(store):
+    dataset = ExperimentDataset(store, obs_column_names=["donor"], shuffle=False, batch_size=8)
+    foretold = dataset.plan(label="donor").effective_batch_size
+    assert dataset.plan().effective_batch_size < 2  # at worst: row-blocks of 8 are a label each
+    for _ in dataset:
+        pass
+    assert foretold == pytest.approx(dataset.stats().effective_batch_sizes["donor"])

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from cellfeed.feed import cut, load_windows
 from cellfeed.joinids import JoinIds, read_bounds
 from cellfeed.plan import EpochPlan, World, chunk_bounds
+from cellfeed.schedule import Mixing
 from cellfeed.stats import Meter
-from tests.fakes import FakeReader
+from tests.fakes import FakeReader, cells, walk_of
 from tests.stores import addressed
+from tests.test_plan import mixings
 from tests.test_rows import matrix
 
 
@@ -21,7 +23,7 @@ def bounds(joinids):
 
 
 def feed(plan, reader, *, ahead=1, meter=None):
-    windows = plan.windows(World())
+    windows = walk_of(plan, World()).windows()
     joinids = JoinIds.from_sorted(np.arange(plan.n_cells))
     return load_windows(windows, joinids, reader, read_bounds=bounds, n_threads=2, ahead=ahead, meter=meter or Meter())
 
@@ -29,29 +31,35 @@ def feed(plan, reader, *, ahead=1, meter=None):
 @given(
     n=st.integers(0, 80),
     chunk=st.integers(1, 12),
-    count=st.integers(1, 6),
+    mixing=mixings(),
     batch=st.integers(1, 30),
     ahead=st.integers(0, 2),
     seed=st.integers(0, 99),
 )
-def test_identity_and_order(n, chunk, count, batch, ahead, seed):
+def test_identity_and_order(n, chunk, mixing, batch, ahead, seed):
     """Place t of a minibatch holds the row of its position, and positions follow the plan."""
     X = addressed(n, 5, 0.6)
-    plan = EpochPlan(chunk_bounds(n, chunk), seed, 0, True, batch, count)
+    plan = EpochPlan(chunk_bounds(n, chunk), seed, 0, True, batch, mixing)
     positions = []
     for rows in cut(feed(plan, FakeReader(X), ahead=ahead), batch):
         assert (matrix(rows, 5) != X[rows.positions]).nnz == 0
         positions.append(rows.positions)
-    windows = plan.windows(World())
-    expected = [windows[k].arrivals[windows[k].order] for k in range(len(windows))]
-    assert np.concatenate([*positions, []]).tolist() == np.concatenate([*expected, []]).tolist()
+    assert np.concatenate([*positions, []]).tolist() == cells(plan, World()).tolist()
     assert all(len(p) == batch for p in positions[:-1])
+
+
+def test_blocks_that_are_read_together_share_row_blocks():
+    """Blocks of 4 chunks of 2 in row-blocks of 8: the first alone, the others meet each row-block once."""
+    reader = FakeReader(addressed(64, 4))
+    list(feed(EpochPlan(chunk_bounds(64, 2), 0, 0, True, 8, Mixing(4, together=7)), reader))
+    blocks = [b for read in reader.reads for b in set((read // 8).tolist())]
+    assert len(blocks) <= 4 + 8
 
 
 def test_chunks_that_share_a_row_block_are_read_together_once():
     """Chunks of 2 in row-blocks of 8, all in one window: each row-block is in one read."""
     reader = FakeReader(addressed(64, 4))
-    list(feed(EpochPlan(chunk_bounds(64, 2), 0, 0, True, 8, 32), reader))
+    list(feed(EpochPlan(chunk_bounds(64, 2), 0, 0, True, 8, Mixing(32)), reader))
     blocks = [b for read in reader.reads for b in set((read // 8).tolist())]
     assert len(blocks) == len(set(blocks)) == 8
 
@@ -60,16 +68,28 @@ def test_chunks_that_share_a_row_block_are_read_together_once():
 def test_bound(ahead):
     """At most ahead + 1 windows are read or held at any time."""
     reader = FakeReader(addressed(200, 4))
-    plan = EpochPlan(chunk_bounds(200, 10), 0, 0, True, 10, 2)
+    plan = EpochPlan(chunk_bounds(200, 10), 0, 0, True, 10, Mixing(2))
     loaded = feed(plan, reader, ahead=ahead)
     for k, _ in enumerate(loaded):
         assert sum(map(len, reader.reads)) <= 20 * (k + 1 + ahead)
     assert sum(map(len, reader.reads)) == 200
 
 
+def test_bound_of_slices():
+    """Of chunks that leave in slices, no more is held than is planned."""
+    mixing = Mixing(3, slices=8)
+    plan = EpochPlan(chunk_bounds(4000, 20), 0, 0, True, 10, mixing)
+    meter = Meter()
+    X = addressed(4000, 6, 1.0)
+    for _ in feed(plan, FakeReader(X), meter=meter):
+        pass
+    per_chunk = (X[:20].nnz * 3 + 20 * 8) * 1.0
+    assert meter.snapshot().peak_pool_bytes <= (mixing.held + mixing.arriving + 2) * per_chunk * 2
+
+
 def test_an_error_of_the_reader_ends_the_feed_and_its_threads():
     reader = FakeReader(addressed(100, 4), fail_at=55)
-    loaded = feed(EpochPlan(chunk_bounds(100, 10), 0, 0, False, 10, 2), reader)
+    loaded = feed(EpochPlan(chunk_bounds(100, 10), 0, 0, False, 10, Mixing(2)), reader)
     with pytest.raises(RuntimeError, match="no luck with 55"):
         list(loaded)
     assert not [t for t in threading.enumerate() if t.name.startswith("cellfeed-read")]
@@ -77,7 +97,7 @@ def test_an_error_of_the_reader_ends_the_feed_and_its_threads():
 
 def test_closing_drops_reads_that_have_not_begun():
     reader = FakeReader(addressed(400, 4), delay_s=0.02)
-    loaded = feed(EpochPlan(chunk_bounds(400, 8), 0, 0, False, 10, 25), reader)
+    loaded = feed(EpochPlan(chunk_bounds(400, 8), 0, 0, False, 10, Mixing(25)), reader)
     next(loaded)
     loaded.close()
     assert len(reader.reads) < 50
@@ -86,7 +106,7 @@ def test_closing_drops_reads_that_have_not_begun():
 
 def test_the_meter_sees_the_pool_grow_and_shrink():
     meter = Meter()
-    plan = EpochPlan(chunk_bounds(200, 10), 0, 0, True, 10, 2)
+    plan = EpochPlan(chunk_bounds(200, 10), 0, 0, True, 10, Mixing(2))
     sizes = [
         sum(block.nbytes for block in rows.held) for rows in feed(plan, FakeReader(addressed(200, 4)), meter=meter)
     ]

@@ -2,31 +2,27 @@
 
 from dataclasses import replace
 
-import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellfeed.plan import World
-from cellfeed.progress import Stage, Topology, deal, n_minibatches, received_from_workers, walk
-from tests.test_plan import plans
+from cellfeed.progress import Rest, Stage, Topology, deal, n_minibatches, received_from_workers, windows_of
+from tests.fakes import cells, leavers
+from tests.test_plan import mixings, plans
 
 worlds = st.tuples(st.integers(1, 8), st.integers(1, 4))
-topologies = st.builds(Topology, st.integers(1, 8), st.integers(1, 4), st.integers(1, 8))
+topologies = st.builds(Topology, st.integers(1, 8), st.integers(1, 4), mixings())
 
 
 def stream(pieces, plan):
     """Minibatches of one worker: (position, is_real) of each cell."""
-    line = [
-        (p, r)
-        for w in walk(pieces, plan)
-        for p, r in zip(w.arrivals[w.order].tolist(), w.is_real[w.order].tolist(), strict=True)
-    ]
+    line = [cell for left in leavers(windows_of(pieces, plan)) for cell in left]
     return [line[k : k + plan.batch_size] for k in range(0, len(line), plan.batch_size)]
 
 
 def rank_streams(plan, stages, topology):
     """Minibatches of each rank in the order of a DataLoader, worked out step by step."""
-    now = replace(plan, chunks_per_window=topology.chunks_per_window)
+    now = replace(plan, mixing=topology.mixing)
     streams = []
     for workers in deal(plan, stages, topology).ranks:
         queues, received = [stream(pieces, now) for pieces in workers], []
@@ -46,11 +42,11 @@ def cells_of(minibatches):
 @given(plan=plans(), world=worlds)
 def test_an_epoch_that_was_not_begun_is_the_plan(plan, world):
     world_size, num_workers = world
-    dealt = deal(plan, [], Topology(world_size, num_workers, plan.chunks_per_window))
+    dealt = deal(plan, [], Topology(world_size, num_workers, plan.mixing))
     for r in range(world_size):
         for w in range(num_workers):
             world = World(r, world_size, w, num_workers)
-            expected = [p for k in plan.windows(world) for p in k.arrivals[k.order].tolist()]
+            expected = cells(plan, world).tolist()
             assert [p for p, _ in cells_of(stream(dealt.ranks[r][w], plan))] == expected
             assert n_minibatches(dealt.ranks[r][w], plan.batch_size) == plan.n_minibatches(world)
 
@@ -59,7 +55,7 @@ def test_an_epoch_that_was_not_begun_is_the_plan(plan, world):
 @given(plan=plans(), topology=topologies)
 def test_resume_at_every_step(plan, topology):
     """On the same ranks and workers the rest of each rank's stream is equal, wherever it stopped."""
-    plan = replace(plan, chunks_per_window=topology.chunks_per_window)
+    plan = replace(plan, mixing=topology.mixing)
     before = rank_streams(plan, [], topology)
     for k in range(max(map(len, before)) + 1):
         assert rank_streams(plan, [Stage(topology, k)], topology) == [stream[k:] for stream in before]
@@ -96,17 +92,18 @@ def test_other_ranks_and_workers_lose_and_repeat_nothing(plan, walks, data):
 
 
 @given(plan=plans(), topology=topologies, now=topologies, data=st.data())
-def test_windows_of_a_rest_are_no_larger_than_planned(plan, topology, now, data):
+def test_windows_of_a_rest_are_no_larger_than_what_is_held(plan, topology, now, data):
     """Others may hold less than those before: what was under way comes in windows of their size."""
     before = rank_streams(plan, [], topology)
     stage = Stage(topology, data.draw(st.integers(0, max(map(len, before)))))
-    planned = replace(plan, chunks_per_window=now.chunks_per_window)
-    largest = int(np.diff(plan.bounds).max(initial=0)) * now.chunks_per_window
+    planned = replace(plan, mixing=now.mixing)
     if now == topology:
         return
-    for workers in deal(plan, [stage], now).ranks:
-        for pieces in workers:
-            assert all(len(w.arrivals) <= max(largest, planned.cells_per_window) for w in walk(pieces, planned))
+    rests = [
+        p for workers in deal(plan, [stage], now).ranks for pieces in workers for p in pieces if isinstance(p, Rest)
+    ]
+    for rest in rests:
+        assert all(len(window.order) <= planned.cells_held for window in rest.windows(planned))
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=5), st.integers(0, 40))

@@ -12,6 +12,7 @@ import torch
 from cellfeed import ExperimentDataPipe, ExperimentDataset, StateError, experiment_dataloader
 from tests.stores import addressed, labelled_obs, write_experiment
 
+MIXING = {"chunks": 3, "slices": 1, "first": 0, "together": 8}
 CHUNKS = {"soma_chunk_size": 4, "shuffle_chunk_count": 3, "batch_size": 7, "seed": 5}
 
 
@@ -70,7 +71,7 @@ def test_contents_are_small_and_plain(store):
     next(iterator)
     state = dataset.state_dict()
     assert state["epoch"] == 0
-    assert state["stages"] == [{"world_size": 1, "num_workers": 1, "chunks_per_window": 3, "received": 1}]
+    assert state["stages"] == [{"world_size": 1, "num_workers": 1, "mixing": MIXING, "received": 1}]
     assert len(json.dumps(state)) < 1000
     assert through_json(state) == state
 
@@ -195,7 +196,7 @@ def test_another_memory_budget_goes_on_with_the_other_cells(make_store):
     """The window under way is finished in its order; what follows is planned anew."""
     store = make_store(6000, 3)
     parameters = {"soma_chunk_size": None, "shuffle_chunk_count": None, "batch_size": 10}
-    small, large = (make(store, **parameters, memory_budget=budget) for budget in ("700 KB", "2 GiB"))
+    small, large = (make(store, **parameters, memory_budget=budget) for budget in ("200 KB", "2 GiB"))
     assert small.plan().chunks_per_block < large.plan().chunks_per_block
     for before, after in ((small, large), (large, small)):
         iterator = iter(before)
@@ -262,8 +263,8 @@ def test_what_is_no_state(store, state, message):
         {"epoch": -1},
         {"epoch": "1"},
         {"stages": [{"world_size": 2}]},
-        {"stages": [{"world_size": 2, "num_workers": 1, "chunks_per_window": 3, "received": [1]}]},
-        {"stages": [{"world_size": 0, "num_workers": 1, "chunks_per_window": 3, "received": 1}]},
+        {"stages": [{"world_size": 2, "num_workers": 1, "mixing": MIXING, "received": [1]}]},
+        {"stages": [{"world_size": 0, "num_workers": 1, "mixing": MIXING, "received": 1}]},
         {"fingerprint": {}},
     ],
 )
@@ -291,7 +292,7 @@ def test_too_many_restores(store):
     """Stages have a limit, and passing it is an error."""
     dataset = make(store)
     state = dataset.state_dict()
-    stage = {"world_size": 1, "num_workers": 1, "chunks_per_window": 3, "received": 0}
+    stage = {"world_size": 1, "num_workers": 1, "mixing": MIXING, "received": 0}
     state["stages"] = [{**stage, "num_workers": 1 + k % 2} for k in range(5000)]
     with pytest.raises(StateError, match="5000 restores"):
         dataset.load_state_dict(state)

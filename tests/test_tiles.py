@@ -38,6 +38,12 @@ def reader(uri, var_joinids=None, dtype=np.float32):
     return TileReader(index, GeneTable.from_joinids(wanted, geometry.n_columns), dtype, meter=Meter())
 
 
+def read(reader, joinids):
+    """Rows of joinids in one block."""
+    (block,) = reader.read(joinids, np.zeros(len(joinids), np.int64), 1)
+    return block
+
+
 def dense(block, n_vars):
     matrix = sp.csr_matrix((block.values, block.genes, block.indptr), shape=(block.n_rows, n_vars))
     return matrix.astype(np.float64).toarray()
@@ -57,7 +63,7 @@ def test_values_of_every_type_come_back_exactly(tmp_path, dtype, kind):
     as_stored = np.array(values).astype(dtype).astype(np.float64)
     X = sp.csr_matrix(np.tile(as_stored, (20, 4)))
     index_of = write_experiment(tmp_path / "s", X, dtype=dtype)
-    got = reader(index_of, dtype=dtype).read(np.arange(20))
+    got = read(reader(index_of, dtype=dtype), np.arange(20))
     assert np.array_equal(dense(got, 12), X.toarray())
 
 
@@ -78,8 +84,12 @@ def test_any_rows_and_genes_of_any_layout(tmp_path_factory, data):
     )
     rows = data.draw(st.lists(st.integers(0, X.nonzero()[0].max()), min_size=1, unique=True).map(sorted))
     genes = data.draw(st.lists(st.integers(0, X.nonzero()[1].max()), min_size=1, unique=True).map(sorted))
-    got = reader(uri, np.array(genes)).read(np.array(rows))
-    assert np.array_equal(dense(got, len(genes)), X.toarray()[rows][:, genes])
+    n_parts = data.draw(st.integers(1, 4))
+    part = np.array(data.draw(st.lists(st.integers(0, n_parts - 1), min_size=len(rows), max_size=len(rows))))
+    blocks = reader(uri, np.array(genes)).read(np.array(rows), part, n_parts)
+    assert len(blocks) == n_parts
+    for p, block in enumerate(blocks):
+        assert np.array_equal(dense(block, len(genes)), X.toarray()[np.array(rows)[part == p]][:, genes])
 
 
 def test_tiles_that_span_many_chunks_are_stepped_through(tmp_path):
@@ -87,7 +97,7 @@ def test_tiles_that_span_many_chunks_are_stepped_through(tmp_path):
     X = addressed(400, 300, density=1.0)
     uri = write_experiment(tmp_path / "s", X, extent=512, column_extent=512, capacity=40_000)
     for rows in ([0], [399], [57, 58, 200], list(range(0, 400, 37))):
-        assert np.array_equal(dense(reader(uri).read(np.array(rows)), 300), X.toarray()[rows])
+        assert np.array_equal(dense(read(reader(uri), np.array(rows)), 300), X.toarray()[rows])
 
 
 def test_the_layouts_of_a_census_and_of_tiledbsoma_are_read_directly(tmp_path):
@@ -100,7 +110,7 @@ def test_the_layouts_of_a_census_and_of_tiledbsoma_are_read_directly(tmp_path):
         )
         with soma.open(f"{uri}/ms/RNA/X/raw") as array:
             expected = array.read((slice(0, 299),)).coos((300, 3000)).concat().to_scipy().toarray()
-        assert np.array_equal(dense(reader(uri).read(np.arange(300)), 3000), expected)
+        assert np.array_equal(dense(read(reader(uri), np.arange(300)), 3000), expected)
 
 
 def test_what_is_not_known_is_left_to_tiledb(tmp_path, monkeypatch):
@@ -165,13 +175,13 @@ def test_a_damaged_byte_is_an_error_or_harmless(tmp_path_factory, data):
     file.write_bytes(content)
     try:
         index, _ = opened(uri)
-    except soma.SOMAError:
+    except (soma.SOMAError, UnicodeDecodeError):
         return  # TileDB itself cannot open it
     if index is not None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             try:
-                block = reader(uri).read(np.arange(40))
+                block = read(reader(uri), np.arange(40))
             except ReadError:
                 return
         assert block.n_rows == 40
@@ -201,10 +211,10 @@ def test_truncated_and_missing_files_say_so(tmp_path):
     content = (fragment / "d1.tdb").read_bytes()
     (fragment / "d1.tdb").write_bytes(content[:10])
     with pytest.raises(ReadError, match="shorter than its metadata says"):
-        ready.read(np.arange(40))
+        read(ready, np.arange(40))
     (fragment / "d1.tdb").unlink()
     with pytest.raises(ReadError, match="soma_joinid 0 to 39"):
-        ready.read(np.arange(40))
+        read(ready, np.arange(40))
     ready.close()
     with pytest.raises(ReadError, match="is closed"):
-        ready.read(np.arange(40))
+        read(ready, np.arange(40))

@@ -5,7 +5,7 @@ from cellfeed.dataloader import experiment_dataloader
 from cellfeed.datapipe import ExperimentDataPipe
 from cellfeed.dataset import ExperimentDataset
 from cellfeed.encoders import BatchEncoder, Encoder, LabelEncoder
-from cellfeed.errors import CellfeedError, EncodeError, PlanError, ReadError, SelectionError, StateError
+from cellfeed.errors import CellfeedError, EncodeError, PictureError, PlanError, ReadError, SelectionError, StateError
 from cellfeed.minibatch import Minibatch, PaddedMinibatch
 from cellfeed.report import Plan
 from cellfeed.stats import Stats
@@ -24,6 +24,7 @@ __all__ = [
     "LabelEncoder",
     "Minibatch",
     "PaddedMinibatch",
+    "PictureError",
     "Plan",
     "PlanError",
     "ReadError",

@@ -43,8 +43,14 @@ MAX_ROW_BLOCKS_PER_READ = 16
 MIN_ROWS_PER_READ = 2048
 """Arrays of small tiles are read in steps of so many rows."""
 
-MAX_CELLS_PER_WINDOW = 1 << 18
-"""Larger windows are not planned: their order would take longer to draw than a read, and they mix no better."""
+MAX_CELLS_HELD = 1 << 22
+"""More cells are not held: they mix no better, and their order is work, too."""
+
+FIRST_VALUES = 50e6
+"""Values of the cells with which a walk begins where no mixing is asked for: read in about a quarter of a second."""
+
+ORDERED_VALUES = 25e6
+"""Values of a window in the order of joinids: larger ones are of no use."""
 
 BYTES_PER_CELL = 48
 """A cell's share of a window's plan and of row pointers."""
@@ -65,44 +71,50 @@ class MemoryModel:
         All reads under way.
     minibatches
         Assembled minibatches.
-    windows_held
-        Windows in memory at once.
+    ahead
+        Whether what arrives next is read while a window leaves.
     """
 
     chunks: npt.NDArray[np.float64]
     in_flight: int
     minibatches: int
-    windows_held: int
+    ahead: bool
 
-    def peak(self, window: float) -> int:
-        """Bytes held at most with windows of so many bytes."""
-        return int(self.windows_held * window) + self.in_flight + self.minibatches
+    def peak(self, pool: float) -> int:
+        """Bytes held at most with a pool of so many bytes."""
+        return int(pool) + self.in_flight + self.minibatches
 
     @property
-    def largest_chunk(self) -> float:
-        """Bytes of the largest chunk."""
-        return float(self.chunks.max(initial=0.0))
+    def least_pool(self) -> float:
+        """Bytes of the smallest pool: the largest chunk, and as much that is read ahead."""
+        return float(self.chunks.max(initial=0.0)) * (2 if self.ahead else 1)
 
-    def chunks_that_fit(self, budget: int, *, shuffle: bool) -> int:
-        """Whole chunks per window within ``budget`` bytes; 0 if the largest chunk does not fit.
+    def room(self, budget: int) -> float:
+        """Bytes of a budget that are left for the pool; too few are less than ``least_pool``."""
+        return budget - self.in_flight - self.minibatches
 
-        Random windows of W chunks have a mean and a spread: both must fit. Windows in joinid order are known,
-        and the largest must fit.
-        """
-        room = (budget - self.in_flight - self.minibatches) / self.windows_held
-        if len(self.chunks) == 0:
-            return 1
-        if room < self.largest_chunk:
-            return 0
-        if not shuffle:
-            return self._neighbours_that_fit(room)
+    def chunks_that_fit(self, budget: int) -> float:
+        """Chunks from random places that fit in a budget: their number has a mean and a spread, and both must fit."""
+        room = max(self.room(budget), 0.0)
+        if len(self.chunks) == 0 or self.chunks.max() == 0:
+            return float(max(len(self.chunks), 2))
         mean, spread = float(self.chunks.mean()), SAFETY * float(self.chunks.std())
-        root = (-spread + math.sqrt(spread**2 + 4 * mean * room)) / (2 * mean)  # of W: mean W + spread sqrt(W) = room
-        return len(self.chunks) if self.chunks.sum() <= room else max(1, int(root**2))
+        if self.chunks.sum() <= room:
+            return 2.0 * len(self.chunks)  # all of them, and there is no more to read ahead
+        root = (-spread + math.sqrt(spread**2 + 4 * mean * room)) / (2 * mean)  # of h: mean h + spread sqrt(h) = room
+        return root**2
 
-    def _neighbours_that_fit(self, room: float) -> int:
+    def pool_of(self, n_chunks: float) -> float:
+        """Bytes of so many chunks from random places, their spread included."""
+        if len(self.chunks) == 0:
+            return 0.0
+        return float(n_chunks * self.chunks.mean() + SAFETY * math.sqrt(n_chunks) * self.chunks.std())
+
+    def neighbours_that_fit(self, budget: int) -> int:
+        """Chunks of a window in the order of joinids: all are known, and the largest window must fit."""
+        room = self.room(budget) / (2 if self.ahead else 1)
         total = np.concatenate(([0.0], np.cumsum(self.chunks)))
-        low, high = 1, len(self.chunks)
+        low, high = 1, max(len(self.chunks), 1)
         while low < high:
             middle = (low + high + 1) // 2
             fits = float((total[middle:] - total[:-middle]).max()) <= room

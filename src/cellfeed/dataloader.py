@@ -41,7 +41,7 @@ class ExperimentDataLoader(DataLoader[Minibatch | PaddedMinibatch]):
     use_stateful_dataloader = True
 
     def __init__(self, dataset: ExperimentDataset, num_workers: int, **kwargs: Any) -> None:
-        self._passes = dataset._passes
+        self._passes, self._delivered = dataset._passes, dataset._delivered
         self._watch = Watch(num_workers)
         self._uri = dataset._selection.X.uri
         super().__init__(plain(dataset, self._watch), num_workers=num_workers, **kwargs)
@@ -51,7 +51,7 @@ class ExperimentDataLoader(DataLoader[Minibatch | PaddedMinibatch]):
             return super().__iter__()
         # Each worker has a copy of the dataset, and none can turn to the next epoch.
         self._passes.begin(self.num_workers)
-        return self._passes.epochs.counted(self._watched(super().__iter__()))
+        return self._passes.epochs.counted(self._delivered.counted(self._watched(super().__iter__())))
 
     def _watched(self, minibatches: Iterator[Minibatch | PaddedMinibatch]) -> Iterator[Minibatch | PaddedMinibatch]:
         """Yield minibatches; when a worker dies or hangs, say what it was reading."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -14,6 +15,7 @@ import pandas as pd
 from torch.utils.data import IterableDataset, get_worker_info
 
 from cellfeed import budget, query, splits
+from cellfeed.delivered import Delivered
 from cellfeed.encoders import Encoder
 from cellfeed.errors import CellfeedError, PlanError, SelectionError, nearest
 from cellfeed.joinids import IntArray
@@ -71,6 +73,10 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
     memory_budget
         Bytes that reading and shuffling may hold, as a number or text such as ``"2 GiB"``. What the process holds
         otherwise, a model for one, is not counted.
+    mixing
+        Effective over nominal batch size to reach for the worst labels, above 0 and at most 1: chunks are as large as
+        it permits within ``memory_budget``, as smaller ones are decoded more often. ``None`` reads whole row-blocks and
+        mixes as well as the budget permits. See :meth:`plan`.
     use_eager_fetch
         Read the next cells in threads while these are consumed.
     remainder
@@ -88,7 +94,7 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
     SelectionError
         If the experiment, measurement, layer, column or query does not exist or cannot be read.
     PlanError
-        If a number makes no plan, or the budget holds not one row-block.
+        If a number makes no plan, the budget holds not one row-block, or ``mixing`` is not possible within it.
     EncodeError
         If an encoder fails, or two have one name.
 
@@ -123,6 +129,7 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
         soma_chunk_size: int | None = None,
         shuffle_chunk_count: int | None = None,
         memory_budget: int | str = "2 GiB",
+        mixing: float | None = None,
         use_eager_fetch: bool = True,
         remainder: Remainder = "drop",
         rank: int | None = None,
@@ -139,6 +146,7 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
             soma_chunk_size=soma_chunk_size,
             shuffle_chunk_count=shuffle_chunk_count,
             memory_budget=memory_budget,
+            mixing=mixing,
             use_eager_fetch=use_eager_fetch,
             remainder=remainder,
             rank=rank,
@@ -187,6 +195,7 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
         self._selection = selection
         self._settings = settings
         self._meter = Meter()
+        self._delivered = Delivered(selection.label_names, selection.codes, settings.batch_size)
         self._settle()
         self._planner = Planner(selection, settings)
         self._planner.epoch_plan(0)  # a budget that is too small is said now, not at the first read
@@ -373,23 +382,54 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
         part._set_up(self._selection.take(positions), self._settings)
         return part
 
+    def _with(self, **parameters: Any) -> Self:
+        """Make a dataset of the same cells with other settings; nothing is read for it."""
+        other = type(self).__new__(type(self))
+        other._set_up(self._selection, self._settings.changed(**parameters))
+        return other
+
     # ------------------------------------------------------------------ telling
 
-    def plan(self) -> Plan:
+    def plan(self, label: str | None = None) -> Plan:
         """Say, before any of X is read, what a pass of this rank will do and cost.
+
+        Parameters
+        ----------
+        label
+            A column of obs, such as ``"dataset_id"``: how well minibatches mix its labels. ``None`` supposes the worst:
+            that each chunk has a label of its own.
 
         Returns
         -------
         :class:`~cellfeed.Plan`, for ``num_workers=0``; ``print`` it.
+
+        Raises
+        ------
+        SelectionError
+            If obs has no such column.
+
+        Examples
+        --------
+        >>> import cellfeed.demo
+        >>> dataset = cellfeed.ExperimentDataset(cellfeed.demo.example_experiment(), batch_size=64, seed=0)
+        >>> dataset.plan(label="bulk_labels").effective_batch_size
+        64.0
         """
-        return self._planner.report(self.epoch, self._rank_world())
+        return self._plan(label, None if label is None else self._labels(label))
+
+    def _plan(self, label: str | None, codes: npt.NDArray[np.int64] | None) -> Plan:
+        """Say the same for a label whose codes have been read."""
+        return self._planner.report(self.epoch, self._rank_world(), label, codes)
 
     def _rank_world(self) -> World:
         return World(*find_ranks(self._settings.rank, self._settings.world_size))
 
     def stats(self) -> Stats:
-        """Return what iterators of this dataset have done in this process so far."""
-        return self._meter.snapshot()
+        """Return what iterators of this dataset have done in this process so far.
+
+        ``effective_batch_sizes`` also tells of the minibatches of worker processes; the rest does not.
+        """
+        return replace(self._meter.snapshot(), effective_batch_sizes=self._delivered.effective_batch_sizes())
 
     # ------------------------------------------------------------------ iterating
 
@@ -409,7 +449,7 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
             meter=self._meter,
             watched=lambda reader: self._watch.watched(reader, world.worker) if in_worker and self._watch else reader,
         )
-        return self._passes.epochs.counted(minibatches)
+        return self._passes.epochs.counted(minibatches if in_worker else self._delivered.counted(minibatches))
 
     def _refuse_fork(self) -> None:
         if os.getpid() != self._pid:

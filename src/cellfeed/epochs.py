@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import astuple, fields
 from typing import Any, TypeVar
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from cellfeed.errors import PlanError, StateError
 from cellfeed.progress import Stage, Topology
+from cellfeed.schedule import Mixing
 
 T = TypeVar("T")
 
@@ -99,12 +101,15 @@ class Epochs:
         return {**self.__dict__, "_pass": None}
 
 
+_N_MIXING = len(fields(Mixing))
+
+
 def _encode(stages: Sequence[Stage], room: torch.Tensor) -> None:
     numbers = [len(stages)]
     for stage in stages:
         received = stage.received if isinstance(stage.received, tuple) else (stage.received,)
         topology = stage.topology
-        numbers += [topology.world_size, topology.num_workers, topology.chunks_per_window, len(received), *received]
+        numbers += [topology.world_size, topology.num_workers, *astuple(topology.mixing), len(received), *received]
     if len(numbers) > len(room):
         raise StateError(f"the state tells of {len(stages)} restores within one epoch; there is no room for so many")
     room[: len(numbers)] = torch.tensor(numbers, dtype=torch.int64)
@@ -113,9 +118,10 @@ def _encode(stages: Sequence[Stage], room: torch.Tensor) -> None:
 def _decode(room: torch.Tensor) -> tuple[Stage, ...]:
     stages, at = [], 1
     for _ in range(int(room[0])):
-        world_size, num_workers, chunks_per_window, n = room[at : at + 4].tolist()
-        received = room[at + 4 : at + 4 + n].tolist()
-        topology = Topology(world_size, num_workers, chunks_per_window)
+        world_size, num_workers, *mixing, n = room[at : at + 3 + _N_MIXING].tolist()
+        at += 3 + _N_MIXING
+        received = room[at : at + n].tolist()
+        at += n
+        topology = Topology(world_size, num_workers, Mixing(*mixing))
         stages.append(Stage(topology, received[0] if n == 1 else tuple(received)))
-        at += 4 + n
     return tuple(stages)

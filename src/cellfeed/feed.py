@@ -6,12 +6,15 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
 
 from cellfeed.block import Block, Reader
 from cellfeed.joinids import IntArray, JoinIds
-from cellfeed.plan import Window
 from cellfeed.rows import Rows
 from cellfeed.stats import Meter
+from cellfeed.walk import Arrival, Window
 
 
 def load_windows(
@@ -24,38 +27,88 @@ def load_windows(
     ahead: int,
     meter: Meter,
 ) -> Generator[Rows, None, None]:
-    """Read windows with several reads in flight, ``ahead`` windows before they are asked for.
+    """Read what windows need with several reads in flight, ``ahead`` windows before they are asked for.
 
-    At most ``ahead + 1`` windows are held. Closing the generator ends its threads: reads that have not
-    begun are dropped, those that have are waited for.
+    Yields the cells of each window. Closing the generator ends its threads: reads that have not begun are dropped,
+    those that have are waited for.
     """
-    pending: deque[tuple[Window, list[Future[Block]]]] = deque()
-    pool = ThreadPoolExecutor(n_threads, thread_name_prefix="cellfeed-read")
+    threads = ThreadPoolExecutor(n_threads, thread_name_prefix="cellfeed-read")
+    pending: deque[tuple[Window, list[_Read]]] = deque()
+    pool = _Pool(meter)
 
-    def submit(window: Window) -> None:
-        wanted = joinids[window.arrivals]
+    def submit(arrival: Arrival) -> Iterator[_Read]:
+        wanted = joinids[arrival.positions]
         bounds = read_bounds(wanted)
-        reads = [pool.submit(reader.read, wanted[a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
-        pending.append((window, reads))
+        n_parts = int(arrival.leaves.max(initial=0)) + 1
+        for low, high in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+            blocks = threads.submit(reader.read, wanted[low:high], arrival.leaves[low:high], n_parts)
+            yield _Read(arrival, low, high, blocks)
 
     try:
         for window in windows:
-            submit(window)
+            pending.append((window, [read for arrival in window.arrivals for read in submit(arrival)]))
             if len(pending) > ahead:
-                yield _collect(*pending.popleft(), meter)
+                yield pool.next_window(*pending.popleft())
         while pending:
-            yield _collect(*pending.popleft(), meter)
+            yield pool.next_window(*pending.popleft())
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        threads.shutdown(wait=True, cancel_futures=True)
 
 
-def _collect(window: Window, reads: list[Future[Block]], meter: Meter) -> Rows:
-    rows = Rows.of([read.result() for read in reads], window.order, window.arrivals, window.is_real)
-    n_bytes = sum(block.nbytes for block in rows.held)
-    meter.hold(n_bytes)
-    for block in rows.held:  # a window is gone when all of its blocks are
-        weakref.finalize(block, meter.hold, -block.nbytes).atexit = False
-    return rows
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """A read under way: cells ``low`` to ``high`` of an arrival."""
+
+    arrival: Arrival
+    low: int
+    high: int
+    blocks: Future[list[Block]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Share:
+    """Cells of one read that leave together."""
+
+    block: Block
+    arrival: Arrival
+    places: IntArray
+
+
+class _Pool:
+    """Cells that have been read and have not left, apart by the window in which they will."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self._leaving: deque[list[_Share]] = deque()
+
+    def next_window(self, window: Window, reads: list[_Read]) -> Rows:
+        """Take in what was read for a window, and give out the cells that leave in it."""
+        for read in reads:
+            self._take(read)
+        shares = self._leaving.popleft() if self._leaving else []
+        positions = [share.arrival.positions[share.places] for share in shares]
+        is_real = [share.arrival.is_real[share.places] for share in shares]
+        return Rows.of(
+            [share.block for share in shares],
+            window.order[window.gone :],
+            np.concatenate([*positions, np.empty(0, np.int64)]),
+            np.concatenate([*is_real, np.empty(0, np.bool_)]),
+        )
+
+    def _take(self, read: _Read) -> None:
+        leaves = read.arrival.leaves[read.low : read.high]
+        by_window = np.argsort(leaves, kind="stable")
+        blocks = read.blocks.result()
+        edges = np.searchsorted(leaves[by_window], np.arange(len(blocks) + 1))
+        while len(self._leaving) < len(blocks):
+            self._leaving.append([])
+        for after, block in enumerate(blocks):
+            if block.n_rows == 0:
+                continue
+            self._meter.hold(block.nbytes)
+            weakref.finalize(block, self._meter.hold, -block.nbytes).atexit = False
+            places = read.low + by_window[edges[after] : edges[after + 1]]
+            self._leaving[after].append(_Share(block, read.arrival, places))
 
 
 def cut(windows: Iterator[Rows], batch_size: int) -> Generator[Rows, None, None]:

@@ -84,6 +84,20 @@ class JoinIds:
         return np.unique(np.concatenate(([0], starts, [n]))).astype(np.int64)
 
 
+def expand(low: IntArray, high: IntArray) -> tuple[IntArray, IntArray]:
+    """Return all integers of half-open ranges, end to end, and the range that each belongs to.
+
+    Examples
+    --------
+    >>> [part.tolist() for part in expand(np.array([3, 8]), np.array([5, 9]))]
+    [[3, 4, 8], [0, 0, 1]]
+    """
+    sizes = high - low
+    which = np.repeat(np.arange(len(low)), sizes)
+    before = np.cumsum(sizes) - sizes
+    return np.arange(sizes.sum()) - before[which] + low[which], which
+
+
 def runs_of(joinids: IntArray) -> IntArray:
     """Gather ascending joinids into runs.
 

@@ -191,30 +191,53 @@ def add_sizes(run_row, run_size, sizes):
 
 
 @njit(nogil=True, cache=True)
-def scatter_page(genes, values, run_row, run_size, indptr, fill, out_genes, out_values):
-    """Move the staged stretches of one page to their rows; tell whether any row came out of order."""
-    genes, values, out_genes, out_values = borrowed(genes), borrowed(values), borrowed(out_genes), borrowed(out_values)
+def _copy(source, target):
+    for i in range(len(source)):
+        target[i] = source[i]
+
+
+@njit(nogil=True, cache=True)
+def scatter_page(genes, values, run_row, run_size, genes_at, values_at, filled, gene_type, value_type):
+    """Move the staged stretches of one page to their rows; tell whether any row came out of order.
+
+    The last five say where rows go, as :class:`~cellfeed.block.RowSpace` has it; ``filled`` is kept up.
+    """
+    genes, values = borrowed(genes), borrowed(values)
     p = 0
     disorder = np.uint8(0)
     for k in range(len(run_row)):
         row, size = run_row[k], run_size[k]
         if row < 0 or size == 0:
             continue
-        at = fill[row]
-        fill[row] = at + size
-        g, v = genes[p : p + size], values[p : p + size]
-        to_g, to_v = out_genes[at : at + size], out_values[at : at + size]
+        at = filled[row]
+        filled[row] = at + size
+        to_g = array_at(genes_at[row], at + size, gene_type)
+        _copy(genes[p : p + size], to_g[at:])
+        _copy(values[p : p + size], array_at(values_at[row] + at * value_type.itemsize, size, value_type))
         p += size
-        for i in range(size):
-            to_g[i] = g[i]
-        for i in range(size):
-            to_v[i] = v[i]
-        later, earlier = g[1:], g[:-1]
-        for i in range(size - 1):
-            disorder = np.uint8(disorder | (later[i] <= earlier[i]))
-        if at > indptr[row]:
-            disorder = np.uint8(disorder | (out_genes[at - 1] >= g[0]))
+        disorder = np.uint8(disorder | is_disordered(to_g, at))
     return disorder != 0
+
+
+@njit(nogil=True, cache=True)
+def is_disordered(genes, start):
+    """Whether any gene from ``start`` on is not above the one before it."""
+    later, earlier = genes[start + 1 :], genes[start : len(genes) - 1]
+    disorder = np.uint8(start > 0 and start < len(genes) and genes[start - 1] >= genes[start])
+    for i in range(len(later)):
+        disorder = np.uint8(disorder | (later[i] <= earlier[i]))
+    return disorder
+
+
+@njit(nogil=True, cache=True)
+def close_gaps(indptr, genes, values, new_indptr, new_genes, new_values):
+    """Copy the beginnings of rows to where they lie side by side."""
+    genes, values = borrowed(genes), borrowed(values)
+    new_genes, new_values = borrowed(new_genes), borrowed(new_values)
+    for row in range(len(new_indptr) - 1):
+        low, at, size = indptr[row], new_indptr[row], new_indptr[row + 1] - new_indptr[row]
+        _copy(genes[low : low + size], new_genes[at : at + size])
+        _copy(values[low : low + size], new_values[at : at + size])
 
 
 @njit(nogil=True, cache=True)
@@ -270,9 +293,3 @@ def gather_csr(genes, values, sizes, widths, gene_type, value_type, indptr, out_
             _copy(array_at(values[k], size, _UINT16), to_values)
         else:
             _copy(array_at(values[k], size, value_type), to_values)
-
-
-@njit(nogil=True, cache=True)
-def _copy(source, target):
-    for i in range(len(source)):
-        target[i] = source[i]

@@ -22,7 +22,7 @@ class Purpose(IntEnum):
     CHUNKS = 0
     WINDOW = 1
     SPLIT = 2
-    RANKS = 3
+    SLICES = 3
 
 
 def check_seed(seed: object) -> int:

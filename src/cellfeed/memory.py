@@ -62,9 +62,11 @@ def format_bytes(n_bytes: float) -> str:
     --------
     >>> format_bytes(3_200_000_000)
     '2.98 GiB'
+    >>> format_bytes(1010 << 20)
+    '1010 MiB'
     """
     for unit in ("B", "KiB", "MiB", "GiB"):
         if n_bytes < 1024:
-            return f"{n_bytes:.3g} {unit}"
+            return f"{n_bytes:.{3 if n_bytes < 999.5 else 4}g} {unit}"
         n_bytes /= 1024
     return f"{n_bytes:.3g} TiB"

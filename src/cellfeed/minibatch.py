@@ -169,11 +169,17 @@ class HalvingReader:
         self._reader = reader
         self._half = HALVES[dtype]
 
-    def read(self, joinids: IntArray) -> Block:
+    def read(self, joinids: IntArray, part: IntArray, n_parts: int) -> list[Block]:
         """Return the rows of ascending ``joinids``, values rounded to nearest, half to even."""
-        block = self._reader.read(joinids)
-        wide = torch.from_numpy(block.values.astype(np.float32, copy=False))
-        return Block(block.indptr, block.genes, wide.to(self._half).view(torch.int16).numpy())
+        return [
+            Block(block.indptr, block.genes, self._halved(block.values))
+            for block in self._reader.read(joinids, part, n_parts)
+        ]
+
+    def _halved(self, values: npt.NDArray[Any]) -> npt.NDArray[np.int16]:
+        wide = torch.from_numpy(values.astype(np.float32, copy=False))
+        halved: npt.NDArray[np.int16] = wide.to(self._half).view(torch.int16).numpy()
+        return halved
 
     def close(self) -> None:
         """Close the reader within."""

@@ -10,12 +10,13 @@ from typing import Any
 from cellfeed import state
 from cellfeed.epochs import Epochs
 from cellfeed.errors import PlanError
-from cellfeed.plan import EpochPlan, Window, World
+from cellfeed.plan import EpochPlan, World
 from cellfeed.planner import Planner
-from cellfeed.progress import Shares, Stage, Topology, deal, n_minibatches, walk
+from cellfeed.progress import Shares, Stage, Topology, deal, n_minibatches, windows_of
 from cellfeed.selection import Selection
 from cellfeed.settings import Settings
 from cellfeed.topology import find_ranks
+from cellfeed.walk import Window
 
 
 class Passes:
@@ -49,7 +50,7 @@ class Passes:
         """Return the windows that one worker is to walk in the pass under way."""
         topology = self._topology(world.world_size, world.num_workers)
         plan, shares = self._deal(self.epochs.current, self.epochs.stages, topology)
-        return walk(shares.ranks[world.rank][world.worker], plan)
+        return windows_of(shares.ranks[world.rank][world.worker], plan)
 
     def n_minibatches(self, num_workers: int = 1) -> int:
         """Minibatches of this rank in the next pass; those that were received before a restore are counted."""
@@ -80,11 +81,11 @@ class Passes:
         )
 
     def _deal(self, epoch: int, stages: Sequence[Stage], topology: Topology) -> tuple[EpochPlan, Shares]:
-        plan = replace(self._planner.epoch_plan(epoch), chunks_per_window=topology.chunks_per_window)
+        plan = replace(self._planner.epoch_plan(epoch), mixing=topology.mixing)
         return plan, deal(plan, stages, topology)
 
     def _topology(self, world_size: int, num_workers: int) -> Topology:
-        return Topology(world_size, num_workers, self._planner.chunks_per_window(num_workers))
+        return Topology(world_size, num_workers, self._planner.mixing(num_workers))
 
     def _ranks(self) -> tuple[int, int]:
         return find_ranks(self._settings.rank, self._settings.world_size)
@@ -101,6 +102,7 @@ class Passes:
             "var_joinids": state.digest(selection.var_joinids),
             "obs nnz": state.digest(selection.nnz),
             "row_extent": selection.geometry.row_extent,
+            "chunk_rows": self._planner.chunk_rows,
             "seed": settings.seed,
             "shuffle": settings.shuffle,
             "batch_size": settings.batch_size,

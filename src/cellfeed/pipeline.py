@@ -14,7 +14,6 @@ from cellfeed.block import GeneTable, Reader
 from cellfeed.feed import cut, load_windows
 from cellfeed.joinids import column_ranges, read_bounds
 from cellfeed.minibatch import HALVES, Assembler, DenseBuffers, HalvingReader, Minibatch, PaddedMinibatch
-from cellfeed.plan import Window
 from cellfeed.planner import Resources
 from cellfeed.prefetch import Prefetch
 from cellfeed.reader import SomaReader
@@ -24,6 +23,7 @@ from cellfeed.settings import Settings
 from cellfeed.stats import Meter
 from cellfeed.tileindex import open_tiles
 from cellfeed.tilereader import TileReader
+from cellfeed.walk import Window
 
 Yielded = Minibatch | PaddedMinibatch
 
@@ -93,7 +93,7 @@ def _produce(
             max_rows=rows_per_read,
         ),
         n_threads=n_threads,
-        ahead=1 if settings.use_eager_fetch else 0,
+        ahead=resources.windows_ahead,
         meter=meter,
     )
     cuts = cut(loaded, settings.batch_size)

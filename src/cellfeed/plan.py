@@ -8,8 +8,6 @@ here reads, waits or draws from a generator: any window can be had without those
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -20,12 +18,9 @@ import numpy.typing as npt
 from cellfeed.errors import PlanError
 from cellfeed.joinids import IntArray
 from cellfeed.keyed import Purpose, permutation, stratified
+from cellfeed.schedule import Mixing
 
 Remainder = Literal["drop", "pad", "uneven"]
-
-RAMP = (4, 2)
-"""The first windows of a ramp: whole windows divided by these."""
-
 
 N_STRATA = 8
 """Classes of depth from which chunks come in turn. With 16, eight ranks of eight chunks each come out less even."""
@@ -49,33 +44,6 @@ class World:
                 raise PlanError(f"{name}={index} of {size} is impossible: it must be from 0 to {size - 1}")
 
 
-@dataclass(frozen=True, eq=False)
-class Window:
-    """Cells that are read together, and the order in which they leave.
-
-    Attributes
-    ----------
-    arrivals
-        int64, shape (n,): positions to read, ascending.
-    order
-        int64, shape (n,): indices into ``arrivals``, in the order of leaving.
-    is_real
-        bool, shape (n,), parallel to ``arrivals``: False where a cell repeats another, to even out the
-        ranks (``remainder="pad"``).
-    """
-
-    arrivals: IntArray
-    order: IntArray
-    is_real: npt.NDArray[np.bool_]
-
-    def leavers(self, low: int, high: int) -> Window:
-        """Return a window of those cells alone that leave from place ``low`` to ``high``, in the same order."""
-        order = self.order[low:high]
-        stays = np.zeros(len(self.arrivals), np.bool_)
-        stays[order] = True
-        return Window(self.arrivals[stays], (np.cumsum(stays) - 1)[order], self.is_real[stays])
-
-
 @dataclass(frozen=True)
 class EpochPlan:
     """The plan of one epoch over the chunks of a selection.
@@ -90,13 +58,10 @@ class EpochPlan:
         ``False`` keeps joinid order.
     batch_size
         Cells in a minibatch.
-    ramp
-        Begin with windows of a quarter and a half of ``chunks_per_window``: the first minibatch is there sooner. Not
-        done where two windows hold all chunks.
     drop_last
         Leave out the last minibatch of a rank where it is not full.
-    chunks_per_window
-        Whole chunks that are read and shuffled together.
+    mixing
+        How many chunks arrive a window, and in how many slices they leave.
     remainder
         What becomes of the cells that do not divide evenly over the ranks. ``"drop"``: fewer than one
         minibatch a rank is left out, other cells each epoch. ``"pad"``: cells of the epoch's beginning
@@ -111,10 +76,9 @@ class EpochPlan:
     epoch: int
     shuffle: bool
     batch_size: int
-    chunks_per_window: int
+    mixing: Mixing
     drop_last: bool = False
     remainder: Remainder = "drop"
-    ramp: bool = False
     values: npt.NDArray[np.float64] | None = None
 
     @property
@@ -142,14 +106,9 @@ class EpochPlan:
         return np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
 
     @property
-    def cells_per_window(self) -> int:
-        """Cells of a window, about."""
-        return max(1, self.n_cells * self.chunks_per_window // max(len(self.bounds) - 1, 1))
-
-    @cached_property
-    def ramps(self) -> bool:
-        """Whether walks begin with smaller windows: not where two windows hold all, which is the better shuffle."""
-        return self.ramp and len(self.bounds) - 1 > 2 * self.chunks_per_window
+    def cells_held(self) -> int:
+        """Cells that are held when a window begins, about."""
+        return max(1, int(self.mixing.held * self.n_cells / max(len(self.bounds) - 1, 1)))
 
     def rank_shares(self, n_cells: int, world_size: int) -> IntArray:
         """Divide a line of cells among ranks.
@@ -191,94 +150,9 @@ class EpochPlan:
         start, stop = self.worker_shares(end - begin, world.num_workers)[world.worker].tolist()
         return begin + start, begin + stop
 
-    def windows(self, world: World) -> Windows:
-        """Return the windows of one worker's stretch."""
-        return Windows(self, *self.stretch(world))
-
     def lap(self, start: int) -> int:
         """Cells of the whole epoch that padding has gone through before ``start``."""
         return start // max(self.n_cells, 1) * self.n_cells
-
-    def window(self, start: int, stop: int) -> Window:
-        """Return the cells of a stretch of the epoch order as one window."""
-        lap = self.lap(start)
-        first = int(np.searchsorted(self.starts, start - lap, side="right")) - 1
-        end = int(np.searchsorted(self.starts, stop - lap, side="left"))
-        chunks = self.chunk_order[first:end]
-        low, high = self.bounds[chunks], self.bounds[chunks + 1]
-        # A chunk on the edge of the stretch is shared with the neighbour: each takes its own cells.
-        starts = self.starts[first : end + 1] + lap
-        low[0] += max(0, start - int(starts[0]))
-        high[-1] -= max(0, int(starts[-1]) - stop)
-        is_real = starts[:-1] < self.n_cells
-        by_position = np.argsort(low)
-        arrivals, chunk = _expand(low[by_position], high[by_position])
-        order = (
-            permutation(len(arrivals), self.seed, Purpose.WINDOW, self.epoch, start)
-            if self.shuffle
-            else np.argsort(by_position[chunk], kind="stable")
-        )
-        return Window(arrivals, order, is_real[by_position][chunk])
-
-
-@dataclass(frozen=True)
-class Windows(Sequence[Window]):
-    """The windows over one stretch of the epoch order; each is computed when it is asked for."""
-
-    plan: EpochPlan
-    start: int
-    stop: int
-
-    @cached_property
-    def _lap(self) -> int:
-        return self.plan.lap(self.start)
-
-    @cached_property
-    def _first_chunk(self) -> int:
-        return int(np.searchsorted(self.plan.starts, self.start - self._lap, side="right")) - 1
-
-    @cached_property
-    def _end_chunk(self) -> int:
-        return int(np.searchsorted(self.plan.starts, self.stop - self._lap, side="left"))
-
-    def __len__(self) -> int:
-        if self.stop <= self.start:
-            return 0
-        n_chunks, k = self._end_chunk - self._first_chunk, 0
-        while k < len(RAMP) and self._chunks_before(k) < n_chunks:
-            k += 1
-        return k + max(0, -(-(n_chunks - self._chunks_before(k)) // self.plan.chunks_per_window))
-
-    def _chunks_before(self, k: int) -> int:
-        """Chunks of the stretch in the windows before window ``k``."""
-        whole = self.plan.chunks_per_window
-        if not self.plan.ramps:
-            return k * whole
-        return sum(-(-whole // part) for part in RAMP[:k]) + max(0, k - len(RAMP)) * whole
-
-    def find(self, n: int) -> int:
-        """Window from which the next cell leaves once ``n`` have left."""
-        return bisect_right(range(len(self)), n, key=self.first_cell) - 1
-
-    def first_cell(self, k: int) -> int:
-        """Cells of the stretch that have left before window ``k``."""
-        if k <= 0:
-            return 0
-        chunk = min(self._first_chunk + self._chunks_before(k), self._end_chunk)
-        return min(int(self.plan.starts[chunk]) + self._lap, self.stop) - self.start
-
-    def __getitem__(self, k: int) -> Window:  # type: ignore[override]
-        if not 0 <= k < len(self):
-            raise IndexError(k)
-        return self.plan.window(self.start + self.first_cell(k), self.start + self.first_cell(k + 1))
-
-
-def _expand(low: IntArray, high: IntArray) -> tuple[IntArray, IntArray]:
-    """All integers of half-open ranges end to end, and the range that each belongs to."""
-    sizes = high - low
-    chunk = np.repeat(np.arange(len(low)), sizes)
-    before = np.cumsum(sizes) - sizes
-    return np.arange(sizes.sum()) - before[chunk] + low[chunk], chunk
 
 
 def chunk_bounds(n_cells: int, chunk_size: int) -> IntArray:

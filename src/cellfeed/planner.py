@@ -1,26 +1,25 @@
-"""From a selection and settings to plans: how many chunks fit, how many threads read, what it will cost."""
+"""From a selection and settings to plans: what a chunk is, how many fit, how many threads read."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cellfeed import budget
+from cellfeed import budget, target
 from cellfeed.errors import PlanError
+from cellfeed.forecast import forecast
 from cellfeed.joinids import IntArray
 from cellfeed.memory import format_bytes
-from cellfeed.plan import RAMP, EpochPlan, World, chunk_bounds
+from cellfeed.plan import EpochPlan, World, chunk_bounds
 from cellfeed.reader import available_threads
-from cellfeed.report import Plan, worst_effective_batch_size
+from cellfeed.report import Plan
+from cellfeed.schedule import Mixing, best_mixing
 from cellfeed.selection import Selection
 from cellfeed.settings import Settings
-
-WINDOWS_SAMPLED = 4
-"""Windows by which decode amplification is judged; chunks are drawn alike in all of them."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,8 @@ class Resources:
         Bytes of each buffer that TileDB fills, three to a query.
     rows_per_read
         Wanted rows of one query at most.
+    windows_ahead
+        Windows that are read ahead.
     pool_dtype
         Type of values that no small integer holds.
     """
@@ -46,6 +47,7 @@ class Resources:
     n_queries: int
     buffer_bytes: int
     rows_per_read: int
+    windows_ahead: int
     pool_dtype: np.dtype[Any]
 
 
@@ -56,12 +58,59 @@ class Planner:
         self._selection = selection
         self._settings = settings
 
+    # ------------------------------------------------------------------ chunks
+
+    @cached_property
+    def chunk_rows(self) -> int:
+        """Rows of the array from which a chunk is what was selected: a row-block, or less where a mixing is asked for.
+
+        0 where chunks are of so many selected cells.
+        """
+        extent, settings = self._selection.geometry.row_extent, self._settings
+        if settings.soma_chunk_size is not None:
+            return 0
+        if settings.mixing is None or self._selection.n_obs == 0:
+            return extent
+        return target.choose(
+            settings.mixing,
+            batch_size=settings.batch_size,
+            memory_budget=settings.memory_budget,
+            candidates=[self._candidate(rows) for rows in target.fractions(extent)],
+        )
+
     @cached_property
     def bounds(self) -> IntArray:
         """int64, shape (n_chunks + 1,): positions that cut the selection into chunks."""
-        if self._settings.soma_chunk_size is not None:
+        return self._bounds(self.chunk_rows)
+
+    def _bounds(self, chunk_rows: int) -> IntArray:
+        if chunk_rows == 0 and self._settings.soma_chunk_size is not None:
             return chunk_bounds(self._selection.n_obs, self._settings.soma_chunk_size)
-        return self._selection.joinids.row_block_bounds(self._selection.geometry.row_extent)
+        return self._selection.joinids.row_block_bounds(chunk_rows)
+
+    def _candidate(self, chunk_rows: int) -> target.Candidate:
+        bounds = self._bounds(chunk_rows)
+        sample = np.unique(np.linspace(0, len(bounds) - 2, 64).astype(np.int64))
+        lone = [np.arange(bounds[k], bounds[k + 1]) for k in sample]
+        amplification = budget.decode_amplification(self._selection.joinids, lone, self._selection.geometry)
+        return target.Candidate(chunk_rows, bounds, partial(self._memory_of, bounds), amplification)
+
+    @cached_property
+    def _chunk_values(self) -> npt.NDArray[np.float64]:
+        return self._values(self.bounds)
+
+    def _values(self, bounds: IntArray) -> npt.NDArray[np.float64]:
+        """Count stored values of each chunk: as obs tells them, else by the mean of the array; of selected genes."""
+        sizes, selection = np.diff(bounds), self._selection
+        if selection.nnz is None:
+            values = sizes * selection.geometry.values_per_row
+        elif len(sizes):
+            values = np.add.reduceat(selection.nnz, bounds[:-1], dtype=np.float64)
+        else:
+            values = np.zeros(0)
+        return np.minimum(values, sizes * float(selection.n_vars))
+
+    # ------------------------------------------------------------------ memory
 
     @property
     def pool_dtype(self) -> np.dtype[Any]:
@@ -77,6 +126,11 @@ class Planner:
         halves = self._settings.X_dtype in ("float16", "bfloat16")
         return 2 if halves else self.pool_dtype.itemsize if self._settings.X_dtype == "store" else 4
 
+    @property
+    def _kept_bytes(self) -> int:
+        """Bytes of a value in the pool at most: its gene and itself."""
+        return (2 if self._selection.n_vars <= 1 << 16 else 4) + self.pool_dtype.itemsize
+
     def resources(self, num_workers: int = 1) -> Resources:
         """Divide cores and budget among the processes of a loader."""
         share = self._settings.memory_budget // num_workers
@@ -89,6 +143,7 @@ class Planner:
             n_queries=max(1, min(cores, room // per_query)),
             buffer_bytes=budget.buffer_bytes(share),
             rows_per_read=self._rows_per_read(share),
+            windows_ahead=self.mixing(num_workers).ahead if self._settings.use_eager_fetch else 0,
             pool_dtype=self.pool_dtype,
         )
 
@@ -97,11 +152,19 @@ class Planner:
         row_blocks = budget.row_blocks_per_read(geometry, kept_bytes=self._kept_bytes, memory_budget=memory_budget)
         return max(row_blocks * geometry.row_extent, budget.MIN_ROWS_PER_READ)
 
+    @cached_property
+    def _deepest(self) -> float:
+        """Values of a row at most: those of the deepest row-block, on average."""
+        bounds = self._bounds(self._selection.geometry.row_extent)
+        return float((self._values(bounds) / np.maximum(np.diff(bounds), 1)).max(initial=0.0))
+
+    @cached_property
+    def _n_values(self) -> float:
+        return float(self._values(self._bounds(self._selection.geometry.row_extent)).sum())
+
     def _values_per_read(self, memory_budget: int) -> float:
-        """Values of a read at most: the deepest chunk tells how deep its rows can be."""
-        values, sizes = self._chunk_values, np.diff(self.bounds)
-        deepest = float((values / np.maximum(sizes, 1)).max(initial=0.0))
-        return min(deepest * self._rows_per_read(memory_budget), float(values.sum()))
+        """Values of a read at most: the deepest row-block tells how deep its rows can be."""
+        return min(self._deepest * self._rows_per_read(memory_budget), self._n_values)
 
     def _bytes_per_query(self, memory_budget: int) -> int:
         return budget.bytes_per_query(
@@ -110,57 +173,60 @@ class Planner:
             buffer_bytes=budget.buffer_bytes(memory_budget),
         )
 
-    @cached_property
-    def _chunk_values(self) -> npt.NDArray[np.float64]:
-        """Stored values of each chunk: as obs tells them, else by the mean of the array; of selected genes at most."""
-        sizes = np.diff(self.bounds)
-        selection = self._selection
-        if selection.nnz is None:
-            values = sizes * selection.geometry.values_per_row
-        elif len(sizes):
-            values = np.add.reduceat(selection.nnz, self.bounds[:-1], dtype=np.float64)
-        else:
-            values = np.zeros(0)
-        return np.minimum(values, sizes * float(selection.n_vars))
-
-    @property
-    def _kept_bytes(self) -> int:
-        """Bytes of a value in the pool at most: its gene and itself."""
-        return (2 if self._selection.n_vars <= 1 << 16 else 4) + self.pool_dtype.itemsize
-
     def _memory(self, memory_budget: int) -> budget.MemoryModel:
+        return self._memory_of(self.bounds, memory_budget)
+
+    def _memory_of(self, bounds: IntArray, memory_budget: int) -> budget.MemoryModel:
         """Say what is held; the number of cores is no part of it, or orders would differ between machines."""
-        settings, selection, values = self._settings, self._selection, self._chunk_values
+        settings, selection = self._settings, self._selection
         n_cells = max(selection.n_obs, 1)
-        values_per_cell = float(values.sum()) / n_cells
-        per_cell = (
-            values_per_cell * (4 + self._x_bytes) if settings.return_sparse_X else selection.n_vars * self._x_bytes
-        )
+        per_cell = selection.n_vars * self._x_bytes
+        if settings.return_sparse_X:
+            per_cell = int(self._n_values / n_cells * (4 + self._x_bytes))
         held = budget.MINIBATCHES_HELD if settings.use_eager_fetch else budget.MINIBATCHES_HELD - 1
         return budget.MemoryModel(
-            chunks=values * self._kept_bytes + np.diff(self.bounds) * float(budget.BYTES_PER_CELL),
+            chunks=self._values(bounds) * self._kept_bytes + np.diff(bounds) * float(budget.BYTES_PER_CELL),
             in_flight=budget.reads_bytes(memory_budget, self._bytes_per_query(memory_budget)),
-            minibatches=int(min(settings.batch_size, n_cells) * per_cell * held),
-            windows_held=2 if settings.use_eager_fetch else 1,
+            minibatches=min(settings.batch_size, n_cells) * per_cell * held,
+            ahead=settings.use_eager_fetch,
         )
 
-    def chunks_per_window(self, num_workers: int) -> int:
-        """Chunks to hold and shuffle together: as given, else as many as the budget permits."""
-        if self._settings.shuffle_chunk_count is not None:
-            return self._settings.shuffle_chunk_count
-        share = self._settings.memory_budget // num_workers
-        n_chunks = self._memory(share).chunks_that_fit(share, shuffle=self._settings.shuffle)
-        if n_chunks < 1:
+    # ------------------------------------------------------------------ mixing
+
+    def mixing(self, num_workers: int = 1) -> Mixing:
+        """Say how chunks are mixed: as given, else as well as the budget permits."""
+        settings, n_chunks = self._settings, max(len(self.bounds) - 1, 1)
+        share = settings.memory_budget // num_workers
+        memory = self._memory(share)
+        room = min(memory.chunks_that_fit(share), budget.MAX_CELLS_HELD * n_chunks / max(self._selection.n_obs, 1))
+        if settings.shuffle_chunk_count is not None:
+            return self._published(settings.shuffle_chunk_count, room / (2 if memory.ahead else 1))
+        if memory.room(share) < memory.least_pool:
             self._refuse_budget(share, num_workers)
-        cells_per_chunk = self._selection.n_obs / max(len(self.bounds) - 1, 1)
-        return max(1, min(n_chunks, int(budget.MAX_CELLS_PER_WINDOW / max(cells_per_chunk, 1))))
+        if not settings.shuffle:
+            return Mixing(max(1, min(memory.neighbours_that_fit(share), self._chunks_of(budget.ORDERED_VALUES))))
+        first = 0 if settings.mixing is not None else self._chunks_of(budget.FIRST_VALUES)
+        found = best_mixing(room, ahead=memory.ahead, first=first)
+        if settings.mixing is not None:
+            target.check(settings.mixing, found, self.bounds, settings.batch_size, num_workers)
+        return found
+
+    def _published(self, count: int, room: float) -> Mixing:
+        """Blocks of so many chunks; several are read together where chunks are parts of row-blocks and fit."""
+        together = int(min(room, len(self.bounds) - 1) / count)
+        return Mixing(count, together=max(1, together) if self.chunk_rows == 0 else 1)
+
+    def _chunks_of(self, n_values: float) -> int:
+        """Chunks that have so many values, about."""
+        mean = float(self._chunk_values.mean()) if len(self._chunk_values) else 0.0
+        return max(1, int(n_values / max(mean, 1.0)))
 
     def _refuse_budget(self, share: int, num_workers: int) -> None:
         memory = self._memory(share)
-        least = memory.peak(memory.largest_chunk)
+        least = memory.peak(memory.least_pool)
         for _ in range(50):  # a larger budget has larger buffers, so what would do is found step by step
             larger = self._memory(least)
-            enough = int(larger.peak(larger.largest_chunk) * 1.02)
+            enough = int(larger.peak(larger.least_pool) * 1.02)
             if enough <= least:
                 break
             least = enough
@@ -168,55 +234,29 @@ class Planner:
         raise PlanError(
             f"memory_budget of {format_bytes(share)}{workers} holds not one chunk of "
             f"{np.diff(self.bounds).max():,} cells: reading takes {format_bytes(memory.in_flight)}, minibatches "
-            f"{format_bytes(memory.minibatches)}, {memory.windows_held} of the largest chunk "
-            f"{format_bytes(memory.windows_held * memory.largest_chunk)}; give at least "
+            f"{format_bytes(memory.minibatches)}, {'two' if memory.ahead else 'one'} of the largest chunk "
+            f"{format_bytes(memory.least_pool)}; give at least "
             f"{format_bytes(least * num_workers * 1.02)}, or take a smaller batch_size, soma_chunk_size or var_query"
         )
 
+    # ------------------------------------------------------------------ plans
+
     def epoch_plan(self, epoch: int, num_workers: int = 1) -> EpochPlan:
         """Plan one epoch for a loader of so many processes."""
-        settings, chunks_per_window = self._settings, self.chunks_per_window(num_workers)
+        settings = self._settings
         return EpochPlan(
             bounds=self.bounds,
             seed=settings.seed,
             epoch=epoch,
             shuffle=settings.shuffle,
             batch_size=settings.batch_size,
-            chunks_per_window=chunks_per_window,
+            mixing=self.mixing(num_workers),
             drop_last=settings.drop_last,
             remainder=settings.remainder,
-            ramp=settings.shuffle_chunk_count is None,  # given a count, windows are the published blocks
             values=None if self._selection.nnz is None else self._chunk_values,
         )
 
-    def report(self, epoch: int, world: World) -> Plan:
-        """Say what a pass will do and cost."""
-        plan = self.epoch_plan(epoch)
-        windows = plan.windows(world)
-        sizes = np.diff(self.bounds)
-        first = len(RAMP) if plan.ramps else 0  # windows of a ramp are smaller than those that follow
-        sample = [windows[k].arrivals for k in range(first, min(len(windows), first + WINDOWS_SAMPLED))]
-        sample = sample or [windows[k].arrivals for k in range(len(windows))]
-        memory = self._memory(self._settings.memory_budget)
-        per_cell = memory.chunks / np.maximum(sizes, 1)
-        held = [float(per_cell[self._chunk_of(arrivals)].sum()) for arrivals in sample]
-        return Plan(
-            n_obs=self._selection.n_obs,
-            n_vars=self._selection.n_vars,
-            chunk_rows=float(sizes.mean()) if len(sizes) else 0.0,
-            n_chunks=len(sizes),
-            chunks_per_block=min(plan.chunks_per_window, max(len(sizes), 1)),
-            n_minibatches=plan.n_minibatches(world),
-            batch_size=self._settings.batch_size,
-            peak_memory_bytes=memory.peak(max(held, default=0.0)),
-            decode_amplification=budget.decode_amplification(self._selection.joinids, sample, self._selection.geometry),
-            effective_batch_size=worst_effective_batch_size(
-                batch_size=self._settings.batch_size,
-                chunks_per_block=plan.chunks_per_window,
-                n_chunks=len(sizes),
-                shuffle=self._settings.shuffle,
-            ),
-        )
-
-    def _chunk_of(self, positions: IntArray) -> IntArray:
-        return np.searchsorted(self.bounds, positions, side="right") - 1
+    def report(self, epoch: int, world: World, label: str | None, codes: npt.NDArray[np.integer] | None) -> Plan:
+        """Say what a pass will do and cost, and how well it mixes the cells of some label; of the worst if ``None``."""
+        plan, memory = self.epoch_plan(epoch), self._memory(self._settings.memory_budget)
+        return forecast(plan, world, self._selection, memory, label, codes)

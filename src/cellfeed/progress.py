@@ -7,12 +7,15 @@ epoch that are still to be dealt out.
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from cellfeed.plan import EpochPlan, Window, Windows
+import numpy as np
+
+from cellfeed.plan import EpochPlan
+from cellfeed.schedule import Mixing
+from cellfeed.walk import Arrival, Walk, Window
 
 
 @dataclass(frozen=True)
@@ -23,13 +26,13 @@ class Topology:
     ----------
     world_size, num_workers
         Ranks, and reading processes of each.
-    chunks_per_window
-        Chunks that are read and shuffled together.
+    mixing
+        How each of them mixes chunks.
     """
 
     world_size: int
     num_workers: int
-    chunks_per_window: int
+    mixing: Mixing
 
 
 @dataclass(frozen=True)
@@ -73,30 +76,23 @@ class Stretch:
 
     def windows(self, plan: EpochPlan) -> Iterator[Window]:
         """Yield the windows in which the cells leave."""
-        windows = Windows(plan, self.start, self.stop)
-        first = windows.find(self.left)
-        gone = self.left - windows.first_cell(first)
-        for k in range(first, len(windows)):
-            yield windows[k].leavers(gone, len(windows[k].order)) if gone else windows[k]
-            gone = 0
+        return Walk(plan, self.start, self.stop).windows(self.left)
 
     def loose(self, plan: EpochPlan) -> Pieces:
-        """Return the same cells in pieces that can be cut anywhere: of the window under way, and those that follow."""
+        """Return the same cells in pieces that can be cut anywhere: what is held, and what has not arrived."""
         if self.left == 0:
             return [self]
-        windows = Windows(plan, self.start, self.stop)
-        k = windows.find(self.left)
-        begin, end = self.start + windows.first_cell(k), self.start + windows.first_cell(k + 1)
-        under_way: Pieces = [Rest(begin, end, self.start + self.left - begin, end - begin)]
-        return under_way + [Stretch(end, self.stop)] * (end < self.stop)
+        positions, _, end = Walk(plan, self.start, self.stop).held(self.left)
+        pieces: Pieces = [Rest(plan, self, 0, len(positions))] if len(positions) else []
+        return pieces + [Stretch(end, self.stop)] * (end < self.stop)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rest:
-    """Leavers ``low`` to ``high`` of the window of cells ``start`` to ``stop`` of the epoch order."""
+    """Cells ``low`` to ``high`` of those that a stretch held where it was left, in their order of leaving."""
 
-    start: int
-    stop: int
+    plan: EpochPlan
+    stretch: Stretch
     low: int
     high: int
 
@@ -104,7 +100,7 @@ class Rest:
         return self.high - self.low
 
     def cut(self, n: int) -> tuple[Rest, Rest]:
-        """Divide behind ``n`` leavers."""
+        """Divide behind ``n`` cells."""
         return replace(self, high=self.low + n), replace(self, low=self.low + n)
 
     def behind(self, n: int) -> Rest:
@@ -112,15 +108,14 @@ class Rest:
         return replace(self, low=self.low + n)
 
     def windows(self, plan: EpochPlan) -> Iterator[Window]:
-        """Yield windows of these cells alone, in the order in which the whole window would have let them go.
-
-        There are several where the window was larger than those that are planned now.
-        """
-        whole = plan.window(self.start, self.stop)
-        n_windows = math.ceil(len(self) / plan.cells_per_window)
-        edges = [self.low + len(self) * k // n_windows for k in range(n_windows + 1)]
-        for low, high in zip(edges[:-1], edges[1:], strict=True):
-            yield whole.leavers(low, high)
+        """Yield windows of these cells; several where more were held than is planned now."""
+        walk = Walk(self.plan, self.stretch.start, self.stretch.stop)
+        positions, is_real, _ = walk.held(self.stretch.left)
+        n_windows = -(-len(self) * (1 + plan.mixing.ahead) // plan.cells_held)  # as many are read ahead
+        for part in np.array_split(np.arange(self.low, self.high), n_windows):
+            by_position = part[np.argsort(positions[part], kind="stable")]
+            arrival = Arrival(positions[by_position], np.zeros(len(part), np.int64), is_real[by_position])
+            yield Window((arrival,), np.argsort(by_position))
 
     def loose(self, plan: EpochPlan) -> Pieces:
         """Return the piece itself, which can be cut anywhere."""
@@ -171,7 +166,7 @@ def deal(plan: EpochPlan, stages: Sequence[Stage], topology: Topology) -> Shares
     return shares
 
 
-def walk(pieces: Pieces, plan: EpochPlan) -> Iterator[Window]:
+def windows_of(pieces: Pieces, plan: EpochPlan) -> Iterator[Window]:
     """Yield the windows of some pieces."""
     for piece in pieces:
         yield from piece.windows(plan)
@@ -192,7 +187,7 @@ def _deal_first(plan: EpochPlan, topology: Topology) -> Shares:
 def _deal_again(plan: EpochPlan, shares: Shares, before: Topology, now: Topology) -> Shares:
     if now == before:
         return shares
-    walked = replace(plan, chunks_per_window=before.chunks_per_window)
+    walked = replace(plan, mixing=before.mixing)
     lines = [
         [loose for pieces in workers for piece in pieces for loose in piece.loose(walked)] for workers in shares.ranks
     ]

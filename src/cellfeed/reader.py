@@ -101,8 +101,8 @@ class SomaReader:
                 self._array = self._address.open(self._buffer_bytes)
             return self._array
 
-    def read(self, joinids: IntArray) -> Block:
-        """Return the rows of ascending ``joinids``."""
+    def read(self, joinids: IntArray, part: IntArray, n_parts: int) -> list[Block]:
+        """Return the rows of ascending ``joinids``, a block for each part."""
         builder = BlockBuilder(joinids, self._genes, self._value_dtype)
         rows = merge_runs(runs_of(joinids), max_gap=MAX_GAP)
         started = time.perf_counter()
@@ -119,15 +119,16 @@ class SomaReader:
             if len(joinids):
                 native.read_pages(self._open(), rows, self._columns, take)
             read_s = time.perf_counter() - started - built_s
-            block = builder.finish()
+            blocks = builder.finish(part, n_parts)
         except CellfeedError:
             raise
         except Exception as cause:
             raise ReadError(
                 f"reading soma_joinid {joinids[0]} to {joinids[-1]} of {self._address.uri!r} failed: {cause}"
             ) from cause
-        self._meter.add(read_s=read_s, build_s=time.perf_counter() - started - read_s, nnz=len(block.genes))
-        return block
+        nnz = sum(len(block.genes) for block in blocks)
+        self._meter.add(read_s=read_s, build_s=time.perf_counter() - started - read_s, nnz=nnz)
+        return blocks
 
     def close(self) -> None:
         """Close the array; reading again is an error."""

@@ -20,18 +20,28 @@ class Plan:
     n_chunks
         Chunks in an epoch.
     chunks_per_block
-        Chunks that are held and shuffled together.
+        Chunks of which a minibatch is drawn: those that are shuffled together.
+    chunks_held
+        Chunks that are held meanwhile; fewer where each leaves in slices.
     n_minibatches
         Minibatches that this rank yields in an epoch.
     batch_size
         Cells of a minibatch.
+    pool_bytes
+        Bytes of the chunks that are held at most, and of those that are read ahead.
     peak_memory_bytes
-        Bytes held at most, beyond what the process holds when idle (an estimate from metadata).
+        Bytes held at most, in the pool, by reads and by minibatches, beyond what the process holds when idle (an
+        estimate from metadata).
     decode_amplification
         Values that are decoded for each one wanted (an estimate from the array's tiles).
     effective_batch_size
-        The size of the simple random sample that varies as much as a minibatch does, at worst: every
-        chunk of a kind of its own. For K chunks a block and batch size B it is 1 / (1/B + 1/K).
+        The size of the simple random sample whose label proportions would vary as much as those of minibatches: at most
+        ``batch_size``, which a full shuffle has.
+    label
+        The column of obs whose labels are meant; ``None`` stands for the worst labels that there can be: each
+        chunk has one of its own. For K chunks and a batch size of B they give about 1 / (1/B + 1/K).
+    shuffle
+        Whether cells are shuffled at all.
     """
 
     n_obs: int
@@ -39,40 +49,36 @@ class Plan:
     chunk_rows: float
     n_chunks: int
     chunks_per_block: int
+    chunks_held: float
     n_minibatches: int
     batch_size: int
+    pool_bytes: int
     peak_memory_bytes: int
     decode_amplification: float
     effective_batch_size: float
+    label: str | None = None
+    shuffle: bool = True
+
+    @property
+    def mixing(self) -> float:
+        """Effective over nominal batch size."""
+        return self.effective_batch_size / self.batch_size
 
     def __str__(self) -> str:
+        together = f"{self.chunks_per_block:,} chunks, of which {self.chunks_held:,.4g} are held"
+        kind = "at worst" if self.label is None else f"for {self.label}"
         shown = {
             "cells x genes": f"{self.n_obs:,} x {self.n_vars:,}",
             "minibatches": f"{self.n_minibatches:,} of {self.batch_size:,} cells",
             "chunks": f"{self.n_chunks:,} of {self.chunk_rows:,.4g} cells",
-            "shuffled together": f"{self.chunks_per_block:,} chunks",
-            "effective batch size": f"{self.effective_batch_size:,.4g} at worst, of {self.batch_size:,}",
+            "shuffled together": together if self.shuffle else "nothing: cells come in the order of their joinids",
+            "effective batch size": f"{self.effective_batch_size:,.4g} of {self.batch_size:,} ({kind})",
             "peak memory": format_bytes(self.peak_memory_bytes),
             "decode amplification": f"{self.decode_amplification:.3g}",
         }
         width = max(map(len, shown))
         return "\n".join(f"{name:<{width}}  {value}" for name, value in shown.items())
 
-    def as_dict(self) -> dict[str, int | float]:
+    def as_dict(self) -> dict[str, int | float | str | None]:
         """Return the figures by name, for JSON."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
-
-
-def worst_effective_batch_size(*, batch_size: int, chunks_per_block: int, n_chunks: int, shuffle: bool) -> float:
-    """Effective batch size where each chunk is of one kind that no other chunk shares.
-
-    Examples
-    --------
-    >>> round(worst_effective_batch_size(batch_size=1024, chunks_per_block=2000, n_chunks=10**6, shuffle=True))
-    677
-    """
-    if not shuffle:
-        return 1.0
-    if chunks_per_block >= n_chunks:  # all cells shuffled together
-        return float(batch_size)
-    return 1 / (1 / batch_size + 1 / chunks_per_block)

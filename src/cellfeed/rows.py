@@ -56,15 +56,9 @@ class Rows:
             Of the rows of all blocks, before they are put in order.
         """
         blocks = [block for block in blocks if block.n_rows]
-        starts = [block.indptr[:-1] for block in blocks]
         n_rows = [block.n_rows for block in blocks]
-        genes = [
-            block.genes.ctypes.data + start * block.genes.itemsize for block, start in zip(blocks, starts, strict=True)
-        ]
-        values = [
-            block.values.ctypes.data + start * block.values.itemsize
-            for block, start in zip(blocks, starts, strict=True)
-        ]
+        addresses = [block.addresses() for block in blocks]
+        genes, values = [genes for genes, _ in addresses], [values for _, values in addresses]
         sizes = [np.diff(block.indptr) for block in blocks]
         widths = np.array([WIDTHS.get(block.values.dtype, 0) for block in blocks], np.uint8)
 

@@ -103,6 +103,12 @@ class Selection:
         """Selected genes."""
         return len(self.var_joinids)
 
+    @property
+    def label_names(self) -> list[str | None]:
+        """The name of each column of a minibatch's obs; ``None`` for joinids, which are no labels."""
+        names = iter(self.encoders)
+        return [None if column is None else next(names) for column in self.codes]
+
     def take(self, positions: IntArray) -> Selection:
         """Keep the cells at ascending positions."""
         codes = tuple(None if column is None else column[positions] for column in self.codes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, get_args
 
 from cellfeed.errors import PlanError
@@ -29,6 +29,7 @@ class Settings:
     soma_chunk_size: int | None
     shuffle_chunk_count: int | None
     memory_budget: int
+    mixing: float | None
     use_eager_fetch: bool
     remainder: Remainder
     rank: int | None
@@ -36,7 +37,7 @@ class Settings:
 
     PARAMETERS: ClassVar = (
         "batch_size", "shuffle", "seed", "drop_last", "return_sparse_X", "X_dtype", "soma_chunk_size",
-        "shuffle_chunk_count", "memory_budget", "use_eager_fetch", "remainder", "rank", "world_size",
+        "shuffle_chunk_count", "memory_budget", "mixing", "use_eager_fetch", "remainder", "rank", "world_size",
     )  # fmt: skip
     """The parameters of a dataset from which settings are made."""
 
@@ -61,6 +62,7 @@ class Settings:
             raise PlanError('remainder="pad" and drop_last=True contradict each other: repeat cells or leave them out')
         if given["X_dtype"] not in X_DTYPES:
             raise PlanError(f"X_dtype={given['X_dtype']!r} must be one of {', '.join(map(repr, X_DTYPES))}")
+        _check_alone(**given)
         check_ranks(given["rank"], given["world_size"])
         return cls(
             seed=fresh_seed() if seed is None else check_seed(seed),
@@ -68,3 +70,39 @@ class Settings:
             memory_budget=parse_bytes(memory_budget),
             **given,
         )
+
+    def changed(self, **parameters: Any) -> Settings:
+        """Make settings that differ in some parameters, which are checked as those of a new dataset are."""
+        kept = {name: getattr(self, name) for name in self.PARAMETERS}
+        made = self.check(**{**kept, **parameters})
+        return replace(made, seed_given=self.seed_given or "seed" in parameters)
+
+
+def check_mixing(mixing: float) -> None:
+    """Refuse what is no effective over nominal batch size."""
+    if isinstance(mixing, bool) or not isinstance(mixing, (int, float)) or not 0 < mixing <= 1:
+        raise PlanError(
+            f"mixing={mixing!r} must be more than 0 and at most 1: the effective batch size over batch_size, which a "
+            f"full shuffle brings to 1; or None to mix as well as memory_budget permits"
+        )
+
+
+def _check_alone(
+    *,
+    mixing: float | None,
+    shuffle: bool,
+    soma_chunk_size: int | None,
+    shuffle_chunk_count: int | None,
+    **_others: Any,
+) -> None:
+    """Refuse a mixing beside another way to say how cells are shuffled."""
+    if mixing is None:
+        return
+    check_mixing(mixing)
+    for name, value, without in (
+        ("shuffle", shuffle, True),
+        ("soma_chunk_size", soma_chunk_size, None),
+        ("shuffle_chunk_count", shuffle_chunk_count, None),
+    ):
+        if value != without:
+            raise PlanError(f"mixing={mixing!r} chooses how cells are shuffled, and so does {name}={value!r}: give one")

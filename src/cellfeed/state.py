@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from cellfeed.errors import StateError
 from cellfeed.progress import Stage, Topology
+from cellfeed.schedule import Mixing
 
 VERSION = 1
 
@@ -36,7 +38,7 @@ def pack(epoch: int, stages: Sequence[Stage], rank: int, fingerprint: Fingerprin
             {
                 "world_size": stage.topology.world_size,
                 "num_workers": stage.topology.num_workers,
-                "chunks_per_window": stage.topology.chunks_per_window,
+                "mixing": asdict(stage.topology.mixing),
                 "received": stage.received if isinstance(stage.received, int) else list(stage.received),
             }
             for stage in stages
@@ -103,7 +105,8 @@ def _unpack_one(state: Mapping[str, Any], fingerprint: Fingerprint) -> tuple[int
 
 
 def _unpack_stage(stage: Mapping[str, Any]) -> Stage:
-    topology = Topology(*(_whole(stage[name], 1) for name in ("world_size", "num_workers", "chunks_per_window")))
+    mixing = Mixing(**{name: _whole(value, name != "first") for name, value in stage["mixing"].items()})
+    topology = Topology(_whole(stage["world_size"], 1), _whole(stage["num_workers"], 1), mixing)
     received = stage["received"]
     if not isinstance(received, (list, tuple)):
         return Stage(topology, _whole(received, 0))

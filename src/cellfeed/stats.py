@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from cellfeed.memory import format_bytes
 
@@ -37,6 +37,9 @@ class Stats:
         Seconds from the first ``next`` of each pass to its last.
     peak_pool_bytes
         Largest number of bytes that decoded rows have held.
+    effective_batch_sizes
+        For each column of labels of obs: the size of the simple random sample whose label proportions would vary as
+        much as those of the full minibatches received; see :class:`cellfeed.Plan`.
     """
 
     n_obs: int = 0
@@ -51,6 +54,7 @@ class Stats:
     producer_wait_s: float = 0.0
     elapsed_s: float = 0.0
     peak_pool_bytes: int = 0
+    effective_batch_sizes: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def waiting_fraction(self) -> float:
@@ -70,6 +74,9 @@ class Stats:
             f"{self.producer_wait_s:.2f} s by minibatches",
             "peak pool": format_bytes(self.peak_pool_bytes),
         }
+        if self.effective_batch_sizes:
+            sizes = (f"{size:,.4g} for {name}" for name, size in self.effective_batch_sizes.items())
+            shown["effective batch size"] = ", ".join(sizes)
         width = max(map(len, shown))
         return "\n".join(f"{name:<{width}}  {value}" for name, value in shown.items())
 
@@ -79,7 +86,9 @@ class Meter:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._sums: dict[str, float] = {field.name: 0 for field in fields(Stats)}
+        self._sums: dict[str, float] = {
+            counter.name: 0 for counter in fields(Stats) if counter.type in ("int", "float")
+        }
         self._pool = 0
 
     def add(self, **amounts: float) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cellfeed.block import Block, GeneTable, finish_rows
+from cellfeed.block import Block, GeneTable, RowSpace
 from cellfeed.errors import CellfeedError, ReadError
 from cellfeed.fragments import FIELDS, Fragment
 from cellfeed.joinids import IntArray, runs_of
@@ -118,11 +118,11 @@ class TileReader:
         self._free: list[_Workbench] = []
         self._closed = False
 
-    def read(self, joinids: IntArray) -> Block:
-        """Return the rows of ascending ``joinids``."""
+    def read(self, joinids: IntArray, part: IntArray, n_parts: int) -> list[Block]:
+        """Return the rows of ascending ``joinids``, a block for each part."""
         bench = self._take_bench()
         try:
-            return self._read(joinids, bench)
+            return self._read(joinids, part, n_parts, bench)
         except CellfeedError:
             raise
         except Exception as cause:
@@ -132,7 +132,7 @@ class TileReader:
         finally:
             self._give_bench(bench)
 
-    def _read(self, joinids: IntArray, bench: _Workbench) -> Block:
+    def _read(self, joinids: IntArray, part: IntArray, n_parts: int, bench: _Workbench) -> list[Block]:
         started = time.perf_counter()
         runs = runs_of(joinids)
         packed = [
@@ -142,15 +142,17 @@ class TileReader:
         ]
         read_s = time.perf_counter() - started
         cuts = self._cut(joinids, runs, packed, bench)
-        block = self._build(joinids, packed, cuts, bench) or self._build(joinids, packed, cuts, bench)
-        assert block is not None  # the second time nothing is assumed
+        blocks = None
+        while blocks is None:  # the second time nothing is assumed
+            space = RowSpace(cuts.sizes, part, n_parts, self._genes.dtype, self._smallest_type(packed))
+            blocks = self._fill(space, joinids, packed, cuts, bench)
         self._meter.add(
             read_s=read_s,
             build_s=time.perf_counter() - started - read_s,
             bytes_read=sum(tiles.n_bytes for tiles in packed),
-            nnz=len(block.genes),
+            nnz=sum(len(block.genes) for block in blocks),
         )
-        return block
+        return blocks
 
     def _fetch(self, fragment: Fragment, tiles: IntArray, bench: _Workbench, name: str) -> _Packed:
         """Read the files of a fragment where tiles lie."""
@@ -195,18 +197,16 @@ class TileReader:
             cuts.of_fragments.append((counts, wanted, found, ends))
         return cuts
 
-    def _build(self, joinids: IntArray, packed: list[_Packed], cuts: _Cuts, bench: _Workbench) -> Block | None:
+    def _fill(
+        self, space: RowSpace, joinids: IntArray, packed: list[_Packed], cuts: _Cuts, bench: _Workbench
+    ) -> list[Block] | None:
         """Unpack the rest and make rows of it; ``None`` if values are no counts, as was assumed until now."""
         from cellfeed import tilerows, unfilter
 
-        dtype = self._smallest_type(packed)
+        dtype = space.where[-1].dtype
         form = tilerows.AS_THEY_ARE
         if dtype.itemsize <= 2 and dtype != self._value_dtype:
             form = tilerows.COUNTS_IN_FLOAT32 if self._index.dtype == np.float32 else tilerows.COUNTS
-        indptr = np.zeros(len(joinids) + 1, np.int64)
-        np.cumsum(cuts.sizes, out=indptr[1:])
-        out = np.empty(indptr[-1], self._genes.dtype), np.empty(indptr[-1], dtype)
-        fill = indptr[:-1].copy()
         small = bench.room("counts", self._index.capacity, dtype)
         room = bench.columns, bench.raw.view(self._index.dtype), bench.raw, small
         how = self._index.how[0], self._index.how[2]
@@ -215,16 +215,14 @@ class TileReader:
         for tiles, (counts, wanted, found, ends) in zip(packed, cuts.of_fragments, strict=True):
             places = np.ascontiguousarray(tiles.places[:, ::2])
             where = (tiles.data[0], tiles.data[2]), places, counts, how, bench.zstd, bench.chunk, room
-            status, tile = tilerows.fill_rows(*where, wanted, found, ends, genes, form, indptr, fill, out)
+            status, tile = tilerows.fill_rows(*where, wanted, found, ends, genes, form, space.where)
             if status == unfilter.WIDE:
                 self._holds_counts = False
                 return None
             if status == unfilter.DAMAGED:
                 raise self._damaged(tiles, tile)
             disorder |= bool(status)
-        if not self._genes.keeps_all:
-            indptr, out = _close_gaps(indptr, fill, *out)
-        return finish_rows(indptr, *out, joinids, disorder=disorder)
+        return space.finish(joinids, disorder=disorder)
 
     def _smallest_type(self, packed: list[_Packed]) -> np.dtype[Any]:
         """Choose the type that holds the values of some tiles, if they are counts: metadata tell the largest."""
@@ -277,16 +275,3 @@ def _ranges(begin: IntArray, end: IntArray) -> tuple[IntArray, IntArray]:
     """Join pieces of a file that lie side by side, or nearly so."""
     breaks = np.flatnonzero(begin[1:] - end[:-1] > MAX_FILE_GAP)
     return begin[np.append(0, breaks + 1)], end[np.append(breaks, len(end) - 1)]
-
-
-def _close_gaps(
-    indptr: IntArray, fill: IntArray, genes: npt.NDArray[Any], values: npt.NDArray[Any]
-) -> tuple[IntArray, tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
-    """Move rows together from which unwanted genes were left out."""
-    from cellfeed import tilerows
-
-    tight = np.zeros(len(indptr), np.int64)
-    np.cumsum(fill - indptr[:-1], out=tight[1:])
-    out = np.empty(tight[-1], genes.dtype), np.empty(tight[-1], values.dtype)
-    tilerows.close_gaps(indptr, fill, genes, values, tight, *out)
-    return tight, out

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from cellfeed.kernels import DROP, STRIDE, _locate, borrowed, value_width
+from cellfeed.kernels import DROP, STRIDE, _locate, array_at, borrowed, is_disordered, value_width
 from cellfeed.unfilter import DAMAGED, PIECE, WIDE, unpack_counts, unpack_tile
 
 AS_THEY_ARE, COUNTS, COUNTS_IN_FLOAT32 = 0, 1, 2
@@ -105,7 +105,7 @@ def cut_tiles(data, places, counts, how, zstd, scratch, rows, runs, wanted, cuts
 
 
 @njit(nogil=True, cache=True)
-def fill_rows(packed, places, counts, how, zstd, scratch, room, wanted, cuts, ends, genes, form, indptr, fill, out):
+def fill_rows(packed, places, counts, how, zstd, scratch, room, wanted, cuts, ends, genes, form, space):
     """Unpack columns and values and copy every stretch to its row.
 
     Parameters
@@ -120,10 +120,8 @@ def fill_rows(packed, places, counts, how, zstd, scratch, room, wanted, cuts, en
         Table of wanted columns, its base, and the number of columns; an empty table keeps all.
     form
         ``AS_THEY_ARE``, ``COUNTS`` or ``COUNTS_IN_FLOAT32``.
-    indptr, fill
-        int64: where each row begins, and where its next value goes.
-    out
-        Genes and values of all rows.
+    space
+        Where rows go, as :class:`~cellfeed.block.RowSpace` has it.
 
     Returns
     -------
@@ -134,7 +132,7 @@ def fill_rows(packed, places, counts, how, zstd, scratch, room, wanted, cuts, en
     table, base, n_columns = genes
     cut_row, cut_at, cut_size = cuts
     columns, values, small = borrowed(columns), borrowed(values), borrowed(small)
-    out_genes, out_values = borrowed(out[0]), borrowed(out[1])
+    genes_at, values_at, filled, gene_type, value_type = space
     disorder = outside = np.uint8(0)
     c = 0
     for t in range(len(counts)):
@@ -152,23 +150,20 @@ def fill_rows(packed, places, counts, how, zstd, scratch, room, wanted, cuts, en
         while c < ends[t]:
             row, low, high = cut_row[c], cut_at[c], cut_at[c] + cut_size[c]
             c += 1
-            start = fill[row]
+            start, most = filled[row], high - low
+            row_genes = array_at(genes_at[row], start + most, gene_type)
+            to_values = array_at(values_at[row] + start * value_type.itemsize, most, value_type)
             if form == COUNTS_IN_FLOAT32:
-                size = _put(columns[low:high], small[low:high], table, base, out_genes[start:], out_values[start:])
+                size = _put(columns[low:high], small[low:high], table, base, row_genes[start:], to_values)
             else:
-                if form == COUNTS and value_width(values[low:high]) >= out_values.itemsize:
+                if form == COUNTS and value_width(values[low:high]) >= value_type.itemsize:
                     return WIDE, t
-                size = _put(columns[low:high], values[low:high], table, base, out_genes[start:], out_values[start:])
-            fill[row] = start + size
-            g = out_genes[start : start + size]
-            later, earlier = g[1:], g[:-1]
-            for i in range(size - 1):
-                disorder = np.uint8(disorder | (later[i] <= earlier[i]))
+                size = _put(columns[low:high], values[low:high], table, base, row_genes[start:], to_values)
+            filled[row] = start + size
+            disorder = np.uint8(disorder | is_disordered(row_genes[: start + size], start))
             if len(table) == 0:
-                for i in range(size):
-                    outside = np.uint8(outside | (np.uint32(g[i]) >= np.uint32(n_columns)))
-            if size and start > indptr[row]:
-                disorder = np.uint8(disorder | (out_genes[start - 1] >= g[0]))
+                for i in range(start, start + size):
+                    outside = np.uint8(outside | (np.uint32(row_genes[i]) >= np.uint32(n_columns)))
         if outside:
             return DAMAGED, t
     return np.int64(disorder), len(counts)
@@ -193,15 +188,3 @@ def _put(columns, values, table, base, out_genes, out_values):
             out_values[kept] = values[i]
             kept += 1
     return kept
-
-
-@njit(nogil=True, cache=True)
-def close_gaps(indptr, fill, genes, values, new_indptr, new_genes, new_values):
-    """Copy rows that have become shorter than their room to their new places."""
-    genes, values = borrowed(genes), borrowed(values)
-    new_genes, new_values = borrowed(new_genes), borrowed(new_values)
-    for row in range(len(fill)):
-        low, size = indptr[row], fill[row] - indptr[row]
-        at = new_indptr[row]
-        new_genes[at : at + size] = genes[low : low + size]
-        new_values[at : at + size] = values[low : low + size]

@@ -109,16 +109,16 @@ class _WatchedReader:
         self._free = list(range(len(runs)))
         self._lock = threading.Lock()
 
-    def read(self, joinids: IntArray) -> Block:
+    def read(self, joinids: IntArray, part: IntArray, n_parts: int) -> list[Block]:
         if len(joinids) == 0:
-            return self._reader.read(joinids)
+            return self._reader.read(joinids, part, n_parts)
         with self._lock:
             slot = self._free.pop() if self._free else None
         if slot is None:
-            return self._reader.read(joinids)
+            return self._reader.read(joinids, part, n_parts)
         self._runs[slot, 0], self._runs[slot, 1] = int(joinids[0]), int(joinids[-1])
         try:
-            return self._reader.read(joinids)
+            return self._reader.read(joinids, part, n_parts)
         finally:
             self._runs[slot] = -1
             with self._lock:

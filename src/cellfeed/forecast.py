@@ -1,0 +1,92 @@
+"""What a pass will do and cost, from its plan and the geometry of the array. Pure."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from cellfeed import budget
+from cellfeed.effective import batch_size_in_order, composition, expected_batch_size, worst
+from cellfeed.plan import EpochPlan, World
+from cellfeed.report import Plan
+from cellfeed.selection import Selection
+from cellfeed.walk import Walk
+
+WINDOWS_SAMPLED = 128
+"""Windows of a walk by which its memory is judged."""
+
+ARRIVALS_SAMPLED = 16
+"""Arrivals by which decode amplification is judged; chunks are drawn alike in all of them."""
+
+
+def forecast(
+    plan: EpochPlan,
+    world: World,
+    selection: Selection,
+    memory: budget.MemoryModel,
+    label: str | None,
+    codes: npt.NDArray[np.integer] | None,
+) -> Plan:
+    """Say what a pass of one worker will do and cost.
+
+    Parameters
+    ----------
+    plan, world
+        Of the epoch; who walks.
+    selection
+        What is read.
+    memory
+        What is held at once.
+    label, codes
+        A column of obs, and the label of each cell, from 0; ``None`` for the worst labels that there can be.
+    """
+    walk = Walk(plan, *plan.stretch(world))
+    sizes, pool = np.diff(plan.bounds), largest_pool(walk, memory)
+    return Plan(
+        n_obs=selection.n_obs,
+        n_vars=selection.n_vars,
+        chunk_rows=float(sizes.mean()) if len(sizes) else 0.0,
+        n_chunks=len(sizes),
+        chunks_per_block=min(plan.mixing.mixed, max(len(sizes), 1)),
+        chunks_held=min(plan.mixing.held, float(max(len(sizes), 1))),
+        n_minibatches=plan.n_minibatches(world),
+        batch_size=plan.batch_size,
+        pool_bytes=int(pool),
+        peak_memory_bytes=memory.peak(pool),
+        decode_amplification=decode_amplification(walk, selection),
+        effective_batch_size=effective_batch_size(plan, walk, codes),
+        label=label,
+        shuffle=plan.shuffle,
+    )
+
+
+def effective_batch_size(plan: EpochPlan, walk: Walk, codes: npt.NDArray[np.integer] | None) -> float:
+    """Return the effective batch size of a walk for the labels of cells; for the worst ones if ``None``."""
+    if plan.n_cells == 0:
+        return float(plan.batch_size)
+    if plan.shuffle:
+        made_of = worst(plan.bounds) if codes is None else composition(codes, plan.bounds)
+        return expected_batch_size(walk, plan.batch_size, made_of)
+    if codes is None:
+        codes = np.repeat(np.arange(len(plan.bounds) - 1), np.diff(plan.bounds))
+    return batch_size_in_order(codes, walk.start, min(walk.stop, plan.n_cells), plan.batch_size)
+
+
+def largest_pool(walk: Walk, memory: budget.MemoryModel) -> float:
+    """Bytes of the pool at most: what is there when a window begins, and what arrives while it leaves."""
+    windows = np.unique(np.linspace(0, max(len(walk) - 1, 0), WINDOWS_SAMPLED).astype(np.int64))
+    return max((_pool(walk, int(k), memory) for k in windows if k < len(walk)), default=0.0)
+
+
+def _pool(walk: Walk, k: int, memory: budget.MemoryModel) -> float:
+    chunks, part = walk.held_parts(k)
+    coming = [walk.arriving(k + 1 + n) for n in range(walk.plan.mixing.ahead if memory.ahead else 0)]
+    return float((memory.chunks[chunks] * part).sum()) + float(sum(memory.chunks[more].sum() for more in coming))
+
+
+def decode_amplification(walk: Walk, selection: Selection) -> float:
+    """Values decoded for each one wanted, judged by some arrivals."""
+    when = np.unique(walk.schedule.arrive)
+    chosen = np.unique(np.linspace(0, len(when) - 1, ARRIVALS_SAMPLED).astype(np.int64)) if len(when) else when
+    positions = [arrival.positions for k in when[chosen].tolist() for arrival in walk.arrivals(k, since=k)]
+    return budget.decode_amplification(selection.joinids, positions, selection.geometry)

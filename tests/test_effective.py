@@ -1,0 +1,131 @@
+"""The effective batch size: what is predicted from a plan is what its minibatches show."""
+
+import numpy as np
+import pytest
+
+from cellfeed.effective import steady_batch_size
+from cellfeed.forecast import effective_batch_size
+from cellfeed.plan import EpochPlan, World, chunk_bounds
+from cellfeed.schedule import Mixing, best_mixing
+from tests.fakes import cells, walk_of
+
+RNG = np.random.default_rng(0)
+N = 60_000
+
+
+def contiguous():
+    """Forty data sets of unequal size, one after another."""
+    ends = np.sort(RNG.choice(np.arange(1, N), 39, replace=False))
+    return np.searchsorted(ends, np.arange(N), side="right")
+
+
+def mixed():
+    """Five labels that come in every chunk, the proportions drifting."""
+    drift = np.linspace(0, 1, N)
+    return (RNG.random(N) < drift).astype(np.int64) * RNG.integers(1, 5, N)
+
+
+LABELS = {"contiguous": contiguous(), "mixed": mixed(), "stretches": np.arange(N) // 400 % 7}
+
+
+def plan_of(chunk, mixing, batch_size, epoch=0, shuffle=True, n=N):
+    return EpochPlan(chunk_bounds(n, chunk), 1, epoch, shuffle, batch_size, mixing, drop_last=True)
+
+
+def predicted(plan, world, codes=None):
+    return effective_batch_size(plan, walk_of(plan, world), codes)
+
+
+def delivered(plan, codes, world):
+    """Sum over minibatches of the squared distances of proportions, and the number of minibatches."""
+    n_labels = codes.max() + 1
+    p = np.bincount(codes, minlength=n_labels) / len(codes)
+    met = codes[cells(plan, world)]
+    batches = met[: len(met) // plan.batch_size * plan.batch_size].reshape(-1, plan.batch_size)
+    counts = np.stack([np.bincount(batch, minlength=n_labels) for batch in batches])
+    return ((counts / plan.batch_size - p) ** 2).sum(), len(batches)
+
+
+SETTINGS = [
+    (chunk, mixing, batch_size, labels, world)
+    for labels in LABELS
+    for chunk, mixing, batch_size, world in [
+        (50, Mixing(20), 64, World()),
+        (50, Mixing(100), 128, World()),
+        (20, Mixing(200), 256, World()),
+        (100, Mixing(10, 8), 128, World()),
+        (100, Mixing(5, 32), 256, World()),
+        (50, Mixing(8, 16, first=10), 64, World()),
+        (25, Mixing(12, 32, first=20), 512, World()),
+        (10, Mixing(30, 6), 32, World()),
+        (64, Mixing(60, together=4), 128, World()),
+        (100, Mixing(6, 16), 128, World(1, 3)),
+        (50, Mixing(40), 64, World(1, 2, 1, 2)),
+        (200, Mixing(300), 128, World()),
+    ]
+]
+
+
+@pytest.mark.parametrize(("chunk", "mixing", "batch_size", "labels", "world"), SETTINGS)
+def test_predicted_is_delivered(chunk, mixing, batch_size, labels, world):
+    """Within a tenth, on average over epochs: many, where few minibatches tell little."""
+    codes = LABELS[labels]
+    expected, distance, n = [], 0.0, 0
+    for epoch in range(20):
+        plan = plan_of(chunk, mixing, batch_size, epoch)
+        if epoch < 2:
+            expected.append(1 / predicted(plan, world, codes))
+        one, minibatches = delivered(plan, codes, world)
+        distance, n = distance + one, n + minibatches
+    p = np.bincount(codes) / len(codes)
+    measured = (1 - (p**2).sum()) / (distance / n)
+    assert 1 / np.mean(expected) == pytest.approx(measured, rel=0.1)
+
+
+def test_the_published_default():
+    """2,000 chunks of 64: 120 of 128 and 677 of 1,024 at worst; a little more of a store that is not endless."""
+    for batch_size, expected in ((128, 120), (1024, 677)):
+        plan = plan_of(64, Mixing(2000), batch_size, n=64 * 2000 * 40)
+        assert round(predicted(plan, World())) == pytest.approx(expected, rel=0.02)
+
+
+def test_extremes():
+    """A full shuffle has the whole batch size; reading in order, of labels that lie together, one cell of it."""
+    plan = plan_of(100, Mixing(600), 128)
+    assert predicted(plan, World()) == pytest.approx(128)
+    ordered = plan_of(100, Mixing(8), 50, shuffle=False)
+    assert predicted(ordered, World()) == pytest.approx(1, rel=0.05)
+
+
+@pytest.mark.parametrize("room", [64, 256, 1000])
+def test_slices_mix_more_than_double_buffered_blocks_of_equal_memory(room):
+    """At least two and a half times as much, of 1,024 cells and many chunks; 256 chunks or more for the whole of it."""
+    ours, blocks = best_mixing(room, ahead=True), Mixing(room // 2)
+    assert ours.held + ours.arriving <= room
+    found = []
+    for mixing in (ours, blocks):
+        plan = plan_of(64, mixing, 1024, n=64 * room * 30)
+        found.append(predicted(plan, World()))
+    assert found[0] >= {64: 2.5, 256: 2.5, 1000: 1.8}[room] * found[1]
+
+
+def test_cells_of_one_label_have_nothing_to_mix():
+    plan = plan_of(10, Mixing(2), 8, n=100)
+    assert predicted(plan, World(), np.zeros(100, np.int64)) == 8
+
+
+@pytest.mark.parametrize("n", [0, 1, 5])
+def test_few_cells(n):
+    plan = plan_of(2, Mixing(2), 8, n=n)
+    assert 0 <= predicted(plan, World()) <= 8
+
+
+@pytest.mark.parametrize("batch_size", [32, 128, 1024])
+@pytest.mark.parametrize("mixing", [Mixing(40), Mixing(13, 32), Mixing(30, 8), Mixing(4, 3)])
+@pytest.mark.parametrize("chunk", [16, 40, 400])
+def test_a_long_walk_is_known_without_walking_it(chunk, mixing, batch_size):
+    """The short formula, by which the planner chooses, agrees with the walk, and promises hardly more."""
+    sizes = np.random.default_rng(0).integers(chunk // 2, chunk * 3 // 2, mixing.mixed * 30)
+    plan = EpochPlan(np.concatenate(([0], np.cumsum(sizes))), 1, 0, True, batch_size, mixing)
+    short, long = steady_batch_size(mixing, sizes, batch_size, len(sizes)), predicted(plan, World())
+    assert 0.87 * long <= short <= 1.04 * long

@@ -1,0 +1,58 @@
+"""The rhythm of a walk: when chunks arrive and leave, and what is held meanwhile."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cellfeed.schedule import MAX_SLICES, best_mixing, schedule
+from tests.test_plan import mixings
+
+
+def held(made, k):
+    """Chunks that are there when window k begins, those that have partly left in part."""
+    there = (made.arrive <= k) & (made.leave + made.slices > k)
+    left = np.clip(k - made.leave, 0, made.slices)
+    return float((1 - left / made.slices)[there].sum())
+
+
+@given(n=st.integers(0, 300), mixing=mixings())
+def test_every_chunk_arrives_before_it_leaves_and_in_order(n, mixing):
+    made = schedule(n, mixing)
+    assert len(made.arrive) == len(made.leave) == len(made.slices) == n
+    assert np.all(made.arrive <= made.leave)
+    assert np.all(made.slices >= 1)
+    assert np.all(made.slices <= max(1, mixing.slices))
+    for column in (made.arrive, made.leave, made.leave + made.slices):
+        assert np.all(np.diff(column) >= 0)  # walks search in them
+    assert made.n_windows == (made.leave[-1] + 1 if n else 0)
+    assert set(made.leave.tolist()) == set(range(made.n_windows))
+
+
+@given(n=st.integers(1, 400), mixing=mixings())
+def test_bound(n, mixing):
+    """No more is held, and no more arrives, than is said; the rounding of the first groups apart."""
+    made = schedule(n, mixing)
+    spare = 2 if mixing.slices > 1 else 0
+    arriving = np.bincount(made.arrive, minlength=made.n_windows)
+    assert arriving[1:].max(initial=0) <= mixing.arriving
+    assert max(held(made, k) for k in range(made.n_windows)) <= mixing.held + spare
+
+
+@given(n=st.integers(1, 400), mixing=mixings())
+def test_a_walk_begins_no_larger_than_it_is_told(n, mixing):
+    made = schedule(n, mixing)
+    if mixing.first:
+        assert (made.arrive == 0).sum() <= max(mixing.first + 1, 1)
+
+
+@given(room=st.floats(1, 5000), ahead=st.booleans())
+def test_best_mixing_keeps_within_its_room(room, ahead):
+    mixing = best_mixing(room, ahead=ahead)
+    assert mixing.slices <= MAX_SLICES
+    assert mixing.held + mixing.arriving * ahead <= max(room, 1 + ahead)
+    assert best_mixing(room * 1.5, ahead=ahead).mixed >= mixing.mixed
+
+
+@given(room=st.floats(40, 5000))
+def test_slices_mix_more_than_is_held(room):
+    assert best_mixing(room, ahead=True).mixed > 1.4 * room
