@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -51,6 +52,30 @@ class BenchResult:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """How fast the minibatches of a dataset came.
+
+    Attributes
+    ----------
+    n_obs
+        Cells received.
+    first_s
+        Seconds to the first minibatch.
+    elapsed_s
+        Seconds from the first ``next`` on.
+    """
+
+    n_obs: int
+    first_s: float
+    elapsed_s: float
+
+    @property
+    def cells_per_second(self) -> float:
+        """Cells received per second, from the first ``next`` on."""
+        return self.n_obs / self.elapsed_s
+
+
 def run(uri: str, *, seconds: float = 30.0, progress: bool = True, **parameters: Any) -> BenchResult:
     """Read a store for some seconds, or until a pass ends, and do nothing with the cells.
 
@@ -59,7 +84,7 @@ def run(uri: str, *, seconds: float = 30.0, progress: bool = True, **parameters:
     uri
         A SOMA experiment.
     seconds
-        When to stop, at least 0.
+        When to stop, counted from the first minibatch; more than 0.
     progress
         Show a progress bar.
     parameters
@@ -68,22 +93,49 @@ def run(uri: str, *, seconds: float = 30.0, progress: bool = True, **parameters:
     Returns
     -------
     :class:`BenchResult`; ``print`` it.
+
+    Raises
+    ------
+    PlanError
+        If ``seconds`` is not more than 0.
     """
-    if not seconds > 0:
-        raise PlanError(f"seconds={seconds!r} must be more than 0")
+    check_seconds(seconds)
     dataset = ExperimentDataset(uri, **parameters)
+    took = measure(dataset, seconds=seconds, progress=progress)
+    return BenchResult(took.cells_per_second, took.first_s, took.n_obs, _peak_bytes(), dataset.plan(), dataset.stats())
+
+
+def check_seconds(seconds: float) -> None:
+    """Refuse a time in which nothing can be measured."""
+    if not 0 < seconds < math.inf:
+        raise PlanError(f"seconds={seconds!r} must be a number of more than 0: for so long is measured")
+
+
+def measure(dataset: ExperimentDataset, *, seconds: float, progress: bool, title: str | None = None) -> Measured:
+    """Receive minibatches for some seconds, or until a pass ends, and do nothing with the cells.
+
+    Seconds count from the first minibatch: where cells come in large blocks, the first block alone can take longer.
+
+    Parameters
+    ----------
+    dataset
+        What is read.
+    seconds
+        When to stop.
+    progress, title
+        Show a progress bar, with something before it.
+    """
     n_obs, first_s = 0, 0.0
     started = time.perf_counter()
-    with tqdm(total=dataset.shape[0], unit=" cells", unit_scale=True, disable=not progress) as bar:
+    with tqdm(total=dataset.shape[0], unit=" cells", unit_scale=True, disable=not progress, desc=title) as bar:
         for minibatch in dataset:
             first_s = first_s or time.perf_counter() - started
             size = len(minibatch.obs) if minibatch.obs.ndim == 2 else 1
             n_obs += size
             bar.update(size)
-            if time.perf_counter() - started > seconds:
+            if time.perf_counter() - started > first_s + seconds:
                 break
-    elapsed = time.perf_counter() - started
-    return BenchResult(n_obs / elapsed, first_s, n_obs, _peak_bytes(), dataset.plan(), dataset.stats())
+    return Measured(n_obs, first_s, time.perf_counter() - started)
 
 
 def _peak_bytes() -> int:

@@ -48,7 +48,22 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", action="store_true", help="print figures for machines")
     _add_selection(bench, batch_size=1024)
     bench.set_defaults(run=_bench)
+
+    _add_calibrate(commands.add_parser("calibrate", help="compare settings: how well they mix cells, and at what cost"))
     return parser
+
+
+def _add_calibrate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("uri", help="a SOMA experiment")
+    parser.add_argument("--label", help="the column of obs to mix, such as dataset_id (default: the worst labels)")
+    parser.add_argument("--mixing", type=float, help="choose by this effective over nominal batch size, up to 1")
+    parser.add_argument("--sparse", action="store_true", help="CSR minibatches (default: dense)")
+    parser.add_argument("--speed", action="store_true", help="measure each setting (default: read no X)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="measure for so long each (default: %(default)s)")
+    parser.add_argument("--picture", metavar="FILE", help="draw it: a .png, .svg or .pdf")
+    parser.add_argument("--json", action="store_true", help="print figures for machines")
+    _add_selection(parser, batch_size=128)
+    parser.set_defaults(run=_calibrate)
 
 
 def _add_selection(parser: argparse.ArgumentParser, *, batch_size: int) -> None:
@@ -95,3 +110,20 @@ def _bench(options: argparse.Namespace) -> None:
     chosen: dict[str, Any] = _selection(options)
     result = bench.run(options.uri, seconds=options.seconds, return_sparse_X=options.sparse, **chosen)
     print(json.dumps(result.as_dict()) if options.json else result)
+
+
+def _calibrate(options: argparse.Namespace) -> None:
+    from cellfeed import calibrate
+
+    chosen: dict[str, Any] = _selection(options)
+    result = calibrate.run(
+        options.uri,
+        label=options.label,
+        mixing=options.mixing,
+        speed=options.speed,
+        seconds=options.seconds,
+        picture=options.picture,
+        return_sparse_X=options.sparse,
+        **chosen,
+    )
+    print(json.dumps(result.as_dict(), allow_nan=False) if options.json else result)

@@ -1,0 +1,183 @@
+"""Settings side by side: the figures are those of the datasets that they stand for, and X is left alone."""
+
+import json
+import sys
+
+import pytest
+
+from cellfeed import CellfeedError, ExperimentDataset, PictureError, PlanError, SelectionError, calibrate, query
+from cellfeed import dataset as dataset_module
+from cellfeed.cli import main
+
+BUDGET = "390 KiB"
+"""Holds a few chunks of the store, and its quarter and half not one."""
+
+
+@pytest.fixture
+def uri(make_store):
+    return make_store(2000, 12, extent=64)
+
+
+@pytest.fixture
+def no_reading(monkeypatch):
+    def stream(*_, **__):
+        raise AssertionError("X is read")
+
+    monkeypatch.setattr(dataset_module, "stream", stream)
+
+
+def compare(uri, **options):
+    return calibrate.run(uri, batch_size=64, seed=0, progress=False, **options)
+
+
+@pytest.mark.parametrize("label", [None, "donor"])
+@pytest.mark.usefixtures("no_reading")
+def test_figures_are_those_of_the_datasets(uri, label):
+    made = compare(uri, label=label, memory_budget="600 KiB")
+    possible = [setting for setting in made.settings if setting.plan is not None]
+    assert {setting.kind for setting in possible} == {"own plan", "mixing", "joinid order", "published default"}
+    for setting in possible:
+        assert setting.plan == ExperimentDataset(uri, batch_size=64, seed=0, **setting.parameters).plan(label)
+    published = made.settings[-1]
+    assert published.parameters == {"soma_chunk_size": 64, "shuffle_chunk_count": 2000, "memory_budget": "600 KiB"}
+
+
+@pytest.mark.usefixtures("no_reading")
+def test_what_is_chosen_is_what_a_dataset_makes(uri):
+    own = compare(uri, memory_budget="600 KiB")
+    assert [setting.chosen for setting in own.settings].count(True) == 1
+    assert own.chosen.plan == ExperimentDataset(uri, batch_size=64, seed=0, memory_budget="600 KiB").plan()
+    assert "\n* own plan " in str(own)
+    asked = compare(uri, mixing=0.8, memory_budget="600 KiB")
+    dataset = ExperimentDataset(uri, batch_size=64, seed=0, mixing=0.8, memory_budget="600 KiB")
+    assert asked.chosen.parameters == {"mixing": 0.8, "memory_budget": "600 KiB"}
+    assert asked.chosen.plan == dataset.plan()
+    assert "* is chosen: ExperimentDataset(..., mixing=0.8, memory_budget='600 KiB')" in str(asked)
+
+
+def test_targets_that_lead_to_one_plan_share_a_line(uri):
+    made = compare(uri, mixing=0.7, memory_budget="4 MiB")
+    assert made.chosen.name == "mixing=0.5, 0.7, 0.9"
+    assert made.chosen.parameters["mixing"] == 0.7
+
+
+@pytest.mark.usefixtures("no_reading")
+def test_what_is_impossible_has_a_line_and_a_reason(uri):
+    made = compare(uri, mixing=0.9, memory_budget=BUDGET)
+    assert made.chosen is None
+    lines = str(made).splitlines()
+    assert any("97.5 KiB  impossible (memory_budget of 97.5 KiB holds not one chunk of 64 cells)" in x for x in lines)
+    assert any(x.startswith("  mixing=0.9") and "impossible (possible is 0." in x for x in lines)
+    assert lines[-1].startswith("Nothing is chosen: mixing=0.9 of batch_size=64 is not possible")
+    with pytest.raises(PlanError, match="mixing=0.9 of batch_size=64 is not possible"):
+        ExperimentDataset(uri, batch_size=64, mixing=0.9, memory_budget=BUDGET)
+
+
+@pytest.mark.usefixtures("no_reading")
+def test_cells_and_labels_are_read_once(uri, monkeypatch):
+    read = []
+    for name in ("select", "read_obs_column"):
+        function = getattr(query, name)
+        monkeypatch.setattr(query, name, lambda *a, name=name, function=function: (read.append(name), function(*a))[1])
+    compare(uri, label="donor")
+    assert read == ["select", "read_obs_column"]
+
+
+def test_settings_that_are_derived_keep_the_cells_and_are_checked(store):
+    whole = ExperimentDataset(store, obs_column_names=["label"])
+    other = whole._with(batch_size=7, shuffle=False)
+    assert (other.seed, other.shape, len(other)) == (whole.seed, whole.shape, 15)
+    assert other._selection is whole._selection
+    assert not other._settings.seed_given
+    assert whole._with(seed=3)._settings.seed_given
+    assert len(next(iter(other))[0]) == 7
+    with pytest.raises(PlanError, match="batch_size=0 must be"):
+        whole._with(batch_size=0)
+
+
+def test_speed_is_measured_where_it_is_asked_for(store):
+    made = calibrate.run(store, speed=True, seconds=0.2, seed=0, batch_size=16, return_sparse_X=True, progress=False)
+    assert all(setting.speed.n_obs == 100 and setting.speed.cells_per_second > 0 for setting in made.settings)
+    assert "cells/s" in str(made)
+    assert compare(store).settings[0].speed is None
+    assert "cells/s" not in str(compare(store))
+
+
+def strict(text):
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.mark.usefixtures("no_reading")
+def test_json_is_strict(uri, capsys):
+    common = ["calibrate", uri, "--json", "--batch-size", "64", "--memory-budget", BUDGET]
+    assert main([*common, "--label", "donor", "--obs-filter", "label == 'type 0'"]) == 0
+    result = strict(capsys.readouterr().out)
+    assert (result["n_obs"], result["label"]) == (667, "donor")
+    chosen = [setting for setting in result["settings"] if setting["chosen"]]
+    assert [setting["name"] for setting in chosen] == ["own plan"]
+    assert chosen[0]["plan"]["pool_bytes"] < chosen[0]["plan"]["peak_memory_bytes"]
+    assert chosen[0]["cells_per_second"] is None
+    refused = [setting for setting in result["settings"] if setting["plan"] is None]
+    assert all(setting["impossible"] and not setting["chosen"] for setting in refused)
+
+
+@pytest.mark.filterwarnings("ignore:obs_query selects nothing")
+def test_an_empty_selection_has_figures_too(uri, capsys):
+    assert main(["calibrate", uri, "--json", "--speed", "--label", "donor", "--obs-filter", "number < 0"]) == 0
+    assert strict(capsys.readouterr().out)["n_obs"] == 0
+
+
+@pytest.mark.usefixtures("no_reading")
+@pytest.mark.parametrize(("name", "magic"), [("a.png", b"\x89PNG\r\n\x1a\n"), ("a.svg", b"<?xml"), ("a.PDF", b"%PDF")])
+def test_the_picture_is_one(uri, tmp_path, capsys, name, magic):
+    picture = tmp_path / name
+    options = ["--batch-size", "64", "--memory-budget", BUDGET, "--picture", str(picture)]
+    assert main(["calibrate", uri, *options]) == 0
+    assert picture.read_bytes().startswith(magic)
+    assert "own plan" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--label", "labell"], "did you mean 'label'"),
+        (["--mixing", "1.5"], "mixing=1.5 must be more than 0 and at most 1"),
+        (["--mixing", "0"], "mixing=0.0 must be"),
+        (["--mixing", "nan"], "mixing=nan must be"),
+        (["--memory-budget", "1 KiB"], "give at least"),
+        (["--memory-budget", "much"], "is not an amount of memory"),
+        (["--batch-size", "0"], "batch_size=0 must be"),
+        (["--seconds", "0", "--speed"], "seconds=0.0 must be"),
+        (["--seconds", "nan"], "seconds=nan must be"),
+        (["--picture", "a.bmp"], "must end in one of .png, .svg, .pdf"),
+        (["--picture", "no/such/folder/a.png"], "there is no folder 'no/such/folder'"),
+    ],
+)
+def test_bad_input_is_told_in_a_line(uri, capsys, options, told):
+    assert main(["calibrate", uri, *options]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("cellfeed: ")
+    assert told in error
+
+
+def test_pictures_that_cannot_be_written(uri, tmp_path, monkeypatch):
+    folder, dangling = tmp_path / "folder.png", tmp_path / "dangling.png"
+    folder.mkdir()
+    dangling.symlink_to(tmp_path / "nowhere" / "a.png")
+    for path in (folder, dangling):
+        with pytest.raises(PictureError, match="cannot be written"):
+            compare(uri, picture=path)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(CellfeedError, match="pip install matplotlib"):
+        compare(uri, picture=tmp_path / "a.png")
+    assert compare(uri).chosen
+
+
+def test_what_is_compared_cannot_be_given(uri, tmp_path):
+    with pytest.raises(PlanError, match="leave shuffle=False out"):
+        compare(uri, shuffle=False)
+    with pytest.raises(SelectionError, match="experiment="):
+        compare(str(tmp_path / "nothing"))
