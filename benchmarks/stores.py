@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,8 @@ from tiledbsoma import pytiledbsoma as clib
 from benchmarks.census_obs import obs_table
 
 TILE = 2048
+"""Rows, and genes, of a space tile of the Census."""
+
 ZSTD = {"_type": "ZstdFilter", "level": 9}
 CENSUS_X = {
     "tiledb": {
@@ -59,6 +61,7 @@ class StoreSpec:
     n_datasets: int = 24
     layout: str = "census"  # or "default": what tiledbsoma writes when nothing is said
     capacity: int | None = None
+    tile: int = TILE  # rows, and genes, of a space tile; of the census layout
     seed: int = 0
 
 
@@ -70,21 +73,50 @@ def write_store(uri: str, spec: StoreSpec) -> None:
     scale = rng.uniform(0.3, 2.4, spec.n_datasets)
     depth = spec.nnz_per_cell * (scale / scale[dataset].mean())[dataset] * rng.lognormal(-0.08, 0.4, spec.n_obs)
     popularity = _gene_popularity(rng, spec)
+    write_cells(uri, spec, depth, dataset, popularity, lambda sums: obs_table(rng, dataset, spec.n_vars, sums))
+
+
+def write_cells(
+    uri: str,
+    spec: StoreSpec,
+    depth: np.ndarray,
+    kind: np.ndarray,
+    popularity: np.ndarray,
+    obs: Callable[[dict[str, np.ndarray]], pa.Table],
+) -> None:
+    """Write the cells whose molecules are drawn as is said.
+
+    Parameters
+    ----------
+    depth
+        float64, shape (n_obs,): nonzeros of each cell.
+    kind
+        int64, shape (n_obs,): the row of ``popularity`` from which a cell is drawn.
+    popularity
+        float64, shape (n_kinds, n_vars): how often a molecule falls on a gene.
+    obs
+        Makes the obs table from the sums of each cell's stored values: ``nnz``, ``raw_sum`` and ``raw_squares``.
+    """
     sums = {"nnz": np.zeros(spec.n_obs, np.int64)}
     sums |= {name: np.zeros(spec.n_obs, np.float64) for name in ("raw_sum", "raw_squares")}
     with soma.Experiment.create(uri) as experiment:
         measurement = experiment.add_new_collection("ms").add_new_collection("RNA", soma.Measurement)
         _write_var(measurement, spec)
         layers = measurement.add_new_collection("X", soma.Collection)
-        config = dict(CENSUS_X) if spec.layout == "census" else None
-        if config and spec.capacity:
-            config = {"tiledb": {"create": {**CENSUS_X["tiledb"]["create"], "capacity": spec.capacity}}}
         X = layers.add_new_sparse_ndarray(
-            "raw", type=pa.float32(), shape=(spec.n_obs, spec.n_vars), platform_config=config
+            "raw", type=pa.float32(), shape=(spec.n_obs, spec.n_vars), platform_config=_layout(spec)
         )
-        _write_global_order(X, _row_blocks(spec, depth, dataset, popularity, sums))
+        _write_global_order(X, _row_blocks(spec, depth, kind, popularity, sums))
     with soma.Experiment.open(uri, "w") as experiment:
-        _write_obs(experiment, obs_table(rng, dataset, spec.n_vars, sums))
+        _write_obs(experiment, obs(sums))
+
+
+def _layout(spec: StoreSpec) -> dict | None:
+    if spec.layout != "census":
+        return None
+    create = CENSUS_X["tiledb"]["create"]
+    dims = {name: {**dim, "tile": spec.tile} for name, dim in create["dims"].items()}
+    return {"tiledb": {"create": {**create, "dims": dims, "capacity": spec.capacity or create["capacity"]}}}
 
 
 def _gene_popularity(rng: np.random.Generator, spec: StoreSpec) -> np.ndarray:
@@ -96,16 +128,16 @@ def _gene_popularity(rng: np.random.Generator, spec: StoreSpec) -> np.ndarray:
     return each / each.sum(axis=1, keepdims=True)
 
 
-def _row_blocks(spec, depth, dataset, popularity, sums) -> Iterator[pa.RecordBatch]:
+def _row_blocks(spec, depth, kind, popularity, sums) -> Iterator[pa.RecordBatch]:
     """The cells of X in global order, a row-block at a time, drawn one row-block ahead."""
     alias = [_alias_table(p) for p in popularity]
     accept = np.array([a for a, _ in alias], np.float32)
     other = np.array([b for _, b in alias], np.int32)
-    starts = range(0, spec.n_obs, TILE)
+    starts = range(0, spec.n_obs, spec.tile)
 
     def draw(start: int):
-        rows = slice(start, min(start + TILE, spec.n_obs))
-        return start, _draw(start, depth[rows], dataset[rows], accept, other, spec.seed, TILE)
+        rows = slice(start, min(start + spec.tile, spec.n_obs))
+        return start, _draw(start, depth[rows], kind[rows], accept, other, spec.seed, spec.tile)
 
     with ThreadPoolExecutor(1) as pool:
         for start, (d0, d1, data, row_nnz) in pool.map(draw, starts):
@@ -169,7 +201,7 @@ def _alias_table(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @njit(nogil=True, cache=True)
-def _draw(start, depth, dataset, accept, other, seed, tile):
+def _draw(start, depth, kind, accept, other, seed, tile):
     """The cells of one row-block, sorted by (gene // tile, row, gene)."""
     np.random.seed(seed * 1_000_003 + start)
     n_rows, n_vars = len(depth), accept.shape[1]
@@ -178,7 +210,7 @@ def _draw(start, depth, dataset, accept, other, seed, tile):
     values = numba.typed.List()
     row_nnz = np.zeros(n_rows, np.int64)
     for i in range(n_rows):
-        k = dataset[i]
+        k = kind[i]
         counts[:] = 0
         kept = 0
         target = max(1.0, min(depth[i], n_vars * 0.4))

@@ -1,9 +1,11 @@
 """The benchmarks run, on a tiny store, so that they cannot rot; what they measure is not asserted."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import tiledbsoma as soma
+from benchmarks import training
 from benchmarks.run import run_suite, summary
 from benchmarks.stores import StoreSpec, write_store
 
@@ -24,3 +26,17 @@ def test_the_generator_and_the_harness(tmp_path):
     assert [record["contender"] for record in records] == ["cellfeed"]
     assert "cells/s" in summary(records)
     assert json.loads(out.read_text())["passes"][0]["cells"] >= 2048
+
+
+def test_the_training_of_a_model(tmp_path):
+    uri, out, picture = str(tmp_path / "tiny.soma"), tmp_path / "training.jsonl", tmp_path / "training.png"
+    training.write(uri, replace(training.SPEC, n_obs=3000, n_vars=60, nnz_per_cell=10, n_datasets=3))
+    assert training.budget_for(uri, 1e6) > 1e6
+    chosen = [replace(c, options={**c.options, "memory_budget": "2 MB"}) for c in training.contenders(uri, chunks=10)]
+    training.run(uri, out, 1, chosen)
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {record["contender"] for record in records} == set(training.COLOURS)
+    assert all(len(record["losses"]) == 22 for record in records)  # of 2,700 cells
+    assert "±" in training.summary(records)
+    training.draw(out, picture)
+    assert picture.stat().st_size > 10_000

@@ -1,0 +1,173 @@
+"""How well cells are mixed: foretold against delivered; slices against double-buffered blocks; what it costs.
+
+python -m benchmarks.mixing foretold small.soma --out benchmarks/results/mixing.jsonl   # writes the store first
+python -m benchmarks.mixing equal
+python -m benchmarks.mixing cost census_131k.soma --out benchmarks/results/mixing_cost.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.run import commit
+from benchmarks.stores import StoreSpec, write_store
+from cellfeed import ExperimentDataset
+from cellfeed.effective import expected_batch_size, worst
+from cellfeed.plan import EpochPlan, chunk_bounds
+from cellfeed.schedule import Mixing, best_mixing
+from cellfeed.walk import Walk
+
+LABEL = "dataset_id"
+SMALL = StoreSpec(n_obs=262_144, n_vars=500, nnz_per_cell=20, n_expressed=500, n_datasets=40)
+
+
+def settings() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield names and parameters: chunks, windows, budgets, targets, batch sizes."""
+    for batch_size in (64, 256, 1024):
+        for budget in ("8 MB", "16 MB", "32 MB"):
+            yield f"own plan, {budget}", {"memory_budget": budget, "batch_size": batch_size}
+        for size, count in ((64, 100), (64, 500), (256, 40), (2048, 10)):
+            yield (
+                f"blocks of {count} x {size}",
+                {
+                    "soma_chunk_size": size,
+                    "shuffle_chunk_count": count,
+                    "batch_size": batch_size,
+                },
+            )
+        yield "chunks of 512, 16 MB", {"soma_chunk_size": 512, "memory_budget": "16 MB", "batch_size": batch_size}
+    for mixing in (0.3, 0.6, 0.9):
+        yield f"mixing={mixing}", {"mixing": mixing, "memory_budget": "32 MB", "batch_size": 128}
+    yield "in order", {"shuffle": False, "batch_size": 128}
+
+
+def cases(uri: str) -> Iterator[tuple[str, ExperimentDataset]]:
+    """Yield what is measured: whole and scattered selections, splits, ranks."""
+    import tiledbsoma as soma
+
+    common: dict[str, Any] = {"obs_column_names": [LABEL], "seed": 0, "return_sparse_X": True}
+    for name, parameters in settings():
+        yield name, ExperimentDataset(uri, **common, **parameters)
+    third = soma.AxisQuery(coords=(np.flatnonzero(np.random.default_rng(0).random(SMALL.n_obs) < 0.33),))
+    for batch_size in (64, 512):
+        own: dict[str, Any] = {**common, "memory_budget": "12 MB", "batch_size": batch_size}
+        yield "a third of the cells, scattered", ExperimentDataset(uri, obs_query=third, **own)
+        train, test = ExperimentDataset(uri, **own).random_split([0.8, 0.2], stratify=LABEL)
+        yield "stratified split, 0.8", train
+        yield "stratified split, 0.2", test
+        for rank in (0, 3):
+            yield f"rank {rank} of 4", ExperimentDataset(uri, rank=rank, world_size=4, **own)
+
+
+def foretold(uri: str, out: Path | None, n_epochs: int) -> None:
+    """Print what was foretold and what came, setting by setting."""
+    if not Path(uri).exists():
+        write_store(uri, SMALL)
+    errors = []
+    for name, dataset in cases(uri):
+        inverse = []
+        for epoch in range(n_epochs):
+            dataset.set_epoch(epoch)
+            inverse.append(1 / dataset.plan(label=LABEL).effective_batch_size)  # variances are what adds up
+            for _ in dataset:
+                pass
+        said, came = 1 / statistics.mean(inverse), dataset.stats().effective_batch_sizes[LABEL]
+        errors.append(said / came - 1)
+        record = {"case": name, "batch_size": dataset.plan().batch_size, "foretold": said, "delivered": came}
+        print(f"{name:34} B {record['batch_size']:5} foretold {said:7.1f} delivered {came:7.1f} {errors[-1]:+.1%}")
+        _save(out, record)
+    print(f"{len(errors)} settings, largest difference {max(map(abs, errors)):.1%}")
+
+
+def equal() -> None:
+    """Print the effective batch size of slices and of double-buffered blocks in the same memory."""
+    for room in (64, 128, 256, 512, 1024):
+        found = {}
+        for name, mixing in (("slices", best_mixing(room, ahead=True)), ("blocks", Mixing(room // 2))):
+            plan = EpochPlan(chunk_bounds(64 * room * 40, 64), 0, 0, True, 1024, mixing)
+            found[name] = expected_batch_size(Walk(plan, 0, plan.n_cells), 1024, worst(plan.bounds))
+        ratio = found["slices"] / found["blocks"]
+        print(f"{room:5} chunks: {found['slices']:.0f} against {found['blocks']:.0f}, {ratio:.2f} x")
+
+
+def cost(uri: str, out: Path | None, repeats: int) -> None:
+    """Print rates with and without shuffling, in turn; and the gaps that a consumer of half the rate sees."""
+    for sparse in (True, False):
+        made = [
+            ExperimentDataset(uri, batch_size=1024, seed=0, return_sparse_X=sparse, shuffle=shuffle)
+            for shuffle in (False, True)
+        ]
+        rates: tuple[list[float], list[float]] = ([], [])
+        for k, (dataset, taken) in itertools.product(range(repeats + 1), zip(made, rates, strict=True)):
+            rate = _rate(dataset)
+            taken.extend([rate] if k else [])  # the first pass compiles
+        ratios = [b / a for a, b in zip(*rates, strict=True)]
+        gaps = _gaps(made[1], pause_s=2 * 1024 / statistics.median(rates[1]))
+        record = {
+            "sparse": sparse,
+            "in_order": rates[0],
+            "shuffled": rates[1],
+            "median_gap_s": statistics.median(gaps),
+            "longest_gap_s": max(gaps),
+        }
+        gap, longest = statistics.median(gaps), max(gaps)
+        print(
+            f"{'sparse' if sparse else 'dense'}: shuffled over in order {statistics.median(ratios):.3f}, from "
+            f"{min(ratios):.3f} to {max(ratios):.3f}; gaps of a slow consumer: {gap * 1e3:.0f} ms, at most "
+            f"{longest / gap:.1f} times that"
+        )
+        _save(out, record)
+
+
+def _rate(dataset: ExperimentDataset) -> float:
+    started, n = time.perf_counter(), 0
+    for _, obs in dataset:
+        n += len(obs)
+    return n / (time.perf_counter() - started)
+
+
+def _gaps(dataset: ExperimentDataset, pause_s: float) -> list[float]:
+    """Seconds from one minibatch to the next, once the first tenth of a pass is over."""
+    gaps, last = [], time.perf_counter()
+    for _ in dataset:
+        now = time.perf_counter()
+        gaps.append(now - last)
+        last = now
+        time.sleep(pause_s)
+    return gaps[len(gaps) // 10 :]
+
+
+def _save(out: Path | None, record: dict[str, Any]) -> None:
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("a") as lines:
+            lines.write(json.dumps({"commit": commit(), **record}) + "\n")
+
+
+def main() -> None:
+    """Run one of the measurements."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("foretold", "equal", "cost"))
+    parser.add_argument("uri", nargs="?")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--repeats", type=int, default=6, help="epochs, or passes of each")
+    options = parser.parse_args()
+    if options.what == "equal":
+        equal()
+    elif options.uri is None:
+        parser.error(f"{options.what} needs the path of a store")
+    else:
+        (foretold if options.what == "foretold" else cost)(options.uri, options.out, options.repeats)
+
+
+if __name__ == "__main__":
+    main()
