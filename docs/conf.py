@@ -13,6 +13,7 @@ html_theme = "furo"
 html_title = "cellfeed"
 nitpicky = False
 myst_heading_anchors = 3
+myst_enable_extensions = ["dollarmath"]
 napoleon_google_docstring = False
 napoleon_use_rtype = False
 autodoc_typehints = "signature"
