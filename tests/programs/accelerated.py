@@ -39,6 +39,7 @@ def main():
     iterator = iter(prepared)
     first = received(iterator, *run, n=2)
     accelerator.save_state(str(folder / "checkpoint"))
+    accelerator.wait_for_everyone()  # what rank 0 writes, rank 1 is about to read
     del iterator
     dataset.set_epoch(7)
     accelerator.load_state(str(folder / "checkpoint"))
