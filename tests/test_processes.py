@@ -30,7 +30,7 @@ def torchrun(n_ranks, module, *arguments):
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", n_ranks, "-m", module, *arguments]
     process = python(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     output, _ = process.communicate(timeout=280)
-    assert process.returncode == 0, output[-3000:]
+    assert process.returncode == 0, output[-20_000:]
     return output
 
 
