@@ -8,17 +8,18 @@ python -m benchmarks.mixing cost census_131k.soma --out benchmarks/results/mixin
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import statistics
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.run import commit
+from benchmarks.contenders import Case
+from benchmarks.run import PASSES, commit, run_once
 from benchmarks.stores import StoreSpec, write_store
 from cellfeed import ExperimentDataset
 from cellfeed.effective import expected_batch_size, worst
@@ -100,39 +101,26 @@ def equal() -> None:
 
 
 def cost(uri: str, out: Path | None, repeats: int) -> None:
-    """Print rates with and without shuffling, in turn; and the gaps that a consumer of half the rate sees."""
+    """Print rates with and without shuffling, in turn and each in its own process; and the gaps of a slow consumer."""
     for sparse in (True, False):
-        made = [
-            ExperimentDataset(uri, batch_size=1024, seed=0, return_sparse_X=sparse, shuffle=shuffle)
-            for shuffle in (False, True)
-        ]
-        rates: tuple[list[float], list[float]] = ([], [])
-        for k, (dataset, taken) in itertools.product(range(repeats + 1), zip(made, rates, strict=True)):
-            rate = _rate(dataset)
-            taken.extend([rate] if k else [])  # the first pass compiles
-        ratios = [b / a for a, b in zip(*rates, strict=True)]
-        gaps = _gaps(made[1], pause_s=2 * 1024 / statistics.median(rates[1]))
-        record = {
-            "sparse": sparse,
-            "in_order": rates[0],
-            "shuffled": rates[1],
-            "median_gap_s": statistics.median(gaps),
-            "longest_gap_s": max(gaps),
-        }
+        case = Case(uri, sparse=sparse, passes=PASSES)
+        rates: dict[bool, list[float]] = {False: [], True: []}
+        for _ in range(repeats):
+            for shuffle, taken in rates.items():
+                record = run_once("", "cellfeed", replace(case, options={"shuffle": shuffle}), Path())
+                assert record is not None  # cellfeed is here
+                taken += [one["cells_per_s"] for one in record["passes"][1:]]  # in the first, memory is handed out
+        rate = {shuffle: statistics.median(taken) for shuffle, taken in rates.items()}
+        dataset = ExperimentDataset(uri, batch_size=1024, seed=0, return_sparse_X=sparse)
+        gaps = _gaps(dataset, pause_s=2 * 1024 / rate[True])
         gap, longest = statistics.median(gaps), max(gaps)
         print(
-            f"{'sparse' if sparse else 'dense'}: shuffled over in order {statistics.median(ratios):.3f}, from "
-            f"{min(ratios):.3f} to {max(ratios):.3f}; gaps of a slow consumer: {gap * 1e3:.0f} ms, at most "
+            f"{'sparse' if sparse else 'dense'}: {rate[True]:,.0f} cells/s shuffled, {rate[False]:,.0f} in order: "
+            f"{rate[True] / rate[False]:.3f}; gaps of a consumer of half the rate: {gap * 1e3:.0f} ms, at most "
             f"{longest / gap:.1f} times that"
         )
-        _save(out, record)
-
-
-def _rate(dataset: ExperimentDataset) -> float:
-    started, n = time.perf_counter(), 0
-    for _, obs in dataset:
-        n += len(obs)
-    return n / (time.perf_counter() - started)
+        figures = {"in_order": rates[False], "shuffled": rates[True], "median_gap_s": gap, "longest_gap_s": longest}
+        _save(out, {"sparse": sparse, **figures})
 
 
 def _gaps(dataset: ExperimentDataset, pause_s: float) -> list[float]:
