@@ -10,11 +10,14 @@ import itertools
 import json
 import statistics
 import time
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from cellfeed import ExperimentDataset
 from cellfeed.plan import World
+from cellfeed.walk import Walk
 
 
 def milliseconds(action: object, repeat: int) -> float:
@@ -24,6 +27,11 @@ def milliseconds(action: object, repeat: int) -> float:
         action()  # type: ignore[operator]
         taken.append(time.perf_counter() - started)
     return statistics.median(taken) * 1e3
+
+
+def _nonzeros(walk: Walk, depth: npt.NDArray[Any]) -> int:
+    windows = (walk.arrivals(k, since=k) for k in range(len(walk)))
+    return sum(int(depth[arrival.positions].sum()) for arrivals in windows for arrival in arrivals)
 
 
 def main() -> None:
@@ -61,9 +69,7 @@ def main() -> None:
         ratios = []
         for epoch in range(20):
             plan = dataset._planner.epoch_plan(epoch)
-            sums = [
-                sum(int(depth[w.arrivals].sum()) for w in plan.windows(World(rank, n_ranks))) for rank in range(n_ranks)
-            ]
+            sums = [_nonzeros(Walk(plan, *plan.stretch(World(rank, n_ranks))), depth) for rank in range(n_ranks)]
             ratios.append(max(sums) / min(sums))
         print(f"{n_ranks} ranks: most over least nonzeros {np.median(ratios):.3f} (of 20 epochs: {max(ratios):.3f})")
 
