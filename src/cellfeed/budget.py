@@ -104,12 +104,6 @@ class MemoryModel:
         root = (-spread + math.sqrt(spread**2 + 4 * mean * room)) / (2 * mean)  # of h: mean h + spread sqrt(h) = room
         return root**2
 
-    def pool_of(self, n_chunks: float) -> float:
-        """Bytes of so many chunks from random places, their spread included."""
-        if len(self.chunks) == 0:
-            return 0.0
-        return float(n_chunks * self.chunks.mean() + SAFETY * math.sqrt(n_chunks) * self.chunks.std())
-
     def neighbours_that_fit(self, budget: int) -> int:
         """Chunks of a window in the order of joinids: all are known, and the largest window must fit."""
         room = self.room(budget) / (2 if self.ahead else 1)

@@ -180,13 +180,49 @@ def batch_size_in_order(codes: npt.NDArray[np.integer], start: int, stop: int, b
     n_minibatches = (stop - start) // batch_size
     if n_minibatches == 0:
         return float(batch_size)
-    of_all = np.bincount(codes) / len(codes)
-    squares, distance = float((of_all**2).sum()), 0.0
+    tally = Tally(codes, batch_size)
     for k in range(n_minibatches):
-        met, n = np.unique(codes[start + k * batch_size : start + (k + 1) * batch_size], return_counts=True)
-        share = n / batch_size
-        distance += float((share**2).sum() - 2 * (share * of_all[met]).sum()) + squares
-    return delivered_batch_size(distance, n_minibatches, squares, batch_size)
+        tally.add(codes[start + k * batch_size : start + (k + 1) * batch_size])
+    return tally.effective_batch_size()
+
+
+class Tally:
+    """The labels of full minibatches, counted as they come.
+
+    Parameters
+    ----------
+    codes
+        shape (n_cells,): the label of each cell, integers.
+    batch_size
+        Cells in a minibatch.
+    """
+
+    def __init__(self, codes: npt.NDArray[np.integer], batch_size: int) -> None:
+        self._codes = codes
+        self._batch_size = batch_size
+        self._low = int(codes.min())
+        self.n_labels = int(codes.max()) - self._low + 1
+        self._counts = np.zeros(0, np.int64)  # of each label in all of them
+        self._squares = 0.0  # sum over them of the squares of its counts
+        self.n_minibatches = 0
+
+    def add(self, codes: npt.NDArray[np.integer]) -> None:
+        """Count the labels of one minibatch."""
+        if self.n_minibatches == 0:
+            self._counts = np.zeros(self.n_labels, np.int64)
+        labels, n = np.unique(codes, return_counts=True)
+        self._counts[labels - self._low] += n
+        self._squares += float((n.astype(np.float64) ** 2).sum())
+        self.n_minibatches += 1
+
+    def effective_batch_size(self) -> float:
+        """Return that of the minibatches so far; there must be one."""
+        of_all = np.bincount(self._codes.astype(np.int64) - self._low, minlength=self.n_labels) / len(self._codes)
+        squares = float((of_all**2).sum())
+        # Sum over minibatches of the squared distance of their proportions from those of all cells.
+        distance = self._squares / self._batch_size**2 + self.n_minibatches * squares
+        distance -= 2 * float((self._counts * of_all).sum()) / self._batch_size
+        return delivered_batch_size(distance, self.n_minibatches, squares, self._batch_size)
 
 
 def steady_batch_size(mixing: Mixing, sizes: npt.NDArray[np.integer], batch_size: int, n_chunks: float) -> float:

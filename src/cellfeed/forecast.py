@@ -74,8 +74,7 @@ def effective_batch_size(plan: EpochPlan, walk: Walk, codes: npt.NDArray[np.inte
 
 def largest_pool(walk: Walk, memory: budget.MemoryModel) -> float:
     """Bytes of the pool at most: what is there when a window begins, and what arrives while it leaves."""
-    windows = np.unique(np.linspace(0, max(len(walk) - 1, 0), WINDOWS_SAMPLED).astype(np.int64))
-    return max((_pool(walk, int(k), memory) for k in windows if k < len(walk)), default=0.0)
+    return max((_pool(walk, k, memory) for k in evenly(len(walk), WINDOWS_SAMPLED)), default=0.0)
 
 
 def _pool(walk: Walk, k: int, memory: budget.MemoryModel) -> float:
@@ -87,6 +86,18 @@ def _pool(walk: Walk, k: int, memory: budget.MemoryModel) -> float:
 def decode_amplification(walk: Walk, selection: Selection) -> float:
     """Values decoded for each one wanted, judged by some arrivals."""
     when = np.unique(walk.schedule.arrive)
-    chosen = np.unique(np.linspace(0, len(when) - 1, ARRIVALS_SAMPLED).astype(np.int64)) if len(when) else when
-    positions = [arrival.positions for k in when[chosen].tolist() for arrival in walk.arrivals(k, since=k)]
+    chosen = [int(when[k]) for k in evenly(len(when), ARRIVALS_SAMPLED)]
+    positions = [arrival.positions for k in chosen for arrival in walk.arrivals(k, since=k)]
     return budget.decode_amplification(selection.joinids, positions, selection.geometry)
+
+
+def evenly(n: int, at_most: int) -> list[int]:
+    """Return so many indices of ``n`` things at most, the first and the last among them.
+
+    Examples
+    --------
+    >>> evenly(10, 4), evenly(2, 4), evenly(0, 4)
+    ([0, 3, 6, 9], [0, 1], [])
+    """
+    chosen: list[int] = np.unique(np.linspace(0, max(n - 1, 0), min(n, at_most)).astype(np.int64)).tolist()
+    return chosen

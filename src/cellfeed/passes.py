@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -81,7 +80,7 @@ class Passes:
         )
 
     def _deal(self, epoch: int, stages: Sequence[Stage], topology: Topology) -> tuple[EpochPlan, Shares]:
-        plan = replace(self._planner.epoch_plan(epoch), mixing=topology.mixing)
+        plan = self._planner.epoch_plan(epoch, topology.mixing)
         return plan, deal(plan, stages, topology)
 
     def _topology(self, world_size: int, num_workers: int) -> Topology:

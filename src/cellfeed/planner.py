@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from cellfeed import budget, target
 from cellfeed.errors import PlanError
-from cellfeed.forecast import forecast
+from cellfeed.forecast import evenly, forecast
 from cellfeed.joinids import IntArray
 from cellfeed.memory import format_bytes
 from cellfeed.plan import EpochPlan, World, chunk_bounds
@@ -20,6 +20,9 @@ from cellfeed.report import Plan
 from cellfeed.schedule import Mixing, best_mixing
 from cellfeed.selection import Selection
 from cellfeed.settings import Settings
+
+CHUNKS_SAMPLED = 64
+"""Chunks by which the decoding of chunks of some size is judged."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Planner:
     def __init__(self, selection: Selection, settings: Settings) -> None:
         self._selection = selection
         self._settings = settings
+        self._mixings: dict[int, Mixing] = {}
 
     # ------------------------------------------------------------------ chunks
 
@@ -90,14 +94,22 @@ class Planner:
 
     def _candidate(self, chunk_rows: int) -> target.Candidate:
         bounds = self._bounds(chunk_rows)
-        sample = np.unique(np.linspace(0, len(bounds) - 2, 64).astype(np.int64))
-        lone = [np.arange(bounds[k], bounds[k + 1]) for k in sample]
+        lone = [np.arange(bounds[k], bounds[k + 1]) for k in evenly(len(bounds) - 1, CHUNKS_SAMPLED)]
         amplification = budget.decode_amplification(self._selection.joinids, lone, self._selection.geometry)
-        return target.Candidate(chunk_rows, bounds, partial(self._memory_of, bounds), amplification)
+        held = self._bytes_held(bounds, self._values(bounds))
+        return target.Candidate(chunk_rows, bounds, partial(self._memory_of, held), amplification)
 
     @cached_property
     def _chunk_values(self) -> npt.NDArray[np.float64]:
         return self._values(self.bounds)
+
+    @cached_property
+    def _row_block_bounds(self) -> IntArray:
+        return self._bounds(self._selection.geometry.row_extent)
+
+    @cached_property
+    def _row_block_values(self) -> npt.NDArray[np.float64]:
+        return self._values(self._row_block_bounds)
 
     def _values(self, bounds: IntArray) -> npt.NDArray[np.float64]:
         """Count stored values of each chunk: as obs tells them, else by the mean of the array; of selected genes."""
@@ -155,12 +167,11 @@ class Planner:
     @cached_property
     def _deepest(self) -> float:
         """Values of a row at most: those of the deepest row-block, on average."""
-        bounds = self._bounds(self._selection.geometry.row_extent)
-        return float((self._values(bounds) / np.maximum(np.diff(bounds), 1)).max(initial=0.0))
+        return float((self._row_block_values / np.maximum(np.diff(self._row_block_bounds), 1)).max(initial=0.0))
 
     @cached_property
     def _n_values(self) -> float:
-        return float(self._values(self._bounds(self._selection.geometry.row_extent)).sum())
+        return float(self._row_block_values.sum())
 
     def _values_per_read(self, memory_budget: int) -> float:
         """Values of a read at most: the deepest row-block tells how deep its rows can be."""
@@ -173,10 +184,19 @@ class Planner:
             buffer_bytes=budget.buffer_bytes(memory_budget),
         )
 
-    def _memory(self, memory_budget: int) -> budget.MemoryModel:
-        return self._memory_of(self.bounds, memory_budget)
+    @cached_property
+    def _chunk_bytes(self) -> npt.NDArray[np.float64]:
+        return self._bytes_held(self.bounds, self._chunk_values)
 
-    def _memory_of(self, bounds: IntArray, memory_budget: int) -> budget.MemoryModel:
+    def _bytes_held(self, bounds: IntArray, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Bytes of each chunk in the pool."""
+        held: npt.NDArray[np.float64] = values * self._kept_bytes + np.diff(bounds) * float(budget.BYTES_PER_CELL)
+        return held
+
+    def _memory(self, memory_budget: int) -> budget.MemoryModel:
+        return self._memory_of(self._chunk_bytes, memory_budget)
+
+    def _memory_of(self, chunks: npt.NDArray[np.float64], memory_budget: int) -> budget.MemoryModel:
         """Say what is held; the number of cores is no part of it, or orders would differ between machines."""
         settings, selection = self._settings, self._selection
         n_cells = max(selection.n_obs, 1)
@@ -185,7 +205,7 @@ class Planner:
             per_cell = int(self._n_values / n_cells * (4 + self._x_bytes))
         held = budget.MINIBATCHES_HELD if settings.use_eager_fetch else budget.MINIBATCHES_HELD - 1
         return budget.MemoryModel(
-            chunks=self._values(bounds) * self._kept_bytes + np.diff(bounds) * float(budget.BYTES_PER_CELL),
+            chunks=chunks,
             in_flight=budget.reads_bytes(memory_budget, self._bytes_per_query(memory_budget)),
             minibatches=min(settings.batch_size, n_cells) * per_cell * held,
             ahead=settings.use_eager_fetch,
@@ -194,7 +214,12 @@ class Planner:
     # ------------------------------------------------------------------ mixing
 
     def mixing(self, num_workers: int = 1) -> Mixing:
-        """Say how chunks are mixed: as given, else as well as the budget permits."""
+        """Say how chunks are mixed: as given, else as well as the budget permits; worked out once."""
+        if num_workers not in self._mixings:
+            self._mixings[num_workers] = self._choose_mixing(num_workers)
+        return self._mixings[num_workers]
+
+    def _choose_mixing(self, num_workers: int) -> Mixing:
         settings, n_chunks = self._settings, max(len(self.bounds) - 1, 1)
         share = settings.memory_budget // num_workers
         memory = self._memory(share)
@@ -241,8 +266,8 @@ class Planner:
 
     # ------------------------------------------------------------------ plans
 
-    def epoch_plan(self, epoch: int, num_workers: int = 1) -> EpochPlan:
-        """Plan one epoch for a loader of so many processes."""
+    def epoch_plan(self, epoch: int, mixing: Mixing | None = None) -> EpochPlan:
+        """Plan one epoch, mixed as is told or else as one process mixes."""
         settings = self._settings
         return EpochPlan(
             bounds=self.bounds,
@@ -250,7 +275,7 @@ class Planner:
             epoch=epoch,
             shuffle=settings.shuffle,
             batch_size=settings.batch_size,
-            mixing=self.mixing(num_workers),
+            mixing=mixing or self.mixing(),
             drop_last=settings.drop_last,
             remainder=settings.remainder,
             values=None if self._selection.nnz is None else self._chunk_values,

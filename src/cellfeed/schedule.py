@@ -156,10 +156,10 @@ Group = tuple[int, int, int, int]
 
 
 def _limited(groups: Iterator[Group], n_chunks: int) -> Iterator[Group]:
-    for size, *times in groups:
+    for size, arrive, leave, slices in groups:
         if n_chunks <= 0:
             return
-        yield min(size, n_chunks), times[0], times[1], times[2]
+        yield min(size, n_chunks), arrive, leave, slices
         n_chunks -= size
 
 

@@ -124,7 +124,7 @@ class Walk:
         return self.schedule.leave + self.schedule.slices
 
     @cached_property
-    def totals(self) -> IntArray:
+    def _totals(self) -> IntArray:
         """int64, shape (n_chunks + 1,): cells of the chunks before each chunk of the stretch, and of all."""
         low, high = self._bounds
         return np.concatenate(([0], np.cumsum(high - low)))
@@ -136,7 +136,7 @@ class Walk:
 
     def _left(self, chunks: IntArray, k: int) -> IntArray:
         """Cells of each chunk that have left before window ``k``."""
-        sizes = self.totals[chunks + 1] - self.totals[chunks]
+        sizes = self._totals[chunks + 1] - self._totals[chunks]
         if k >= len(self):
             return sizes
         n_slices, j = self.schedule.slices[chunks], np.maximum(k - self.schedule.leave[chunks], 0)
@@ -154,9 +154,9 @@ class Walk:
         """Chunks, as indices of the plan's, that are there when window ``k`` begins, and which part of each is left."""
         first, end = self._ends.searchsorted(k, side="right"), self.schedule.arrive.searchsorted(k, side="right")
         chunks = np.arange(first, end)
-        n_left = self.totals[chunks + 1] - self.totals[chunks] - self._left(chunks, k)
+        n_left = self._totals[chunks + 1] - self._totals[chunks] - self._left(chunks, k)
         numbers = self.chunks[chunks]
-        return numbers, n_left / np.diff(self.plan.bounds)[numbers]
+        return numbers, n_left / (self.plan.bounds[numbers + 1] - self.plan.bounds[numbers])
 
     def arriving(self, k: int) -> IntArray:
         """Chunks, as indices of the plan's, that arrive before window ``k`` and not earlier."""
@@ -166,9 +166,9 @@ class Walk:
     def first_cell(self, k: int) -> int:
         """Cells of the stretch that have left before window ``k``."""
         if k >= len(self):
-            return int(self.totals[-1])
+            return int(self._totals[-1])
         chunks = self._alive(k)
-        gone = int(self.totals[np.searchsorted(self._ends, k, side="right")])
+        gone = int(self._totals[np.searchsorted(self._ends, k, side="right")])
         return gone + int(self._left(chunks, k).sum())
 
     def find(self, n: int) -> int:
