@@ -63,7 +63,7 @@ def test_coverage(plan, topology):
     assert plan.n_cells - len(met) < max(allowed, 1)
 
 
-@settings(max_examples=300)
+@settings(max_examples=500)
 @given(plan=plans(remainder=("drop", "pad")), topology=topologies)
 def test_balance(plan, topology):
     """Every rank yields as many cells, so as many minibatches, as every other."""
@@ -73,6 +73,7 @@ def test_balance(plan, topology):
     assert len({plan.n_minibatches(World(r, world_size)) for r in range(world_size)}) == 1
 
 
+@settings(max_examples=500)
 @given(plan=plans(), topology=topologies, data=st.data())
 def test_length(plan, topology, data):
     """The minibatches of a rank are those of its workers, and only its last one may be short."""
@@ -88,6 +89,7 @@ def test_length(plan, topology, data):
     assert sum(size != plan.batch_size for size in yielded) <= (0 if plan.drop_last else 1)
 
 
+@settings(max_examples=500)
 @given(plan=plans(), topology=topologies, data=st.data())
 def test_worker_set(plan, topology, data):
     """A rank's cells do not depend on the number of its workers."""
