@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import json
 import statistics
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,9 @@ from benchmarks.contenders import Case
 from benchmarks.run import run_once
 from benchmarks.stores import StoreSpec, write_store
 from cellfeed import ExperimentDataset, native
-from cellfeed.block import GeneTable
+from cellfeed.rowbuilder import GeneTable
+from cellfeed.rowspace import RowSpace
+from cellfeed.slabs import SLAB_BYTES, Shelf
 from cellfeed.stats import Meter
 from cellfeed.tileindex import open_tiles
 from cellfeed.tilereader import TileReader
@@ -62,11 +65,12 @@ def read_cost(uri: str, repeat: int = 30) -> float:
     assert tiles is not None
     genes = GeneTable.from_joinids(selection.var_joinids, selection.geometry.n_columns)
     with contextlib.closing(TileReader(tiles, genes, np.float32, meter=Meter())) as reader:
-        reader.read(np.array([0]))
+        space = RowSpace([Shelf(SLAB_BYTES, Meter())], np.zeros(1, np.int64), threading.Lock())
+        reader.read(np.array([0]), space)
         seconds = []
         for k in range(repeat):
             started = time.perf_counter()
-            reader.read(np.array([k * selection.geometry.n_rows // repeat]))
+            reader.read(np.array([k * selection.geometry.n_rows // repeat]), space)
             seconds.append(time.perf_counter() - started)
     return statistics.median(seconds)
 

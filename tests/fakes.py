@@ -8,7 +8,10 @@ import time
 import numpy as np
 import scipy.sparse as sp
 
-from cellfeed.block import Block
+from cellfeed import kernels
+from cellfeed.rowspace import PlacedRows, RowSpace
+from cellfeed.slabs import Shelf
+from cellfeed.stats import Meter
 from cellfeed.walk import Walk
 
 
@@ -55,6 +58,34 @@ def real_cells(plan, world):
     return np.concatenate([*parts, np.empty(0, np.int64)])
 
 
+def row_space(part, *, slab_bytes=4096):
+    """Room for rows of some parts, and the shelves that hold them."""
+    shelves = [Shelf(slab_bytes, Meter()) for _ in range(int(max(part, default=-1)) + 1)]
+    return RowSpace(shelves, np.asarray(part, np.int64), threading.Lock()), shelves
+
+
+def place(X: sp.csr_matrix, space: RowSpace, dtype: np.typing.DTypeLike) -> PlacedRows:
+    """Put the rows of a matrix where there is room."""
+    indptr = X.indptr.astype(np.int64)
+    rows = space.place(np.diff(indptr), np.uint16, dtype)
+    kernels.put_values(rows.genes, indptr, X.indices.astype(np.uint16))
+    kernels.put_values(rows.values, indptr, X.data.astype(dtype))
+    return rows
+
+
+def as_csr(rows: PlacedRows, n_vars: int) -> sp.csr_matrix:
+    """What some rows hold, as it is; values keep their type."""
+    indptr = np.append(0, np.cumsum(rows.sizes))
+    gene_type, value_type = rows.types
+    genes, values = np.empty(indptr[-1], gene_type.dtype), np.empty(indptr[-1], value_type.dtype)
+    kernels.collect_values(rows.genes, indptr, gene_type, genes)
+    kernels.collect_values(rows.values, indptr, value_type, values)
+    assert genes.max(initial=0) < n_vars
+    X = sp.csr_matrix((len(rows.sizes), n_vars), dtype=np.float32)
+    X.indptr, X.indices, X.data = indptr, genes.astype(np.int64), values  # as they lie, duplicates and all
+    return X
+
+
 class FakeReader:
     """Rows of a matrix in memory; row ``i`` is joinid ``i``. Counts what it is asked and what is under way."""
 
@@ -66,18 +97,15 @@ class FakeReader:
         self.closed = False
         self._lock = threading.Lock()
 
-    def read(self, joinids: np.ndarray, part: np.ndarray, n_parts: int) -> list[Block]:
+    def read(self, joinids: np.ndarray, space: RowSpace) -> PlacedRows:
         with self._lock:
             self.reads.append(joinids)
         time.sleep(self.delay_s)
         if self.fail_at is not None and self.fail_at in joinids:
             raise RuntimeError(f"no luck with {self.fail_at}")
-        return [self._block(joinids[part == p]) for p in range(n_parts)]
-
-    def _block(self, joinids: np.ndarray) -> Block:
         rows = self.X[joinids]
         rows.sort_indices()
-        return Block(rows.indptr.astype(np.int64), rows.indices.astype(np.uint16), rows.data)
+        return place(rows, space, rows.dtype)
 
     def close(self) -> None:
         self.closed = True

@@ -22,10 +22,19 @@ def bounds(joinids):
     return read_bounds(joinids, extent=8, max_row_blocks=2, max_rows=12)
 
 
-def feed(plan, reader, *, ahead=1, meter=None):
+def feed(plan, reader, *, ahead=1, slab_bytes=4096, meter=None):
     windows = walk_of(plan, World()).windows()
     joinids = JoinIds.from_sorted(np.arange(plan.n_cells))
-    return load_windows(windows, joinids, reader, read_bounds=bounds, n_threads=2, ahead=ahead, meter=meter or Meter())
+    return load_windows(
+        windows,
+        joinids,
+        reader,
+        read_bounds=bounds,
+        n_threads=2,
+        ahead=ahead,
+        slab_bytes=slab_bytes,
+        meter=meter or Meter(),
+    )
 
 
 @given(
@@ -81,7 +90,7 @@ def test_bound_of_slices():
     plan = EpochPlan(chunk_bounds(4000, 20), 0, 0, True, 10, mixing)
     meter = Meter()
     X = addressed(4000, 6, 1.0)
-    for _ in feed(plan, FakeReader(X), meter=meter):
+    for _ in feed(plan, FakeReader(X), slab_bytes=256, meter=meter):
         pass
     per_chunk = (X[:20].nnz * 3 + 20 * 8) * 1.0
     assert meter.snapshot().peak_pool_bytes <= (mixing.held + mixing.arriving + 2) * per_chunk * 2
@@ -107,7 +116,5 @@ def test_closing_drops_reads_that_have_not_begun():
 def test_the_meter_sees_the_pool_grow_and_shrink():
     meter = Meter()
     plan = EpochPlan(chunk_bounds(200, 10), 0, 0, True, 10, Mixing(2))
-    sizes = [
-        sum(block.nbytes for block in rows.held) for rows in feed(plan, FakeReader(addressed(200, 4)), meter=meter)
-    ]
+    sizes = [sum(slab.n_bytes for slab in rows.held) for rows in feed(plan, FakeReader(addressed(200, 4)), meter=meter)]
     assert max(sizes) <= meter.snapshot().peak_pool_bytes < sum(sizes)

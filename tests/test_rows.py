@@ -1,6 +1,7 @@
 """Rows by their addresses: what kernels gather is what the blocks hold."""
 
 import gc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellfeed import kernels
-from cellfeed.block import Block
 from cellfeed.rows import Rows
+from tests.fakes import place, row_space
 from tests.stores import addressed
 
 
@@ -20,7 +21,7 @@ def matrix(rows, n_vars):
     genes, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
     dense = np.full((len(rows), n_vars), np.nan, np.float32)
     memory = (rows.genes, rows.values, rows.sizes, rows.widths)
-    types = np.empty(0, rows.type_of_genes()), np.empty(0, rows.type_of_values())
+    types = np.empty(0, rows.gene_dtype), np.empty(0, rows.value_dtype)
     kernels.gather_csr(*memory, *types, indptr[:-1], genes, values)
     kernels.gather_dense(*memory, *types, dense)
     X = sp.csr_matrix((values, genes, indptr), shape=dense.shape)
@@ -28,8 +29,12 @@ def matrix(rows, n_vars):
     return X
 
 
-def block(X, dtype):
-    return Block(X.indptr.astype(np.int64), X.indices.astype(np.uint16), X.data.astype(dtype))
+def rows_of(X, dtype, first=0):
+    """Rows of a matrix, as cells from ``first`` on."""
+    n = X.shape[0]
+    space, shelves = row_space(np.zeros(n, np.int64))
+    rows = Rows.of(place(X, space, dtype), np.arange(first, first + n), np.ones(n, np.bool_))
+    return replace(rows, held=shelves[0].held if shelves else ())
 
 
 @given(
@@ -38,14 +43,14 @@ def block(X, dtype):
     data=st.data(),
 )
 def test_gather_after_any_order_and_cuts(sizes, dtypes, data):
-    """Row k is that of its position, whatever the order, the types of the blocks, the cuts and the joins."""
+    """Row k is that of its position, whatever the order, the types of what was read, the cuts and the joins."""
     X = sp.csr_matrix(addressed(sum(sizes), 9, 0.5))
     X.data = np.arange(1, X.nnz + 1, dtype=np.float32) % 251  # counts that every type holds
     bounds = np.concatenate(([0], np.cumsum(sizes))).astype(int)
-    blocks = [block(X[a:b], t) for a, b, t in zip(bounds[:-1], bounds[1:], dtypes, strict=False)]
+    reads = [rows_of(X[a:b], t, a) for a, b, t in zip(bounds[:-1], bounds[1:], dtypes, strict=False)]
     n = X.shape[0]
     order = np.array(data.draw(st.permutations(range(n))), np.int64)
-    rows = Rows.of(blocks, order, np.arange(n), np.ones(n, np.bool_))
+    rows = Rows.join(reads).take(order)
     edges = sorted([0, n, *data.draw(st.lists(st.integers(0, n), max_size=3))])
     parts = [rows.cut(low, high) for low, high in zip(edges[:-1], edges[1:], strict=True)]
     whole = Rows.join(parts)
@@ -54,11 +59,11 @@ def test_gather_after_any_order_and_cuts(sizes, dtypes, data):
 
 
 def test_addresses_live_as_long_as_the_rows():
-    """Blocks that nobody else holds are held by the rows that were made of them, and by cuts of these."""
+    """Memory that nobody else holds is held by the rows that lie there, and by cuts of these."""
     X = sp.csr_matrix(np.full((50, 40), 7, np.float32))
-    rows = Rows.of([block(X, "uint8")], np.arange(50), np.arange(50), np.ones(50, np.bool_)).cut(10, 20)
+    rows = rows_of(X, "uint8").cut(10, 20)
     gc.collect()
-    clutter = [np.full(2000, 99, np.uint8) for _ in range(500)]
+    clutter = [np.full(4096, 99, np.uint8) for _ in range(500)]
     assert (matrix(rows, 40) != X[10:20]).nnz == 0
     del clutter
 
@@ -66,5 +71,5 @@ def test_addresses_live_as_long_as_the_rows():
 @pytest.mark.parametrize("dtype", ["uint32", "int64", "float64"])
 def test_values_of_other_types(dtype):
     X = sp.csr_matrix(np.diag(np.arange(1.0, 6.0)))
-    rows = Rows.of([block(X, dtype)], np.arange(5), np.arange(5), np.ones(5, np.bool_))
+    rows = rows_of(X, dtype)
     assert (matrix(rows, 5) != X).nnz == 0

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import weakref
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cellfeed.block import Block, Reader
 from cellfeed.joinids import IntArray, JoinIds
 from cellfeed.rows import Rows
+from cellfeed.rowspace import PlacedRows, Reader, RowSpace
+from cellfeed.slabs import Shelf
 from cellfeed.stats import Meter
 from cellfeed.walk import Arrival, Window
 
@@ -25,6 +26,7 @@ def load_windows(
     read_bounds: Callable[[IntArray], IntArray],
     n_threads: int,
     ahead: int,
+    slab_bytes: int,
     meter: Meter,
 ) -> Generator[Rows, None, None]:
     """Read what windows need with several reads in flight, ``ahead`` windows before they are asked for.
@@ -34,19 +36,21 @@ def load_windows(
     """
     threads = ThreadPoolExecutor(n_threads, thread_name_prefix="cellfeed-read")
     pending: deque[tuple[Window, list[_Read]]] = deque()
-    pool = _Pool(meter)
+    pool = _Pool(slab_bytes, meter)
 
-    def submit(arrival: Arrival) -> Iterator[_Read]:
+    def submit(arrival: Arrival, shelves: list[Shelf]) -> Iterator[_Read]:
         wanted = joinids[arrival.positions]
         bounds = read_bounds(wanted)
-        n_parts = int(arrival.leaves.max(initial=0)) + 1
         for low, high in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-            blocks = threads.submit(reader.read, wanted[low:high], arrival.leaves[low:high], n_parts)
-            yield _Read(arrival, low, high, blocks)
+            space = RowSpace(shelves, arrival.leaves[low:high], pool.lock)
+            yield _Read(arrival, low, high, threads.submit(reader.read, wanted[low:high], space))
 
     try:
-        for window in windows:
-            pending.append((window, [read for arrival in window.arrivals for read in submit(arrival)]))
+        for k, window in enumerate(windows):
+            reads: list[_Read] = []
+            for arrival in window.arrivals:
+                reads += submit(arrival, pool.shelves(k, int(arrival.leaves.max(initial=-1)) + 1))
+            pending.append((window, reads))
             if len(pending) > ahead:
                 yield pool.next_window(*pending.popleft())
         while pending:
@@ -62,53 +66,43 @@ class _Read:
     arrival: Arrival
     low: int
     high: int
-    blocks: Future[list[Block]]
-
-
-@dataclass(frozen=True, eq=False)
-class _Share:
-    """Cells of one read that leave together."""
-
-    block: Block
-    arrival: Arrival
-    places: IntArray
+    rows: Future[PlacedRows]
 
 
 class _Pool:
     """Cells that have been read and have not left, apart by the window in which they will."""
 
-    def __init__(self, meter: Meter) -> None:
+    def __init__(self, slab_bytes: int, meter: Meter) -> None:
+        self._slab_bytes = slab_bytes
         self._meter = meter
-        self._leaving: deque[list[_Share]] = deque()
+        self._gone = 0
+        self._leaving: deque[tuple[Shelf, list[Rows]]] = deque()
+        self.lock = threading.Lock()
+
+    def shelves(self, k: int, n: int) -> list[Shelf]:
+        """Return the shelves of ``n`` windows from window ``k`` on, counted from the first of the feed."""
+        while len(self._leaving) < k + n - self._gone:
+            self._leaving.append((Shelf(self._slab_bytes, self._meter), []))
+        return [self._leaving[after][0] for after in range(k - self._gone, k + n - self._gone)]
 
     def next_window(self, window: Window, reads: list[_Read]) -> Rows:
         """Take in what was read for a window, and give out the cells that leave in it."""
         for read in reads:
             self._take(read)
-        shares = self._leaving.popleft() if self._leaving else []
-        positions = [share.arrival.positions[share.places] for share in shares]
-        is_real = [share.arrival.is_real[share.places] for share in shares]
-        return Rows.of(
-            [share.block for share in shares],
-            window.order[window.gone :],
-            np.concatenate([*positions, np.empty(0, np.int64)]),
-            np.concatenate([*is_real, np.empty(0, np.bool_)]),
-        )
+        self.shelves(self._gone, 1)
+        shelf, shares = self._leaving.popleft()
+        self._gone += 1
+        return replace(Rows.join(shares).take(window.order[window.gone :]), held=shelf.held)
 
     def _take(self, read: _Read) -> None:
-        leaves = read.arrival.leaves[read.low : read.high]
-        by_window = np.argsort(leaves, kind="stable")
-        blocks = read.blocks.result()
-        edges = np.searchsorted(leaves[by_window], np.arange(len(blocks) + 1))
-        while len(self._leaving) < len(blocks):
-            self._leaving.append([])
-        for after, block in enumerate(blocks):
-            if block.n_rows == 0:
-                continue
-            self._meter.hold(block.nbytes)
-            weakref.finalize(block, self._meter.hold, -block.nbytes).atexit = False
-            places = read.low + by_window[edges[after] : edges[after + 1]]
-            self._leaving[after].append(_Share(block, read.arrival, places))
+        arrival, rows = read.arrival, read.rows.result()
+        here = slice(read.low, read.high)
+        by_window = np.argsort(arrival.leaves[here], kind="stable")
+        share = Rows.of(rows, arrival.positions[here], arrival.is_real[here]).take(by_window)
+        edges = np.searchsorted(arrival.leaves[here][by_window], np.arange(len(self._leaving) + 1)).tolist()
+        for (_, shares), low, high in zip(self._leaving, edges[:-1], edges[1:], strict=True):
+            if low < high:
+                shares.append(share.cut(low, high))
 
 
 def cut(windows: Iterator[Rows], batch_size: int) -> Generator[Rows, None, None]:

@@ -200,7 +200,7 @@ def _copy(source, target):
 def scatter_page(genes, values, run_row, run_size, genes_at, values_at, filled, gene_type, value_type):
     """Move the staged stretches of one page to their rows; tell whether any row came out of order.
 
-    The last five say where rows go, as :class:`~cellfeed.block.RowSpace` has it; ``filled`` is kept up.
+    The last five say where rows go, as :class:`~cellfeed.rowspace.PlacedRows` has it; ``filled`` is kept up.
     """
     genes, values = borrowed(genes), borrowed(values)
     p = 0
@@ -230,28 +230,63 @@ def is_disordered(genes, start):
 
 
 @njit(nogil=True, cache=True)
-def close_gaps(indptr, genes, values, new_indptr, new_genes, new_values):
-    """Copy the beginnings of rows to where they lie side by side."""
-    genes, values = borrowed(genes), borrowed(values)
-    new_genes, new_values = borrowed(new_genes), borrowed(new_values)
-    for row in range(len(new_indptr) - 1):
-        low, at, size = indptr[row], new_indptr[row], new_indptr[row + 1] - new_indptr[row]
-        _copy(genes[low : low + size], new_genes[at : at + size])
-        _copy(values[low : low + size], new_values[at : at + size])
+def place_rows(sizes, part, row, gene_width, value_width, at, end, genes, values):
+    """Give each row the next free bytes of its part: first its values, then its genes, both aligned.
+
+    ``at`` and ``end``, int64, say where the memory of each part is free, and ends; ``at`` is kept up. Begins with
+    ``row`` and ends at the first row for which there is no room; returns it, and the bytes that it needs.
+    """
+    while row < len(sizes):
+        p = part[row]
+        values_end = (at[p] + sizes[row] * value_width + 7) & ~7
+        genes_end = (values_end + sizes[row] * gene_width + 7) & ~7
+        if genes_end > end[p]:
+            return row, genes_end - at[p] + 8
+        values[row], genes[row], at[p] = at[p], values_end, genes_end
+        row += 1
+    return row, 0
 
 
 @njit(nogil=True, cache=True)
-def sort_rows(indptr, genes, values):
-    """Sort each row by gene, in place; return the first place of a gene that a row holds twice, or -1."""
-    for row in range(len(indptr) - 1):
-        low, high = indptr[row], indptr[row + 1]
-        order = np.argsort(genes[low:high], kind="mergesort")
-        genes[low:high] = genes[low:high][order]
-        values[low:high] = values[low:high][order]
-        for p in range(low + 1, high):
+def move_rows(genes_at, values_at, sizes, gene_type, value_type, new_genes_at, new_values_at):
+    """Copy rows to other addresses."""
+    for row in range(len(sizes)):
+        size = sizes[row]
+        _copy(array_at(genes_at[row], size, gene_type), array_at(new_genes_at[row], size, gene_type))
+        _copy(array_at(values_at[row], size, value_type), array_at(new_values_at[row], size, value_type))
+
+
+@njit(nogil=True, cache=True)
+def sort_rows(genes_at, values_at, sizes, gene_type, value_type):
+    """Sort each row by gene, in place; return the first row that holds a gene twice, and the gene; or -1 twice."""
+    for row in range(len(sizes)):
+        genes = array_at(genes_at[row], sizes[row], gene_type)
+        values = array_at(values_at[row], sizes[row], value_type)
+        order = np.argsort(genes, kind="mergesort")
+        genes[:] = genes[order]
+        values[:] = values[order]
+        for p in range(1, len(genes)):
             if genes[p] == genes[p - 1]:
-                return p
-    return -1
+                return row, np.int64(genes[p])
+    return -1, np.int64(-1)
+
+
+@njit(nogil=True, cache=True)
+def collect_values(values_at, indptr, value_type, out):
+    """Copy the values of rows to one array, row after row."""
+    out = borrowed(out)
+    for row in range(len(values_at)):
+        size = indptr[row + 1] - indptr[row]
+        _copy(array_at(values_at[row], size, value_type), out[indptr[row] : indptr[row + 1]])
+
+
+@njit(nogil=True, cache=True)
+def put_values(values_at, indptr, values):
+    """Copy values, row after row, to where the values of rows lie."""
+    values = borrowed(values)
+    for row in range(len(values_at)):
+        size = indptr[row + 1] - indptr[row]
+        _copy(values[indptr[row] : indptr[row + 1]], array_at(values_at[row], size, values))
 
 
 @njit(nogil=True, cache=True)

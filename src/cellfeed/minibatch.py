@@ -8,15 +8,16 @@ import warnings
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from cellfeed.block import Block, Reader
 from cellfeed.joinids import IntArray
 from cellfeed.rows import Rows
+from cellfeed.rowspace import PlacedRows, Reader, RowSpace
 
 
 class Minibatch(NamedTuple):
@@ -145,7 +146,7 @@ class Assembler:
 
 def _memory(rows: Rows) -> tuple[Any, ...]:
     """Return what kernels need of rows."""
-    types = np.empty(0, rows.type_of_genes()), np.empty(0, rows.type_of_values())
+    types = np.empty(0, rows.gene_dtype), np.empty(0, rows.value_dtype)
     return rows.genes, rows.values, rows.sizes, rows.widths, *types
 
 
@@ -163,23 +164,23 @@ def _representation(dtype: str) -> tuple[npt.DTypeLike, torch.dtype]:
 
 
 class HalvingReader:
-    """A reader whose blocks hold the bits of 16-bit floats: each value is rounded once, not once a minibatch."""
+    """A reader whose rows hold the bits of 16-bit floats: each value is rounded once, not once a minibatch."""
 
     def __init__(self, reader: Reader, dtype: str) -> None:
         self._reader = reader
         self._half = HALVES[dtype]
 
-    def read(self, joinids: IntArray, part: IntArray, n_parts: int) -> list[Block]:
-        """Return the rows of ascending ``joinids``, values rounded to nearest, half to even."""
-        return [
-            Block(block.indptr, block.genes, self._halved(block.values))
-            for block in self._reader.read(joinids, part, n_parts)
-        ]
+    def read(self, joinids: IntArray, space: RowSpace) -> PlacedRows:
+        """Put the rows of ascending ``joinids`` where there is room, values rounded to nearest, half to even."""
+        from cellfeed import kernels
 
-    def _halved(self, values: npt.NDArray[Any]) -> npt.NDArray[np.int16]:
-        wide = torch.from_numpy(values.astype(np.float32, copy=False))
-        halved: npt.NDArray[np.int16] = wide.to(self._half).view(torch.int16).numpy()
-        return halved
+        rows = self._reader.read(joinids, space.at_least(2))
+        indptr = np.append(0, np.cumsum(rows.sizes))
+        wide = np.empty(indptr[-1], np.float32)
+        kernels.collect_values(rows.values, indptr, rows.types[1], wide)
+        halves = torch.from_numpy(wide).to(self._half).view(torch.int16).numpy()
+        kernels.put_values(rows.values, indptr, halves)
+        return replace(rows, value_dtype=halves.dtype)
 
     def close(self) -> None:
         """Close the reader within."""

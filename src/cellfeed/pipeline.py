@@ -10,14 +10,15 @@ from functools import partial
 import torch
 
 from cellfeed import budget
-from cellfeed.block import GeneTable, Reader
 from cellfeed.feed import cut, load_windows
 from cellfeed.joinids import column_ranges, read_bounds
 from cellfeed.minibatch import HALVES, Assembler, DenseBuffers, HalvingReader, Minibatch, PaddedMinibatch
 from cellfeed.planner import Resources
 from cellfeed.prefetch import Prefetch
 from cellfeed.reader import SomaReader
+from cellfeed.rowbuilder import GeneTable
 from cellfeed.rows import Rows
+from cellfeed.rowspace import Reader
 from cellfeed.selection import Selection
 from cellfeed.settings import Settings
 from cellfeed.stats import Meter
@@ -94,6 +95,7 @@ def _produce(
         ),
         n_threads=n_threads,
         ahead=resources.windows_ahead,
+        slab_bytes=resources.slab_bytes,
         meter=meter,
     )
     cuts = cut(loaded, settings.batch_size)

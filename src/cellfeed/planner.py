@@ -41,6 +41,8 @@ class Resources:
         Wanted rows of one query at most.
     windows_ahead
         Windows that are read ahead.
+    slab_bytes
+        Bytes in which the memory of a window grows.
     pool_dtype
         Type of values that no small integer holds.
     """
@@ -51,6 +53,7 @@ class Resources:
     buffer_bytes: int
     rows_per_read: int
     windows_ahead: int
+    slab_bytes: int
     pool_dtype: np.dtype[Any]
 
 
@@ -149,13 +152,16 @@ class Planner:
         cores, per_query = max(1, available_threads() // num_workers), self._bytes_per_query(share)
         per_file_read = budget.bytes_per_file_read(self._values_per_read(share))
         room = budget.reads_bytes(share, per_query)
+        mixing = self.mixing(num_workers)
+        pool = mixing.held * float(self._chunk_bytes.mean()) if len(self._chunk_bytes) else 0.0
         return Resources(
             n_threads=cores,
             n_file_reads=max(1, min(cores, room // per_file_read)),
             n_queries=max(1, min(cores, room // per_query)),
             buffer_bytes=budget.buffer_bytes(share),
             rows_per_read=self._rows_per_read(share),
-            windows_ahead=self.mixing(num_workers).ahead if self._settings.use_eager_fetch else 0,
+            windows_ahead=mixing.ahead if self._settings.use_eager_fetch else 0,
+            slab_bytes=budget.slab_bytes(pool, mixing.slices + mixing.ahead),
             pool_dtype=self.pool_dtype,
         )
 

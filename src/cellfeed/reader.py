@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cellfeed import native
-from cellfeed.block import Block, BlockBuilder, GeneTable
 from cellfeed.errors import CellfeedError, ReadError
 from cellfeed.joinids import IntArray, merge_runs, runs_of
+from cellfeed.rowbuilder import GeneTable, RowBuilder
+from cellfeed.rowspace import PlacedRows, RowSpace
 from cellfeed.stats import Meter
 
 READ_SETTINGS = {
@@ -55,7 +56,7 @@ class ArrayAddress:
 
 
 class SomaReader:
-    """A :class:`~cellfeed.block.Reader` over one open SOMA array.
+    """A :class:`~cellfeed.rowspace.Reader` over one open SOMA array.
 
     Parameters
     ----------
@@ -101,9 +102,9 @@ class SomaReader:
                 self._array = self._address.open(self._buffer_bytes)
             return self._array
 
-    def read(self, joinids: IntArray, part: IntArray, n_parts: int) -> list[Block]:
-        """Return the rows of ascending ``joinids``, a block for each part."""
-        builder = BlockBuilder(joinids, self._genes, self._value_dtype)
+    def read(self, joinids: IntArray, space: RowSpace) -> PlacedRows:
+        """Put the rows of ascending ``joinids`` where there is room for them."""
+        builder = RowBuilder(joinids, self._genes, self._value_dtype)
         rows = merge_runs(runs_of(joinids), max_gap=MAX_GAP)
         started = time.perf_counter()
         built_s = 0.0
@@ -119,16 +120,15 @@ class SomaReader:
             if len(joinids):
                 native.read_pages(self._open(), rows, self._columns, take)
             read_s = time.perf_counter() - started - built_s
-            blocks = builder.finish(part, n_parts)
+            placed = builder.finish(space)
         except CellfeedError:
             raise
         except Exception as cause:
             raise ReadError(
                 f"reading soma_joinid {joinids[0]} to {joinids[-1]} of {self._address.uri!r} failed: {cause}"
             ) from cause
-        nnz = sum(len(block.genes) for block in blocks)
-        self._meter.add(read_s=read_s, build_s=time.perf_counter() - started - read_s, nnz=nnz)
-        return blocks
+        self._meter.add(read_s=read_s, build_s=time.perf_counter() - started - read_s, nnz=placed.nnz)
+        return placed
 
     def close(self) -> None:
         """Close the array; reading again is an error."""

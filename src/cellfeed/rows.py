@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cellfeed.block import Block
 from cellfeed.joinids import IntArray
+from cellfeed.rowspace import PlacedRows
 
 WIDTHS = {np.dtype(np.uint8): 1, np.dtype(np.uint16): 2}
 """How a row tells the type of its values; 0 is the type that the whole pool uses where these do not do."""
@@ -18,7 +18,7 @@ WIDTHS = {np.dtype(np.uint8): 1, np.dtype(np.uint16): 2}
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Some cells. Rows of X do not move until they leave: their addresses are kept, and the blocks that hold them.
+    """Some cells. Rows of X do not move until they leave: their addresses are kept.
 
     Attributes
     ----------
@@ -27,13 +27,15 @@ class Rows:
     is_real
         bool, shape (n,): False where a cell repeats another to even out the ranks.
     genes, values
-        int64, shape (n,): addresses of each row's first gene and value.
+        int64, shape (n,): addresses of each row's first gene and first value.
     sizes
         int64, shape (n,): stored values of each row.
     widths
         uint8, shape (n,): types of the values, as ``WIDTHS`` has them.
+    gene_dtype, value_dtype
+        Type of genes; type of those values that no width tells.
     held
-        Blocks in which the rows lie. Addresses are good for as long as this object lives.
+        What must live for as long as the addresses are to be good.
     """
 
     positions: IntArray
@@ -42,41 +44,31 @@ class Rows:
     values: IntArray
     sizes: IntArray
     widths: npt.NDArray[np.uint8]
-    held: tuple[Block, ...]
+    gene_dtype: np.dtype[Any]
+    value_dtype: np.dtype[Any]
+    held: tuple[object, ...] = ()
 
     @classmethod
-    def of(cls, blocks: Sequence[Block], order: IntArray, positions: IntArray, is_real: npt.NDArray[np.bool_]) -> Rows:
-        """Put the rows of some blocks, end to end, in an order.
-
-        Parameters
-        ----------
-        order
-            int64, shape (n,): indices into the rows of all blocks.
-        positions, is_real
-            Of the rows of all blocks, before they are put in order.
-        """
-        blocks = [block for block in blocks if block.n_rows]
-        n_rows = [block.n_rows for block in blocks]
-        addresses = [block.addresses() for block in blocks]
-        genes, values = [genes for genes, _ in addresses], [values for _, values in addresses]
-        sizes = [np.diff(block.indptr) for block in blocks]
-        widths = np.array([WIDTHS.get(block.values.dtype, 0) for block in blocks], np.uint8)
-
-        def ordered(parts: list[IntArray]) -> IntArray:
-            return np.concatenate([*parts, np.empty(0, np.int64)])[order]
-
+    def of(cls, placed: PlacedRows, positions: IntArray, is_real: npt.NDArray[np.bool_]) -> Rows:
+        """Say which cells some rows are; nothing holds their memory yet."""
+        width = WIDTHS.get(placed.value_dtype, 0)
         return cls(
-            positions=positions[order],
-            is_real=is_real[order],
-            genes=ordered(genes),
-            values=ordered(values),
-            sizes=ordered(sizes),
-            widths=np.repeat(widths, n_rows)[order],
-            held=tuple(blocks),
+            positions=positions,
+            is_real=is_real,
+            genes=placed.genes,
+            values=placed.values,
+            sizes=placed.sizes,
+            widths=np.full(len(positions), width, np.uint8),
+            gene_dtype=placed.gene_dtype,
+            value_dtype=placed.value_dtype,
         )
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    def take(self, order: IntArray) -> Rows:
+        """Return rows by their indices, int64, shape (n,)."""
+        return replace(self, **{name: getattr(self, name)[order] for name in _COLUMNS})
 
     def cut(self, low: int, high: int) -> Rows:
         """Return the rows from ``low`` to ``high``."""
@@ -85,19 +77,20 @@ class Rows:
     @classmethod
     def join(cls, parts: Sequence[Rows]) -> Rows:
         """Return the rows of several parts, end to end."""
+        if not parts:
+            return _NONE
         if len(parts) == 1:
             return parts[0]
-        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS}
-        return replace(parts[0], **columns, held=tuple(block for part in parts for block in part.held))
-
-    def type_of_values(self) -> np.dtype[Any]:
-        """Return the type of those values that no width tells."""
-        others = (block.values.dtype for block in self.held if block.values.dtype not in WIDTHS)
-        return next(others, np.dtype(np.float32))
-
-    def type_of_genes(self) -> np.dtype[Any]:
-        """Return the type of genes; all blocks have the same."""
-        return next((block.genes.dtype for block in self.held), np.dtype(np.uint16))
+        columns: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS}
+        others = (part.value_dtype for part in parts if part.value_dtype not in WIDTHS)
+        columns["value_dtype"] = next(others, parts[0].value_dtype)
+        columns["held"] = tuple(dict.fromkeys(holder for part in parts for holder in part.held))
+        return replace(parts[0], **columns)
 
 
-_COLUMNS = [field.name for field in fields(Rows) if field.name != "held"]
+_COLUMNS = ("positions", "is_real", "genes", "values", "sizes", "widths")
+
+_NOTHING = np.empty(0, np.int64)
+_NONE = Rows.of(
+    PlacedRows(_NOTHING, _NOTHING, _NOTHING, np.dtype(np.uint16), np.dtype(np.uint8)), _NOTHING, np.empty(0, np.bool_)
+)

@@ -85,7 +85,7 @@ class Meter:
     """The counters behind :class:`Stats`; any thread may add to them."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # memory that ends while a thread is counting is counted by the same thread
         self._sums: dict[str, float] = {
             counter.name: 0 for counter in fields(Stats) if counter.type in ("int", "float")
         }

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cellfeed.block import Block, GeneTable, RowSpace
 from cellfeed.errors import CellfeedError, ReadError
 from cellfeed.fragments import FIELDS, Fragment
 from cellfeed.joinids import IntArray, runs_of
+from cellfeed.rowbuilder import GeneTable
+from cellfeed.rowspace import PlacedRows, RowSpace
 from cellfeed.stats import Meter
 from cellfeed.tileindex import TileIndex
 from cellfeed.zstd import Zstd, find_zstd
@@ -55,6 +56,19 @@ class _Workbench:
             room = self._rooms[name] = np.empty(size + size // 4, dtype)
         return room[:size]
 
+    def place(self, sizes: IntArray, gene_dtype: npt.DTypeLike, value_dtype: npt.DTypeLike) -> PlacedRows:
+        """Make room for rows until the next read, as :class:`~cellfeed.rowspace.RowSpace` does for longer."""
+        genes = self.room("genes of rows", int(sizes.sum()), gene_dtype)
+        values = self.room("values of rows", int(sizes.sum()), value_dtype)
+        before = np.cumsum(sizes) - sizes
+        return PlacedRows(
+            genes.ctypes.data + before * genes.itemsize,
+            values.ctypes.data + before * values.itemsize,
+            sizes,
+            genes.dtype,
+            values.dtype,
+        )
+
     def close(self) -> None:
         self._free_context(self.zstd[1])
 
@@ -86,7 +100,7 @@ class _Cuts:
 
 
 class TileReader:
-    """A :class:`~cellfeed.block.Reader` over the files of one array.
+    """A :class:`~cellfeed.rowspace.Reader` over the files of one array.
 
     Parameters
     ----------
@@ -118,11 +132,11 @@ class TileReader:
         self._free: list[_Workbench] = []
         self._closed = False
 
-    def read(self, joinids: IntArray, part: IntArray, n_parts: int) -> list[Block]:
-        """Return the rows of ascending ``joinids``, a block for each part."""
+    def read(self, joinids: IntArray, space: RowSpace) -> PlacedRows:
+        """Put the rows of ascending ``joinids`` where there is room for them."""
         bench = self._take_bench()
         try:
-            return self._read(joinids, part, n_parts, bench)
+            return self._read(joinids, space, bench)
         except CellfeedError:
             raise
         except Exception as cause:
@@ -132,7 +146,7 @@ class TileReader:
         finally:
             self._give_bench(bench)
 
-    def _read(self, joinids: IntArray, part: IntArray, n_parts: int, bench: _Workbench) -> list[Block]:
+    def _read(self, joinids: IntArray, space: RowSpace, bench: _Workbench) -> PlacedRows:
         started = time.perf_counter()
         runs = runs_of(joinids)
         packed = [
@@ -142,17 +156,16 @@ class TileReader:
         ]
         read_s = time.perf_counter() - started
         cuts = self._cut(joinids, runs, packed, bench)
-        blocks = None
-        while blocks is None:  # the second time nothing is assumed
-            space = RowSpace(cuts.sizes, part, n_parts, self._genes.dtype, self._smallest_type(packed))
-            blocks = self._fill(space, joinids, packed, cuts, bench)
+        rows = None
+        while rows is None:  # the second time nothing is assumed
+            rows = self._fill(space, joinids, packed, cuts, bench)
         self._meter.add(
             read_s=read_s,
             build_s=time.perf_counter() - started - read_s,
             bytes_read=sum(tiles.n_bytes for tiles in packed),
-            nnz=sum(len(block.genes) for block in blocks),
+            nnz=rows.nnz,
         )
-        return blocks
+        return rows
 
     def _fetch(self, fragment: Fragment, tiles: IntArray, bench: _Workbench, name: str) -> _Packed:
         """Read the files of a fragment where tiles lie."""
@@ -199,11 +212,15 @@ class TileReader:
 
     def _fill(
         self, space: RowSpace, joinids: IntArray, packed: list[_Packed], cuts: _Cuts, bench: _Workbench
-    ) -> list[Block] | None:
+    ) -> PlacedRows | None:
         """Unpack the rest and make rows of it; ``None`` if values are no counts, as was assumed until now."""
         from cellfeed import tilerows, unfilter
 
-        dtype = space.where[-1].dtype
+        dtype = self._smallest_type(packed)
+        # Where some genes are not wanted, rows are shorter than what is unpacked of them: they are made aside.
+        place = space.place if self._genes.keeps_all else bench.place
+        rows = place(cuts.sizes, self._genes.dtype, dtype)
+        rows_at = rows.where
         form = tilerows.AS_THEY_ARE
         if dtype.itemsize <= 2 and dtype != self._value_dtype:
             form = tilerows.COUNTS_IN_FLOAT32 if self._index.dtype == np.float32 else tilerows.COUNTS
@@ -215,14 +232,16 @@ class TileReader:
         for tiles, (counts, wanted, found, ends) in zip(packed, cuts.of_fragments, strict=True):
             places = np.ascontiguousarray(tiles.places[:, ::2])
             where = (tiles.data[0], tiles.data[2]), places, counts, how, bench.zstd, bench.chunk, room
-            status, tile = tilerows.fill_rows(*where, wanted, found, ends, genes, form, space.where)
+            status, tile = tilerows.fill_rows(*where, wanted, found, ends, genes, form, rows_at)
             if status == unfilter.WIDE:
                 self._holds_counts = False
                 return None
             if status == unfilter.DAMAGED:
                 raise self._damaged(tiles, tile)
             disorder |= bool(status)
-        return space.finish(joinids, disorder=disorder)
+        if not self._genes.keeps_all:
+            rows = rows.moved(space, sizes=rows_at[2])
+        return rows.sorted(joinids) if disorder else rows
 
     def _smallest_type(self, packed: list[_Packed]) -> np.dtype[Any]:
         """Choose the type that holds the values of some tiles, if they are counts: metadata tell the largest."""

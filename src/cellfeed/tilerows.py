@@ -121,7 +121,7 @@ def fill_rows(packed, places, counts, how, zstd, scratch, room, wanted, cuts, en
     form
         ``AS_THEY_ARE``, ``COUNTS`` or ``COUNTS_IN_FLOAT32``.
     space
-        Where rows go, as :class:`~cellfeed.block.RowSpace` has it.
+        Where rows go, as :class:`~cellfeed.rowspace.PlacedRows` has it.
 
     Returns
     -------

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from cellfeed.block import Block, Reader
 from cellfeed.joinids import IntArray
+from cellfeed.rowspace import PlacedRows, Reader, RowSpace
 
 MAX_READS = 64
 """Reads of one worker that are told apart."""
@@ -109,16 +109,16 @@ class _WatchedReader:
         self._free = list(range(len(runs)))
         self._lock = threading.Lock()
 
-    def read(self, joinids: IntArray, part: IntArray, n_parts: int) -> list[Block]:
+    def read(self, joinids: IntArray, space: RowSpace) -> PlacedRows:
         if len(joinids) == 0:
-            return self._reader.read(joinids, part, n_parts)
+            return self._reader.read(joinids, space)
         with self._lock:
             slot = self._free.pop() if self._free else None
         if slot is None:
-            return self._reader.read(joinids, part, n_parts)
+            return self._reader.read(joinids, space)
         self._runs[slot, 0], self._runs[slot, 1] = int(joinids[0]), int(joinids[-1])
         try:
-            return self._reader.read(joinids, part, n_parts)
+            return self._reader.read(joinids, space)
         finally:
             self._runs[slot] = -1
             with self._lock:

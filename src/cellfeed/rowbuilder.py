@@ -1,97 +1,15 @@
-"""Rows of X in memory, compactly: what a reader gives and what minibatches are cut from."""
+"""From pages of triples, as a store gives them, to rows of the selected genes."""
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cellfeed.errors import ReadError
 from cellfeed.joinids import IntArray, runs_of
-
-
-@dataclass(frozen=True, eq=False)
-class Block:
-    """Some rows of X as canonical CSR: each row's genes ascend, none twice.
-
-    Attributes
-    ----------
-    indptr
-        int64, shape (n_rows + 1,).
-    genes
-        uint16 or uint32, shape (nnz,): columns of X, that is places among the selected genes.
-    values
-        shape (nnz,): uint8 or uint16 where they hold every value exactly, else the type asked for.
-    """
-
-    indptr: IntArray
-    genes: npt.NDArray[Any]
-    values: npt.NDArray[Any]
-
-    @classmethod
-    def empty(cls, sizes: IntArray, gene_dtype: npt.DTypeLike, value_dtype: npt.DTypeLike) -> Block:
-        """Make a block that is still to be filled, for rows of so many values."""
-        indptr = np.zeros(len(sizes) + 1, np.int64)
-        np.cumsum(sizes, out=indptr[1:])
-        return cls(indptr, np.empty(indptr[-1], gene_dtype), np.empty(indptr[-1], value_dtype))
-
-    @property
-    def n_rows(self) -> int:
-        """Rows in the block."""
-        return len(self.indptr) - 1
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the block holds."""
-        return self.indptr.nbytes + self.genes.nbytes + self.values.nbytes
-
-    def addresses(self) -> tuple[IntArray, IntArray]:
-        """Addresses of each row's first gene and first value: int64, shape (n_rows,) each."""
-        starts = self.indptr[:-1]
-        return (
-            self.genes.ctypes.data + starts * self.genes.itemsize,
-            self.values.ctypes.data + starts * self.values.itemsize,
-        )
-
-    def tight(self, sizes: IntArray) -> Block:
-        """Return the block of rows of which only the first ``sizes`` values are there."""
-        from cellfeed import kernels
-
-        if np.array_equal(sizes, np.diff(self.indptr)):
-            return self
-        block = Block.empty(sizes, self.genes.dtype, self.values.dtype)
-        kernels.close_gaps(self.indptr, self.genes, self.values, block.indptr, block.genes, block.values)
-        return block
-
-    def sorted(self, joinids: IntArray) -> Block:
-        """Sort rows by gene, in place; a gene that a row holds twice is a :class:`ReadError`."""
-        from cellfeed import kernels
-
-        twice = kernels.sort_rows(self.indptr, self.genes, self.values)
-        if twice >= 0:
-            row = int(np.searchsorted(self.indptr, twice, side="right")) - 1
-            raise ReadError(
-                f"X holds more than one value for soma_joinid {joinids[row]} at selected gene "
-                f"{self.genes[twice]} (counted from 0 in var_joinids); cellfeed neither adds nor drops "
-                f"duplicates: write the array again without them"
-            )
-        return self
-
-
-class Reader(Protocol):
-    """What the rest of cellfeed needs of a store: rows by joinid."""
-
-    def read(self, joinids: IntArray, part: IntArray, n_parts: int) -> list[Block]:
-        """Return the rows of ascending ``joinids`` in blocks: block ``p`` has, in their order, those of part ``p``.
-
-        ``part`` has an integer below ``n_parts`` for each joinid. Thread-safe.
-        """
-
-    def close(self) -> None:
-        """Give back what reading holds open."""
+from cellfeed.rowspace import PlacedRows, RowSpace
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,8 +66,8 @@ class GeneTable:
         return np.where(self.joinids[place] == dim1, place, -1)
 
 
-class BlockBuilder:
-    """Turn pages of (row, column, value) triples, as a store gives them, into one :class:`Block`.
+class RowBuilder:
+    """Turn pages of (row, column, value) triples, as a store gives them, into rows.
 
     A page is staged at once in compact types, so that its 20 bytes a value can go; counting happens on
     the way. :meth:`finish` then moves whole stretches of a row at a time. No sort is needed where each row's
@@ -208,7 +126,7 @@ class BlockBuilder:
         return np.concatenate(rows), np.concatenate(sizes), n_unwanted
 
     def _narrow(self, data: npt.NDArray[Any]) -> tuple[int, npt.NDArray[Any]]:
-        """Copy the values of a page to a small type that holds them; the width is 0, 1 or 2, as for the block."""
+        """Copy the values of a page to a small type that holds them; the width is 0, 1 or 2, as for the rows."""
         from cellfeed import kernels
 
         if data.dtype == np.float32:
@@ -221,52 +139,13 @@ class BlockBuilder:
             return width, values
         return 2, data.astype(self._value_dtypes[2])
 
-    def finish(self, part: IntArray, n_parts: int) -> list[Block]:
-        """Make the blocks of some parts, as a :class:`Reader` does; the builder is empty afterwards."""
+    def finish(self, space: RowSpace) -> PlacedRows:
+        """Put the rows where there is room for them; the builder is empty afterwards."""
         from cellfeed import kernels
 
-        space = RowSpace(self._sizes, part, n_parts, self._genes.dtype, self._value_dtypes[self._width])
-        disorder = False
+        rows = space.place(self._sizes, self._genes.dtype, self._value_dtypes[self._width])
+        where, disorder = rows.where, False
         for page in self._pages:
-            disorder |= kernels.scatter_page(*page, *space.where)
+            disorder |= kernels.scatter_page(*page, *where)
         self._pages.clear()
-        return space.finish(self._joinids, disorder=disorder)
-
-
-class RowSpace:
-    """Memory for rows of known sizes, in a block for each part: each block can go when its rows have left.
-
-    Parameters
-    ----------
-    sizes
-        int64, shape (n_rows,): values of each row at most.
-    part, n_parts
-        As for :meth:`Reader.read`.
-    gene_dtype, value_dtype
-        Types of the blocks.
-    """
-
-    def __init__(
-        self, sizes: IntArray, part: IntArray, n_parts: int, gene_dtype: npt.DTypeLike, value_dtype: npt.DTypeLike
-    ) -> None:
-        by_part = np.argsort(part, kind="stable")
-        edges = np.searchsorted(part[by_part], np.arange(n_parts + 1))
-        self._rows = [by_part[low:high] for low, high in itertools.pairwise(edges)]
-        self._blocks = [Block.empty(sizes[rows], gene_dtype, value_dtype) for rows in self._rows]
-        self._genes_at, self._values_at = np.empty(len(sizes), np.int64), np.empty(len(sizes), np.int64)
-        self._filled = np.zeros(len(sizes), np.int64)
-        for rows, block in zip(self._rows, self._blocks, strict=True):
-            self._genes_at[rows], self._values_at[rows] = block.addresses()
-
-    @property
-    def where(self) -> tuple[npt.NDArray[Any], ...]:
-        """What kernels need: addresses of each row's genes and values, how many are there; and the two types."""
-        types = self._blocks[0].genes[:0], self._blocks[0].values[:0]
-        return (self._genes_at, self._values_at, self._filled, *types)
-
-    def finish(self, joinids: IntArray, *, disorder: bool) -> list[Block]:
-        """Return the blocks; shorter rows than foreseen move together, and all are sorted if any is in disorder."""
-        return [
-            block.tight(self._filled[rows]).sorted(joinids[rows]) if disorder else block.tight(self._filled[rows])
-            for rows, block in zip(self._rows, self._blocks, strict=True)
-        ]
+        return rows.sorted(self._joinids) if disorder else rows

@@ -2,29 +2,22 @@
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cellfeed.block import BlockBuilder, GeneTable
 from cellfeed.errors import ReadError
-
-
-def as_csr(block, n_vars):
-    return sp.csr_matrix((block.values, block.genes.astype(np.int64), block.indptr), shape=(block.n_rows, n_vars))
+from cellfeed.rowbuilder import GeneTable, RowBuilder
+from tests.fakes import as_csr, row_space
 
 
 def build(rows, columns, values, joinids, genes, dtype=np.float32, page=7):
-    (block,) = build_parts(rows, columns, values, joinids, genes, np.zeros(len(joinids), np.int64), 1, dtype, page)
-    return block
-
-
-def build_parts(rows, columns, values, joinids, genes, part, n_parts, dtype=np.float32, page=7):
-    builder = BlockBuilder(np.asarray(joinids, np.int64), genes, dtype)
+    """Build rows from pages; also return what holds their memory."""
+    space, shelves = row_space(np.zeros(len(joinids), np.int64))
+    builder = RowBuilder(np.asarray(joinids, np.int64), genes, dtype)
     for at in range(0, len(rows), page):
         here = slice(at, at + page)
         builder.add(np.ascontiguousarray(rows[here]), np.ascontiguousarray(columns[here]), values[here])
-    return builder.finish(part, n_parts)
+    return as_csr(builder.finish(space), max(genes.n_vars, 1)), shelves
 
 
 @settings(max_examples=200)
@@ -39,7 +32,7 @@ def build_parts(rows, columns, values, joinids, genes, part, n_parts, dtype=np.f
     data=st.data(),
 )
 def test_identity(shape, density, order, low, page, scale, seed, data):
-    """A block has its part's rows, in order, over the wanted genes; values and their order are exact."""
+    """Rows come in order, over the wanted genes; values and their order are exact."""
     rng = np.random.default_rng(seed)
     n_rows, n_columns = shape
     dense = (rng.random(shape) < density) * rng.integers(1, 200, shape) * scale
@@ -54,23 +47,17 @@ def test_identity(shape, density, order, low, page, scale, seed, data):
         by = np.concatenate((np.arange(0, len(rows), 2), np.arange(1, len(rows), 2)))
     wanted = np.array(sorted(data.draw(st.sets(st.integers(0, n_rows - 1)))), np.int64)
     genes = np.array(sorted(data.draw(st.sets(st.integers(0, n_columns - 1)))), np.int64)
-    n_parts = data.draw(st.integers(1, 3))
-    part = rng.integers(0, n_parts, len(wanted))
-    blocks = build_parts(
+    X, _ = build(
         rows[by].astype(np.int64) + low,
         columns[by].astype(np.int64),
         values[by],
         wanted + low,
         GeneTable.from_joinids(genes, n_columns),
-        part,
-        n_parts,
         page=page,
     )
-    for p, block in enumerate(blocks):
-        expected = dense[np.ix_(wanted[part == p], genes)]
-        assert np.array_equal(as_csr(block, max(len(genes), 1)).toarray()[:, : len(genes)], expected)
-        for k in range(block.n_rows):
-            assert np.all(np.diff(block.genes[block.indptr[k] : block.indptr[k + 1]].astype(np.int64)) > 0)
+    assert np.array_equal(X.toarray()[:, : len(genes)], dense[np.ix_(wanted, genes)])
+    for k in range(X.shape[0]):
+        assert np.all(np.diff(X.indices[X.indptr[k] : X.indptr[k + 1]]) > 0)
 
 
 @pytest.mark.parametrize(
@@ -91,24 +78,24 @@ def test_identity(shape, density, order, low, page, scale, seed, data):
 def test_values_are_kept_in_the_smallest_type_that_holds_them_to_the_bit(values, dtype):
     values = np.array(values, np.float32)
     columns = np.arange(len(values))
-    block = build(np.zeros(len(values), np.int64), columns, values, [0], GeneTable.from_joinids(np.arange(5), 5))
-    assert block.values.dtype == dtype
-    assert block.values.astype(np.float32).tobytes() == values.tobytes()
+    X, _ = build(np.zeros(len(values), np.int64), columns, values, [0], GeneTable.from_joinids(np.arange(5), 5))
+    assert X.data.dtype == dtype
+    assert X.data.astype(np.float32).tobytes() == values.tobytes()
 
 
 def test_types_of_pages_are_reconciled():
     """A small page, then a large value: nothing is cut off."""
     values = np.array([1, 2, 3, 1000, 4, 0.25], np.float32)
     genes = GeneTable.from_joinids(np.arange(6), 6)
-    block = build(np.zeros(6, np.int64), np.arange(6), values, [0], genes, page=2)
-    assert block.values.tolist() == values.tolist()
+    X, _ = build(np.zeros(6, np.int64), np.arange(6), values, [0], genes, page=2)
+    assert X.data.tolist() == values.tolist()
 
 
 def test_integer_layers_keep_large_values():
     values = np.array([1, 2**40], np.int64)
     genes = GeneTable.from_joinids(np.arange(2), 2)
-    block = build(np.zeros(2, np.int64), np.arange(2), values, [0], genes, dtype=np.int64)
-    assert block.values.tolist() == values.tolist()
+    X, _ = build(np.zeros(2, np.int64), np.arange(2), values, [0], genes, dtype=np.int64)
+    assert X.data.tolist() == values.tolist()
 
 
 def test_a_value_that_is_stored_twice_is_an_error_that_names_the_cell():
@@ -122,11 +109,11 @@ def test_genes_too_far_apart_for_a_table():
     joinids = np.array([5, 10**12, 10**15])
     table = GeneTable.from_joinids(joinids, 2**60)
     columns = np.array([5, 6, 10**15, 10**12])
-    block = build(np.array([0, 0, 0, 1]), columns, np.arange(1, 5, dtype=np.float32), [0, 1], table)
-    assert as_csr(block, 3).toarray().tolist() == [[1, 0, 3], [0, 4, 0]]
+    X, _ = build(np.array([0, 0, 0, 1]), columns, np.arange(1, 5, dtype=np.float32), [0, 1], table)
+    assert X.toarray().tolist() == [[1, 0, 3], [0, 4, 0]]
 
 
 def test_many_genes_need_wider_places():
     table = GeneTable.from_joinids(np.arange(70_000), 70_000)
-    block = build(np.array([0]), np.array([69_999]), np.ones(1, np.float32), [0], table)
-    assert block.genes.tolist() == [69_999]
+    X, _ = build(np.array([0]), np.array([69_999]), np.ones(1, np.float32), [0], table)
+    assert X.indices.tolist() == [69_999]

@@ -1,0 +1,66 @@
+"""Memory of rows: room for each, none shared, given back when the rows have left and not before."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cellfeed.rowspace import RowSpace
+from cellfeed.slabs import SLAB_BYTES, Shelf, Slab
+from cellfeed.stats import Meter
+
+
+def spans(rows):
+    """Bytes of rows: where genes and values begin and end."""
+    gene_bytes, value_bytes = (kind.itemsize for kind in rows.types)
+    starts = np.concatenate((rows.genes, rows.values))
+    return starts, starts + np.concatenate((rows.sizes * gene_bytes, rows.sizes * value_bytes))
+
+
+@given(
+    sizes=st.lists(st.lists(st.integers(0, 300), max_size=30), min_size=1, max_size=4),
+    n_parts=st.integers(1, 5),
+    gene_dtype=st.sampled_from([np.uint16, np.uint32]),
+    value_dtype=st.sampled_from([np.uint8, np.uint16, np.float32, np.float64]),
+    slab_bytes=st.sampled_from([64, 512, 4096]),
+    seed=st.integers(0, 99),
+)
+def test_rows_share_no_byte_and_lie_on_the_shelves_of_their_parts(
+    sizes, n_parts, gene_dtype, value_dtype, slab_bytes, seed
+):
+    """Of several reads at once, whatever fits in a slab or does not; any type may be written where it lies."""
+    meter, lock, rng = Meter(), threading.Lock(), np.random.default_rng(seed)
+    shelves = [Shelf(slab_bytes, meter) for _ in range(n_parts)]
+    parts = [rng.integers(0, n_parts, len(rows)) for rows in sizes]
+
+    def place(rows, part):
+        return RowSpace(shelves, part, lock).place(np.array(rows, np.int64), gene_dtype, value_dtype)
+
+    with ThreadPoolExecutor(4) as threads:
+        placed = list(threads.map(place, sizes, parts))
+    starts, ends = (np.concatenate(column) for column in zip(*map(spans, placed), strict=True))
+    assert not (starts % 8).any()
+    order = np.lexsort((ends, starts))
+    assert (ends[order][:-1] <= starts[order][1:]).all()
+    for rows, part in zip(placed, parts, strict=True):
+        low, high = (edge.reshape(2, -1) for edge in spans(rows))
+        for row, p in enumerate(part):
+            slabs = [(slab.address, slab.address + slab.n_bytes) for slab in shelves[p].held]
+            for kind in range(2 if rows.sizes[row] else 0):
+                assert any(a <= low[kind, row] and high[kind, row] <= b for a, b in slabs)
+    held = sum(slab.n_bytes for shelf in shelves for slab in shelf.held)
+    assert meter.snapshot().peak_pool_bytes == held
+
+
+def test_memory_is_used_again_when_nobody_holds_it_and_not_before():
+    meter = Meter()
+    first, second = Slab(SLAB_BYTES, meter), Slab(SLAB_BYTES, meter)
+    assert abs(first.address - second.address) >= SLAB_BYTES
+    address = first.address
+    del first
+    third, fourth = Slab(SLAB_BYTES, meter), Slab(SLAB_BYTES, meter)
+    assert third.address == address
+    assert fourth.address not in (second.address, third.address)
+    assert meter.snapshot().peak_pool_bytes == 3 * SLAB_BYTES
