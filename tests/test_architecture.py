@@ -11,10 +11,10 @@ SOURCE = Path(cellfeed.__file__).parent
 ORDER = [
     "errors", "memory", "keyed", "joinids", "schedule", "plan", "walk", "effective", "delivered", "stats", "progress",
     "state", "splits", "zstd", "kernels", "unfilter", "tilerows", "fragments", "allocator", "slabs", "rowspace",
-    "rowbuilder", "watch", "rows", "native", "reader", "vocabulary", "encoders", "obsframe", "selection", "tileindex",
-    "tilereader", "query", "topology", "epochs", "settings", "budget", "report", "target", "forecast", "planner",
-    "prefetch", "feed", "minibatch", "pipeline", "passes", "dataset", "datapipe", "dataloader", "demo", "bench",
-    "picture", "calibrate", "cli", "__init__",
+    "rowbuilder", "watch", "rows", "native", "reader", "vocabulary", "encoders", "obsframe", "selection", "integrity",
+    "tileindex", "tilereader", "query", "topology", "epochs", "settings", "budget", "report", "target", "forecast",
+    "planner", "prefetch", "feed", "minibatch", "pipeline", "passes", "dataset", "datapipe", "dataloader", "demo",
+    "bench", "picture", "calibrate", "cli", "__init__",
 ]  # fmt: skip
 PURE = {
     "errors", "memory", "keyed", "joinids", "schedule", "plan", "walk", "effective", "progress", "state", "splits",

@@ -79,6 +79,10 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
         mixes as well as the budget permits. See :meth:`plan`.
     use_eager_fetch
         Read the next cells in threads while these are consumed.
+    verify
+        ``"error"`` compares each row of X, when it is read, with what obs tells of it: finite values, as many as its
+        column ``nnz`` says and, in the layer ``raw``, of the sum in ``raw_sum``, where obs has these columns. A row
+        that differs is a :class:`ReadError` that names it. ``"off"`` takes X as it is.
     remainder
         Where several ranks share an epoch: ``"drop"`` leaves out fewer cells than there are ranks (with
         ``drop_last``: than make a minibatch a rank), others each epoch; ``"pad"`` repeats some and yields
@@ -131,6 +135,7 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
         memory_budget: int | str = "2 GiB",
         mixing: float | None = None,
         use_eager_fetch: bool = True,
+        verify: str = "error",
         remainder: Remainder = "drop",
         rank: int | None = None,
         world_size: int | None = None,
@@ -148,11 +153,12 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
             memory_budget=memory_budget,
             mixing=mixing,
             use_eager_fetch=use_eager_fetch,
+            verify=verify,
             remainder=remainder,
             rank=rank,
             world_size=world_size,
         )
-        with query.open_experiment(experiment, context) as opened:
+        with query.open_experiment(experiment, context) as opened, query.faults_named(opened.uri):
             axis_query = query.make_axis_query(opened, measurement_name, obs_query, var_query)
             selection = query.select(axis_query, X_name, obs_column_names, encoders)
         self._set_up(selection, settings)
@@ -188,7 +194,9 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
             )
         settings = Settings.check(**_with_defaults(parameters))
         self = cls.__new__(cls)
-        self._set_up(query.select(axis_query, X_name, obs_column_names, encoders), settings)
+        with query.faults_named(axis_query.experiment.uri):
+            selection = query.select(axis_query, X_name, obs_column_names, encoders)
+        self._set_up(selection, settings)
         return self
 
     def _set_up(self, selection: Selection, settings: Settings) -> None:

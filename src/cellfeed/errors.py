@@ -7,7 +7,7 @@
     ├── PlanError (ValueError)         sizes, budgets, weights or ranks that cannot be planned
     ├── EncodeError (ValueError)       a column or label that an encoder cannot turn into codes
     ├── StateError (ValueError)        a saved state that does not belong to this dataset
-    ├── ReadError (RuntimeError)       reading X failed, or the store holds what no loader can serve
+    ├── ReadError (RuntimeError)       reading failed, or the store holds what no loader can serve
     └── PictureError (RuntimeError)    a picture that cannot be drawn here or written there
 
 Each is built from one string: PyTorch re-raises a worker's exception from its text alone.
@@ -42,7 +42,7 @@ class StateError(CellfeedError, ValueError):
 
 
 class ReadError(CellfeedError, RuntimeError):
-    """Reading X failed, or the array holds what cannot be served exactly."""
+    """Reading the store failed, or it holds what cannot be served exactly."""
 
 
 class PictureError(CellfeedError, RuntimeError):

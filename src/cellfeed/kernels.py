@@ -271,6 +271,19 @@ def sort_rows(genes_at, values_at, sizes, gene_type, value_type):
     return -1, np.int64(-1)
 
 
+@njit(nogil=True, cache=True, fastmath={"reassoc"})
+def sum_rows(values_at, sizes, value_type):
+    """Add up the values of each row: float64, shape (n_rows,)."""
+    sums = np.empty(len(sizes), np.float64)
+    for row in range(len(sizes)):
+        values = array_at(values_at[row], sizes[row], value_type)
+        total = 0
+        for i in range(len(values)):
+            total += values[i]
+        sums[row] = total
+    return sums
+
+
 @njit(nogil=True, cache=True)
 def collect_values(values_at, indptr, value_type, out):
     """Copy the values of rows to one array, row after row."""

@@ -11,6 +11,7 @@ import torch
 
 from cellfeed import budget
 from cellfeed.feed import cut, load_windows
+from cellfeed.integrity import VerifyingReader
 from cellfeed.joinids import column_ranges, read_bounds
 from cellfeed.minibatch import HALVES, Assembler, DenseBuffers, HalvingReader, Minibatch, PaddedMinibatch
 from cellfeed.planner import Resources
@@ -80,6 +81,8 @@ def _produce(
 ) -> Generator[Yielded, None, None]:
     geometry = selection.geometry
     reader, rows_per_read, n_threads = _open_reader(selection, resources, meter)
+    if settings.verify == "error":
+        reader = VerifyingReader(reader, selection)
     if settings.X_dtype in HALVES:
         reader = HalvingReader(reader, settings.X_dtype)
     reader = watched(reader)

@@ -13,7 +13,7 @@ import pandas as pd
 
 from cellfeed import native
 from cellfeed.encoders import Encoder, LabelEncoder
-from cellfeed.errors import EncodeError, SelectionError, nearest, warn_user
+from cellfeed.errors import CellfeedError, EncodeError, ReadError, SelectionError, nearest, warn_user
 from cellfeed.joinids import IntArray, JoinIds
 from cellfeed.obsframe import FrameBuilder
 from cellfeed.reader import ArrayAddress
@@ -24,6 +24,9 @@ JOINID = "soma_joinid"
 
 NNZ = "nnz"
 """The column of obs in which a Census tells the stored values of each cell."""
+
+RAW_SUM, RAW = "raw_sum", "raw"
+"""The column of obs in which a Census tells what the values of each cell add up to, and the layer of which it does."""
 
 
 @contextlib.contextmanager
@@ -46,6 +49,19 @@ def open_experiment(experiment: Any, context: Any = None) -> Iterator[Any]:
     if context is not None:
         raise SelectionError("context= goes with a URI; an open experiment brings its own")
     yield _check_experiment(experiment, f"a {type(experiment).__name__}")
+
+
+@contextlib.contextmanager
+def faults_named(experiment_uri: str) -> Iterator[None]:
+    """Turn what TileDB says of a damaged or vanished store, whatever its type, into a :class:`ReadError`."""
+    try:
+        yield
+    except CellfeedError:
+        raise
+    except Exception as cause:
+        raise ReadError(
+            f"reading obs, var and the schema of X of {experiment_uri!r} failed: {type(cause).__name__}: {cause}"
+        ) from cause
 
 
 def _check_experiment(experiment: Any, given: str) -> Any:
@@ -100,10 +116,9 @@ def select(
     columns = list(dict.fromkeys(column for encoder in chosen if encoder for column in encoder.columns))
     _check_columns(experiment.obs, columns, chosen)
 
-    has_nnz = NNZ in experiment.obs.schema.names
-    joinids, frame = _read_obs(
-        axis_query.obs, list(dict.fromkeys([*columns, *([NNZ] if has_nnz else [])])), "obs_query"
-    )
+    about_x = [NNZ, RAW_SUM] if X_name == RAW else [NNZ]
+    told = [column for column in about_x if column in experiment.obs.schema.names]
+    joinids, frame = _read_obs(axis_query.obs, list(dict.fromkeys([*columns, *told])), "obs_query")
     var_joinids, _ = _read_obs(axis_query.var, [], "var_query")
     for query, found in (("obs_query", joinids), ("var_query", var_joinids)):
         if len(found) == 0:
@@ -126,7 +141,8 @@ def select(
         var_joinids=JoinIds.from_sorted(var_joinids)[:],
         encoders={encoder.name: encoder for encoder in chosen if encoder},
         codes=tuple(_encode(encoder, frame) if encoder else None for encoder in chosen),
-        nnz=_counts(frame[NNZ]) if has_nnz else None,
+        nnz=_counts(frame[NNZ]) if NNZ in told else None,
+        raw_sum=_sums(frame[RAW_SUM]) if RAW_SUM in told else None,
     )
 
 
@@ -137,6 +153,15 @@ def _counts(column: pd.Series[Any]) -> npt.NDArray[Any] | None:
         return None
     largest = int(values.max()) if len(values) else 0
     return values.astype(next(t for t in (np.uint16, np.uint32, np.int64) if largest <= np.iinfo(t).max))
+
+
+def _sums(column: pd.Series[Any]) -> npt.NDArray[Any] | None:
+    """Return a column of sums, as uint32 if that holds them; ``None`` if it holds anything else."""
+    values = column.to_numpy()
+    if values.dtype.kind not in "iuf" or not np.isfinite(values).all():
+        return None
+    whole = values.astype(np.uint32) if values.min(initial=0) >= 0 and values.max(initial=0) < 2**32 else None
+    return whole if whole is not None and np.array_equal(whole, values) else values.astype(np.float64)
 
 
 def _layer(measurement: Any, X_name: str) -> Any:

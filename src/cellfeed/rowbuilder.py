@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cellfeed.errors import ReadError
 from cellfeed.joinids import IntArray, runs_of
 from cellfeed.rowspace import PlacedRows, RowSpace
 
@@ -20,6 +21,8 @@ class GeneTable:
     ----------
     n_vars
         Selected genes.
+    n_columns
+        Columns of the array.
     base, table
         Column ``base + i`` of the array is selected gene ``table[i]``; ``0xFFFFFFFF`` where it is not
         wanted. An empty table means that columns are places already.
@@ -28,6 +31,7 @@ class GeneTable:
     """
 
     n_vars: int
+    n_columns: int
     base: int
     table: npt.NDArray[np.uint32]
     joinids: IntArray | None = None
@@ -38,14 +42,14 @@ class GeneTable:
         n_vars = len(var_joinids)
         nothing = np.empty(0, np.uint32)
         if n_vars == n_columns:  # distinct and within the array, so all of it
-            return cls(n_vars, 0, nothing)
+            return cls(n_vars, n_columns, 0, nothing)
         base = int(var_joinids[0]) if n_vars else 0
         span = int(var_joinids[-1]) - base + 1 if n_vars else 1
         if span > 1 << 26:
-            return cls(n_vars, 0, np.arange(n_vars, dtype=np.uint32), var_joinids)
+            return cls(n_vars, n_columns, 0, np.arange(n_vars, dtype=np.uint32), var_joinids)
         table = np.full(span, 0xFFFFFFFF, np.uint32)
         table[var_joinids - base] = np.arange(n_vars, dtype=np.uint32)
-        return cls(n_vars, base, table)
+        return cls(n_vars, n_columns, base, table)
 
     @property
     def keeps_all(self) -> bool:
@@ -91,6 +95,11 @@ class RowBuilder:
 
         if len(dim0) == 0 or len(self._joinids) == 0:
             return
+        if dim1.min() < 0 or dim1.max() >= self._genes.n_columns:
+            raise ReadError(
+                f"X holds a value in column {dim1.min() if dim1.min() < 0 else dim1.max()} near soma_joinid {dim0[0]}, "
+                f"outside its {self._genes.n_columns} columns: the store is damaged"
+            )
         run_row, run_size, n_unwanted = self._rows(dim0)
         width, values = self._narrow(data)
         self._width = max(self._width, width)

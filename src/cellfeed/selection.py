@@ -79,6 +79,9 @@ class Selection:
     nnz
         shape (n_obs,), of the smallest sufficient integer type: stored values of each cell, where obs tells them
         (a Census does, in its column ``nnz``).
+    raw_sum
+        uint32 or float64, shape (n_obs,): what the counts of each cell add up to, where the layer is ``raw`` and obs
+        tells it.
     """
 
     experiment_uri: str
@@ -92,6 +95,7 @@ class Selection:
     encoders: Mapping[str, Encoder]
     codes: tuple[npt.NDArray[Any] | None, ...]
     nnz: npt.NDArray[Any] | None = None
+    raw_sum: npt.NDArray[Any] | None = None
 
     @property
     def n_obs(self) -> int:
@@ -112,8 +116,8 @@ class Selection:
     def take(self, positions: IntArray) -> Selection:
         """Keep the cells at ascending positions."""
         codes = tuple(None if column is None else column[positions] for column in self.codes)
-        nnz = None if self.nnz is None else self.nnz[positions]
-        return replace(self, joinids=self.joinids.take(positions), codes=codes, nnz=nnz)
+        nnz, raw_sum = (None if told is None else told[positions] for told in (self.nnz, self.raw_sum))
+        return replace(self, joinids=self.joinids.take(positions), codes=codes, nnz=nnz, raw_sum=raw_sum)
 
     def obs_rows(self, positions: IntArray) -> IntArray:
         """Codes of the cells at ``positions``: int64, shape (len(positions), n_encoders)."""

@@ -14,6 +14,9 @@ from cellfeed.topology import check_ranks
 X_DTYPES = ("float32", "float16", "bfloat16", "store")
 """Types that X can have; "store" is that of the layer."""
 
+VERIFY = ("error", "off")
+"""What to do about rows of X that are not as obs tells."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -31,13 +34,15 @@ class Settings:
     memory_budget: int
     mixing: float | None
     use_eager_fetch: bool
+    verify: str
     remainder: Remainder
     rank: int | None
     world_size: int | None
 
     PARAMETERS: ClassVar = (
         "batch_size", "shuffle", "seed", "drop_last", "return_sparse_X", "X_dtype", "soma_chunk_size",
-        "shuffle_chunk_count", "memory_budget", "mixing", "use_eager_fetch", "remainder", "rank", "world_size",
+        "shuffle_chunk_count", "memory_budget", "mixing", "use_eager_fetch", "verify", "remainder", "rank",
+        "world_size",
     )  # fmt: skip
     """The parameters of a dataset from which settings are made."""
 
@@ -60,6 +65,8 @@ class Settings:
             )
         if given["remainder"] == "pad" and given["drop_last"]:
             raise PlanError('remainder="pad" and drop_last=True contradict each other: repeat cells or leave them out')
+        if given["verify"] not in VERIFY:
+            raise PlanError(f"verify={given['verify']!r} must be one of {', '.join(map(repr, VERIFY))}")
         if given["X_dtype"] not in X_DTYPES:
             raise PlanError(f"X_dtype={given['X_dtype']!r} must be one of {', '.join(map(repr, X_DTYPES))}")
         _check_alone(**given)

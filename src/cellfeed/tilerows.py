@@ -161,9 +161,8 @@ def fill_rows(packed, places, counts, how, zstd, scratch, room, wanted, cuts, en
                 size = _put(columns[low:high], values[low:high], table, base, row_genes[start:], to_values)
             filled[row] = start + size
             disorder = np.uint8(disorder | is_disordered(row_genes[: start + size], start))
-            if len(table) == 0:
-                for i in range(start, start + size):
-                    outside = np.uint8(outside | (np.uint32(row_genes[i]) >= np.uint32(n_columns)))
+            for i in range(low, high):
+                outside = np.uint8(outside | (np.uint32(columns[i]) >= np.uint32(n_columns)))
         if outside:
             return DAMAGED, t
     return np.int64(disorder), len(counts)

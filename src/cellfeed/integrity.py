@@ -1,0 +1,106 @@
+"""What a store tells twice is compared: rows of X with what obs says of them.
+
+A Census has no checksums. Its obs tells how many values each cell has (``nnz``) and what its counts add up to
+(``raw_sum``): that finds lost values and wrong ones, whatever the cause.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cellfeed.errors import ReadError
+from cellfeed.joinids import IntArray
+from cellfeed.rowspace import PlacedRows, Reader, RowSpace
+from cellfeed.selection import Selection
+
+SUM_TOLERANCE = 1e-6
+"""Sums that differ by no more than this part of them are equal: obs may have been added up in float32."""
+
+EXACT_BELOW = 1 << 24
+"""Counts are added up without error in float32 as long as their sum is less."""
+
+
+class VerifyingReader:
+    """A reader whose rows are compared with obs before anybody sees them.
+
+    Values must be finite. Where all genes are selected, a row must have as many values as obs says in ``nnz``, and
+    they must add up to its ``raw_sum``; of some genes there must not be more.
+
+    Parameters
+    ----------
+    reader
+        The reader to verify.
+    selection
+        What is read.
+    """
+
+    def __init__(self, reader: Reader, selection: Selection) -> None:
+        self._reader = reader
+        self._selection = selection
+        self._all_genes = selection.n_vars == selection.geometry.n_columns
+
+    def read(self, joinids: IntArray, space: RowSpace) -> PlacedRows:
+        """Put the rows of ascending ``joinids`` where there is room; a mismatch is a :class:`ReadError`."""
+        rows = self._reader.read(joinids, space)
+        positions = self._selection.joinids.positions_of(joinids)
+        self._check_sizes(joinids, rows, positions)
+        self._check_values(joinids, rows, positions)
+        return rows
+
+    def _check_sizes(self, joinids: IntArray, rows: PlacedRows, positions: IntArray) -> None:
+        if self._selection.nnz is None:
+            return
+        told = self._selection.nnz[positions].astype(np.int64)
+        wrong = rows.sizes != told if self._all_genes else rows.sizes > told
+        if wrong.any():
+            of_them = "" if self._all_genes else " of the selected genes"
+            self._refuse(joinids, wrong, rows.sizes, f"values{of_them}", "nnz", told)
+
+    def _check_values(self, joinids: IntArray, rows: PlacedRows, positions: IntArray) -> None:
+        from cellfeed import kernels
+
+        told = self._selection.raw_sum if self._all_genes else None
+        if rows.value_dtype.kind != "f" and told is None:
+            return
+        sums = kernels.sum_rows(rows.values, rows.sizes, rows.types[1])
+        # A sum of finite values can be infinite, which no store of counts or logarithms holds.
+        if not np.isfinite(sums).all():
+            k = int(np.argmin(np.isfinite(sums)))
+            raise ReadError(
+                f"{self._name} holds a value that is not finite (NaN or infinite) for soma_joinid {joinids[k]}: a "
+                f'model could not be trained with it; write the layer again, or take it as it is with verify="off"'
+            )
+        if told is not None:
+            expected = told[positions].astype(np.float64)
+            exact = (told.dtype == np.uint32) & (expected < EXACT_BELOW)
+            wrong = np.abs(sums - expected) > np.where(exact, 0.0, SUM_TOLERANCE * np.abs(expected))
+            if wrong.any():
+                self._refuse(joinids, wrong, sums, "as the sum of its values", "raw_sum", expected)
+
+    def _refuse(
+        self,
+        joinids: IntArray,
+        wrong: npt.NDArray[np.bool_],
+        found: npt.NDArray[Any],
+        what: str,
+        column: str,
+        told: Any,
+    ) -> None:
+        k = int(np.argmax(wrong))
+        others = f" (and {int(wrong.sum()) - 1} more of {len(joinids)} cells differ)" if wrong.sum() > 1 else ""
+        raise ReadError(
+            f"{self._name} holds {found[k]:.12g} {what} for soma_joinid {joinids[k]} where obs tells "
+            f"{column}={told[k]:.12g}{others}: X or obs is damaged, or that column is not of this layer; take X as it "
+            f'is with verify="off"'
+        )
+
+    @property
+    def _name(self) -> str:
+        return f"X[{self._selection.X_name!r}]"
+
+    def close(self) -> None:
+        """Close the reader within."""
+        self._reader.close()
