@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from tests.stores import addressed, write_experiment
 
 import cellfeed
 from benchmarks.run import commit
-from tests.stores import addressed, write_experiment
 
 N_OBS, N_VARS = 48, 40
 PATIENCE_S = 60

@@ -52,6 +52,8 @@ class Fragment:
         int32, shape (n_tiles,): row-block of each tile's first and last row; both ascend.
     offsets
         int64, shape (n_tiles + 1,) each, for ``FIELDS``: where the tiles begin in their files, and where the last ends.
+    row_sums, column_sums, value_sums
+        int64 and, for the values, float64, shape (n_tiles,): what each tile adds up to, as its writer noted.
     """
 
     name: str
@@ -62,6 +64,9 @@ class Fragment:
     first_block: npt.NDArray[np.int32]
     last_block: npt.NDArray[np.int32]
     offsets: tuple[IntArray, IntArray, IntArray]
+    row_sums: IntArray
+    column_sums: IntArray
+    value_sums: npt.NDArray[np.float64]
 
     def tiles_of(self, rows: IntArray, columns: IntArray | None, extent: int) -> IntArray:
         """Ascending indices of the tiles that may hold values of half-open ranges of rows and columns."""
@@ -169,9 +174,11 @@ def _parse(name: str, data: bytes, extent: int, dtype: np.dtype[Any]) -> Fragmen
     (tree,) = footer.take("Q")
     places = footer.take(f"{n_fields}Q")
     footer.skip(4 * 8 * n_fields)  # offsets and sizes of columns of varying length, validity, smallest values
-    largest = footer.take("Q")[0]
+    largest = footer.take(f"{n_fields}Q")[0]
+    sums = footer.take(f"{n_fields}Q")
     boxes = _leaves(_generic_tile(data, tree), n_tiles)
     offsets = tuple(_offsets(_generic_tile(data, places[k]), n_tiles, sizes[k]) for k in (0, 2, 3))
+    summed_as = "<f8" if dtype.kind == "f" else "<u8" if dtype.kind == "u" else "<i8"
     blocks = boxes[:, 0] // extent
     if (np.diff(blocks, axis=0) < 0).any() or blocks.max(initial=0) > np.iinfo(np.int32).max:
         raise UnknownLayout(f"fragment {name!r} is not in row-major order")
@@ -185,6 +192,9 @@ def _parse(name: str, data: bytes, extent: int, dtype: np.dtype[Any]) -> Fragmen
         first_block=np.ascontiguousarray(blocks[:, 0], np.int32),
         last_block=np.ascontiguousarray(blocks[:, 1], np.int32),
         offsets=(offsets[0], offsets[1], offsets[2]),
+        row_sums=_sums(_generic_tile(data, sums[2]), n_tiles, "<i8"),
+        column_sums=_sums(_generic_tile(data, sums[3]), n_tiles, "<i8"),
+        value_sums=_sums(_generic_tile(data, sums[0]), n_tiles, summed_as).astype(np.float64),
     )
 
 
@@ -253,6 +263,13 @@ def _extremes(packed: bytes, n_tiles: int, dtype: np.dtype[Any]) -> npt.NDArray[
     if n_bytes != n_tiles * dtype.itemsize:
         raise ValueError(f"{n_bytes} bytes of largest values for {n_tiles} tiles")
     return np.frombuffer(packed, dtype, n_tiles, 16)
+
+
+def _sums(packed: bytes, n_tiles: int, dtype: str) -> npt.NDArray[Any]:
+    (n_bytes,) = struct.unpack_from("<Q", packed)
+    if n_bytes not in (n_tiles, n_tiles * 8):
+        raise ValueError(f"{n_bytes} bytes of sums for {n_tiles} tiles")
+    return np.frombuffer(packed, dtype, n_tiles, 8)
 
 
 def _offsets(packed: bytes, n_tiles: int, file_size: int) -> IntArray:

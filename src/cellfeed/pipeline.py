@@ -80,7 +80,9 @@ def _produce(
     watched: Callable[[Reader], Reader],
 ) -> Generator[Yielded, None, None]:
     geometry = selection.geometry
-    reader, rows_per_read, n_threads = _open_reader(selection, resources, meter)
+    reader, rows_per_read, n_threads = _open_reader(
+        selection, resources, verify=settings.verify == "error", meter=meter
+    )
     if settings.verify == "error":
         reader = VerifyingReader(reader, selection)
     if settings.X_dtype in HALVES:
@@ -115,7 +117,7 @@ def _produce(
             del minibatch
 
 
-def _open_reader(selection: Selection, resources: Resources, meter: Meter) -> tuple[Reader, int, int]:
+def _open_reader(selection: Selection, resources: Resources, *, verify: bool, meter: Meter) -> tuple[Reader, int, int]:
     """Read the files of the array where their layout is known, else ask TileDB.
 
     Also says how many rows a read may take, and how many reads may be under way.
@@ -127,7 +129,7 @@ def _open_reader(selection: Selection, resources: Resources, meter: Meter) -> tu
     columns = column_ranges(selection.var_joinids, extent=geometry.column_extent, n_columns=geometry.n_columns)
     tiles = open_tiles(selection.X, geometry)
     if tiles is not None and genes.joinids is None:  # genes too far apart for a table are looked up page by page
-        direct = TileReader(tiles, genes, resources.pool_dtype, columns=columns, meter=meter)
+        direct = TileReader(tiles, genes, resources.pool_dtype, columns=columns, verify=verify, meter=meter)
         return direct, max(geometry.row_extent, budget.MIN_ROWS_PER_READ), resources.n_file_reads
     queries = SomaReader(
         selection.X, genes, resources.pool_dtype, columns=columns, buffer_bytes=resources.buffer_bytes, meter=meter

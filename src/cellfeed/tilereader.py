@@ -86,6 +86,11 @@ class _Packed:
     def n_bytes(self) -> int:
         return int((self.places[:, :, 1] - self.places[:, :, 0]).sum())
 
+    def sums(self, verify: bool) -> tuple[IntArray, IntArray, npt.NDArray[np.float64]]:
+        """Return what rows, columns and values of each tile add up to; nothing if that is not to be verified."""
+        of = self.tiles if verify else self.tiles[:0]
+        return self.fragment.row_sums[of], self.fragment.column_sums[of], self.fragment.value_sums[of]
+
     def counts(self, capacity: int) -> IntArray:
         """Values in each tile: all are full but the fragment's last."""
         return np.where(self.tiles == len(self.fragment.rows) - 1, self.fragment.last_values, capacity)
@@ -108,6 +113,8 @@ class TileReader:
         Where the tiles are.
     genes, value_dtype, columns, meter
         As for :class:`~cellfeed.reader.SomaReader`.
+    verify
+        Whether tiles must add up to what their writer noted in the metadata.
     """
 
     def __init__(
@@ -117,6 +124,7 @@ class TileReader:
         value_dtype: npt.DTypeLike,
         *,
         columns: IntArray | None = None,
+        verify: bool = True,
         meter: Meter,
     ) -> None:
         zstd = find_zstd()
@@ -126,6 +134,7 @@ class TileReader:
         self._genes = genes
         self._value_dtype = np.dtype(value_dtype)
         self._columns = columns
+        self._verify = verify
         self._meter = meter
         self._holds_counts = True  # until a value says otherwise
         self._lock = threading.Lock()
@@ -200,7 +209,7 @@ class TileReader:
             ends = np.empty(len(counts), np.int64)
             status, tile = tilerows.cut_tiles(
                 tiles.data[1], tiles.places[:, 1], counts, self._index.how[1], bench.zstd,
-                bench.chunk, bench.rows, wanted_runs, wanted, found, ends, cuts.sizes,
+                bench.chunk, bench.rows, wanted_runs, wanted, found, ends, cuts.sizes, tiles.sums(self._verify)[0],
             )  # fmt: skip
             if status == tilerows.FULL:
                 bench.values_per_cut = max(1, bench.values_per_cut // 4)
@@ -232,7 +241,9 @@ class TileReader:
         for tiles, (counts, wanted, found, ends) in zip(packed, cuts.of_fragments, strict=True):
             places = np.ascontiguousarray(tiles.places[:, ::2])
             where = (tiles.data[0], tiles.data[2]), places, counts, how, bench.zstd, bench.chunk, room
-            status, tile = tilerows.fill_rows(*where, wanted, found, ends, genes, form, rows_at)
+            status, tile = tilerows.fill_rows(
+                *where, wanted, found, ends, genes, form, rows_at, tiles.sums(self._verify)[1:]
+            )
             if status == unfilter.WIDE:
                 self._holds_counts = False
                 return None
@@ -255,7 +266,7 @@ class TileReader:
     def _damaged(self, tiles: _Packed, k: int) -> ReadError:
         return ReadError(
             f"tile {tiles.tiles[k]} of fragment {tiles.fragment.name!r} of {str(self._index.folder)!r} is damaged: its "
-            f"bytes are not those of {tiles.counts(self._index.capacity)[k]} values"
+            f"bytes are not those of its {tiles.counts(self._index.capacity)[k]} values"
         )
 
     def _take_bench(self) -> _Workbench:

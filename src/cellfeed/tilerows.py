@@ -19,6 +19,12 @@ AS_THEY_ARE, COUNTS, COUNTS_IN_FLOAT32 = 0, 1, 2
 FULL = -3
 """Status of a room for cuts that was too small."""
 
+UNKNOWN_SUM = np.int64(2**63 - 1)
+"""What TileDB notes where a sum is larger."""
+
+VALUE_SUM_TOLERANCE = 1e-12
+"""Part of a sum of fractions by which another order of adding might change it."""
+
 
 @njit(nogil=True, cache=True)
 def _find_cuts(rows, runs, wanted, cuts, n_cuts, sizes):
@@ -61,7 +67,34 @@ def _find_cuts(rows, runs, wanted, cuts, n_cuts, sizes):
 
 
 @njit(nogil=True, cache=True)
-def cut_tiles(data, places, counts, how, zstd, scratch, rows, runs, wanted, cuts, ends, sizes):
+def _sum_up_to(numbers, told):
+    """Whether coordinates add up to what the writer of their tile has noted, or that is unknown."""
+    total = np.int64(0)
+    for number in numbers:
+        total += np.int64(number)
+    return total == told or told == UNKNOWN_SUM
+
+
+@njit(nogil=True, cache=True)
+def _values_sum_up_to(values, told):
+    """Whether values do, added in TileDB's order and type; that some are not finite is no fault of the bytes."""
+    total = 0.0
+    for value in values:
+        total += np.float64(value)
+    return not np.isfinite(total) or abs(total - told) <= VALUE_SUM_TOLERANCE * abs(told)
+
+
+@njit(nogil=True, cache=True)
+def _counts_sum_up_to(values, told):
+    """Whether counts do, which add up without error in any order."""
+    total = 0
+    for value in values:
+        total += value
+    return np.float64(total) == told
+
+
+@njit(nogil=True, cache=True)
+def cut_tiles(data, places, counts, how, zstd, scratch, rows, runs, wanted, cuts, ends, sizes, sums):
     """Find where the values of each wanted row lie.
 
     Parameters
@@ -84,6 +117,8 @@ def cut_tiles(data, places, counts, how, zstd, scratch, rows, runs, wanted, cuts
         int64, shape (n_tiles,), filled: cuts of all tiles up to and with this one.
     sizes
         int64, shape (n_wanted_rows,): added to.
+    sums
+        int64, shape (n_tiles,): what the rows of each tile must add up to; empty if that is not to be verified.
 
     Returns
     -------
@@ -95,7 +130,7 @@ def cut_tiles(data, places, counts, how, zstd, scratch, rows, runs, wanted, cuts
     for t in range(len(counts)):
         n = counts[t]
         got = unpack_tile(data, places[t, 0], places[t, 1], how, 8, zstd, scratch, nothing, rows.view(np.uint64))
-        if got != n:
+        if got != n or (len(sums) and not _sum_up_to(rows[:n], sums[t])):
             return DAMAGED, t
         n_cuts = _find_cuts(rows[:n], runs, wanted[t], cuts, n_cuts, sizes)
         if n_cuts == FULL:
@@ -105,7 +140,7 @@ def cut_tiles(data, places, counts, how, zstd, scratch, rows, runs, wanted, cuts
 
 
 @njit(nogil=True, cache=True)
-def fill_rows(packed, places, counts, how, zstd, scratch, room, wanted, cuts, ends, genes, form, space):
+def fill_rows(packed, places, counts, how, zstd, scratch, room, wanted, cuts, ends, genes, form, space, sums):
     """Unpack columns and values and copy every stretch to its row.
 
     Parameters
@@ -122,6 +157,9 @@ def fill_rows(packed, places, counts, how, zstd, scratch, room, wanted, cuts, en
         ``AS_THEY_ARE``, ``COUNTS`` or ``COUNTS_IN_FLOAT32``.
     space
         Where rows go, as :class:`~cellfeed.rowspace.PlacedRows` has it.
+    sums
+        int64 and float64, shape (n_tiles,): what the columns and the values of each tile must add up to; empty if that
+        is not to be verified. Only tiles that are unpacked as a whole can be.
 
     Returns
     -------
@@ -147,6 +185,14 @@ def fill_rows(packed, places, counts, how, zstd, scratch, room, wanted, cuts, en
             got = unpack_tile(packed[0], at[0, 0], at[0, 1], how[0], raw.itemsize, zstd, scratch, wanted[t], raw)
         if got != n:
             return (WIDE if got == WIDE else DAMAGED), t
+        if len(sums[0]) and wanted[t, : (n + PIECE - 1) // PIECE].all():
+            sound = _sum_up_to(columns[:n], sums[0][t])
+            if form == COUNTS_IN_FLOAT32:
+                sound = sound and _counts_sum_up_to(small[:n], sums[1][t])
+            else:
+                sound = sound and _values_sum_up_to(values[:n], sums[1][t])
+            if not sound:
+                return DAMAGED, t
         while c < ends[t]:
             row, low, high = cut_row[c], cut_at[c], cut_at[c] + cut_size[c]
             c += 1
