@@ -13,7 +13,8 @@ ORDER = [
     "state", "splits", "zstd", "kernels", "unfilter", "tilerows", "fragments", "block", "watch", "rows", "native",
     "allocator", "reader", "vocabulary", "encoders", "obsframe", "selection", "tileindex", "tilereader", "query",
     "topology", "epochs", "settings", "budget", "report", "target", "forecast", "planner", "prefetch", "feed",
-    "minibatch", "pipeline", "passes", "dataset", "datapipe", "dataloader", "demo", "bench", "picture",
+    "minibatch", "pipeline", "passes", "dataset", "datapipe", "dataloader",
+    "inference", "obsm", "demo", "bench", "picture",
     "calibrate", "cli", "__init__",
 ]  # fmt: skip
 PURE = {
@@ -21,9 +22,12 @@ PURE = {
     "target", "forecast", "kernels", "unfilter", "tilerows", "fragments", "report", "budget", "vocabulary",
 }  # fmt: skip
 MAY_IMPORT = {
-    "tiledbsoma": {"native", "reader", "query", "demo", "cli"},
-    "torch": {"topology", "epochs", "watch", "minibatch", "pipeline", "dataset", "datapipe", "dataloader", "demo"},
-}
+    "tiledbsoma": {"native", "reader", "query", "obsm", "demo", "cli"},
+    "torch": {
+        "topology", "epochs", "watch", "minibatch", "pipeline", "dataset", "datapipe", "dataloader",
+        "inference", "demo",
+    },
+}  # fmt: skip
 
 
 def imports(path):

@@ -6,7 +6,9 @@ from cellfeed.datapipe import ExperimentDataPipe
 from cellfeed.dataset import ExperimentDataset
 from cellfeed.encoders import BatchEncoder, Encoder, LabelEncoder
 from cellfeed.errors import CellfeedError, EncodeError, PictureError, PlanError, ReadError, SelectionError, StateError
+from cellfeed.inference import OrderedMinibatch, gather_ordered, inference_dataloader
 from cellfeed.minibatch import Minibatch, PaddedMinibatch
+from cellfeed.obsm import write_obsm
 from cellfeed.report import Plan
 from cellfeed.stats import Stats
 
@@ -23,6 +25,7 @@ __all__ = [
     "ExperimentDataset",
     "LabelEncoder",
     "Minibatch",
+    "OrderedMinibatch",
     "PaddedMinibatch",
     "PictureError",
     "Plan",
@@ -32,4 +35,7 @@ __all__ = [
     "StateError",
     "Stats",
     "experiment_dataloader",
+    "gather_ordered",
+    "inference_dataloader",
+    "write_obsm",
 ]
