@@ -5,7 +5,16 @@ from cellfeed.dataloader import experiment_dataloader
 from cellfeed.datapipe import ExperimentDataPipe
 from cellfeed.dataset import ExperimentDataset
 from cellfeed.encoders import BatchEncoder, Encoder, LabelEncoder
-from cellfeed.errors import CellfeedError, EncodeError, PictureError, PlanError, ReadError, SelectionError, StateError
+from cellfeed.errors import (
+    CellfeedError,
+    EncodeError,
+    MissingDependencyError,
+    PictureError,
+    PlanError,
+    ReadError,
+    SelectionError,
+    StateError,
+)
 from cellfeed.inference import OrderedMinibatch, gather_ordered, inference_dataloader
 from cellfeed.minibatch import Minibatch, PaddedMinibatch
 from cellfeed.obsm import write_obsm
@@ -25,6 +34,7 @@ __all__ = [
     "ExperimentDataset",
     "LabelEncoder",
     "Minibatch",
+    "MissingDependencyError",
     "OrderedMinibatch",
     "PaddedMinibatch",
     "PictureError",

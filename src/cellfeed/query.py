@@ -89,6 +89,11 @@ def make_axis_query(experiment: Any, measurement_name: str, obs_query: Any, var_
     )
 
 
+def is_axis_query(candidate: Any) -> bool:
+    """Whether something is, or behaves like, a ``tiledbsoma.ExperimentAxisQuery``."""
+    return all(hasattr(candidate, name) for name in ("experiment", "measurement_name", "obs"))
+
+
 def select(
     axis_query: Any, X_name: str, obs_column_names: Sequence[str], encoders: Sequence[Encoder] | None
 ) -> Selection:
@@ -121,6 +126,7 @@ def select(
         X_name=X_name,
         X=address(array),
         obs=address(experiment.obs),
+        var=address(measurement.var),
         geometry=_geometry(array),
         joinids=ids,
         var_joinids=JoinIds.from_sorted(var_joinids)[:],

@@ -63,8 +63,8 @@ class Selection:
     ----------
     experiment_uri, measurement_name, X_name
         What was asked.
-    X, obs
-        Where to open the layer and the obs data frame again.
+    X, obs, var
+        Where to open the layer and the data frames again.
     geometry
         How X is laid out.
     joinids
@@ -79,6 +79,8 @@ class Selection:
     nnz
         shape (n_obs,), of the smallest sufficient integer type: stored values of each cell, where obs tells them
         (a Census does, in its column ``nnz``).
+    arrange
+        Brings X into the columns that were asked for, where these are not the selected genes as they come.
     """
 
     experiment_uri: str
@@ -86,12 +88,14 @@ class Selection:
     X_name: str
     X: ArrayAddress
     obs: ArrayAddress
+    var: ArrayAddress
     geometry: ArrayGeometry
     joinids: JoinIds
     var_joinids: IntArray
     encoders: Mapping[str, Encoder]
     codes: tuple[npt.NDArray[Any] | None, ...]
     nnz: npt.NDArray[Any] | None = None
+    arrange: Any = None
 
     @property
     def n_obs(self) -> int:
@@ -114,6 +118,10 @@ class Selection:
         codes = tuple(None if column is None else column[positions] for column in self.codes)
         nnz = None if self.nnz is None else self.nnz[positions]
         return replace(self, joinids=self.joinids.take(positions), codes=codes, nnz=nnz)
+
+    def take_vars(self, places: IntArray, arrange: Any) -> Selection:
+        """Keep the genes at ascending places, and arrange them."""
+        return replace(self, var_joinids=self.var_joinids[places], arrange=arrange)
 
     def obs_rows(self, positions: IntArray) -> IntArray:
         """Codes of the cells at ``positions``: int64, shape (len(positions), n_encoders)."""
