@@ -12,9 +12,9 @@ ORDER = [
     "errors", "memory", "keyed", "joinids", "schedule", "plan", "walk", "effective", "delivered", "stats", "progress",
     "state", "splits", "zstd", "kernels", "unfilter", "tilerows", "fragments", "block", "watch", "rows", "native",
     "allocator", "reader", "vocabulary", "encoders", "obsframe", "selection", "tileindex", "tilereader", "query",
-    "genes", "transforms", "topology", "epochs", "settings", "budget", "report", "target", "forecast",
-    "planner", "prefetch", "feed", "minibatch", "pipeline", "passes", "dataset", "datapipe", "dataloader",
-    "inference", "obsm", "datamodule", "lightning", "demo", "bench", "picture",
+    "genes", "transforms", "topology", "epochs", "settings", "provenance", "budget", "report", "target",
+    "forecast", "planner", "prefetch", "feed", "minibatch", "pipeline", "passes", "dataset", "datapipe", "dataloader",
+    "inference", "obsm", "datamodule", "lightning", "covariates", "modelregistry", "scvi", "demo", "bench", "picture",
     "calibrate", "cli", "__init__",
 ]  # fmt: skip
 PURE = {
@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "tiledbsoma": {"native", "reader", "query", "genes", "obsm", "demo", "cli"},
     "torch": {
         "transforms", "topology", "epochs", "watch", "minibatch", "pipeline", "dataset", "datapipe", "dataloader",
-        "inference", "demo",
+        "inference", "modelregistry", "scvi", "demo",
     },
 }  # fmt: skip
 

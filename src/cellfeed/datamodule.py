@@ -98,6 +98,10 @@ class Loaders:
         """Genes."""
         return self.dataset.shape[1]
 
+    def provenance(self) -> dict[str, Any]:
+        """Return that of the training cells; see :meth:`cellfeed.ExperimentDataset.provenance`."""
+        return self.parts["train"].provenance()
+
     def train_dataloader(self) -> ExperimentDataLoader:
         """Make the loader of the training cells; each pass over it is one epoch in an order of its own."""
         return experiment_dataloader(self.parts["train"], self._num_workers, **self._options)

@@ -27,6 +27,7 @@ from cellfeed.passes import Passes
 from cellfeed.pipeline import stream
 from cellfeed.plan import Remainder, World
 from cellfeed.planner import Planner
+from cellfeed.provenance import make_record
 from cellfeed.report import Plan
 from cellfeed.selection import Selection
 from cellfeed.settings import Settings
@@ -380,16 +381,18 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
             strata=None if stratify is None else self._labels(stratify),
             groups=None if group is None else self._labels(group),
         )
-        return [self._take(part) for part in parts]
+        names = list(weights) if isinstance(weights, Mapping) else list(range(len(parts)))
+        told = {"weights": shares.tolist(), "seed": int(seed), "stratify": stratify, "group": group}
+        return [self._take(part, {**told, "part": name}) for name, part in zip(names, parts, strict=True)]
 
     def _labels(self, column: str) -> npt.NDArray[np.int64]:
         """One code per cell for the values of a column of obs."""
         values = query.read_obs_column(self._selection, column)
         return np.asarray(pd.factorize(values, use_na_sentinel=False)[0], dtype=np.int64)
 
-    def _take(self, positions: IntArray) -> Self:
+    def _take(self, positions: IntArray, split: Mapping[str, Any]) -> Self:
         part = type(self).__new__(type(self))
-        part._set_up(self._selection.take(positions), self._settings)
+        part._set_up(self._selection.take(positions, split), self._settings)
         return part
 
     def gene_names(self, column: str | None = None) -> npt.NDArray[Any]:
@@ -491,6 +494,29 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
 
     def _rank_world(self) -> World:
         return World(*find_ranks(self._settings.rank, self._settings.world_size))
+
+    def provenance(self, var_column: str | None = None) -> dict[str, Any]:
+        """Say what these data are, in a small record to keep with a model that is trained on them.
+
+        Parameters
+        ----------
+        var_column
+            The column of var that names genes; see :meth:`gene_names`.
+
+        Returns
+        -------
+        Plain values that ``json.dumps`` takes: versions, the URI without passwords or signatures, the timestamp, the
+        queries, splits, seed and transform, and digests of the cells and of the names of the genes in their order.
+
+        Examples
+        --------
+        >>> import cellfeed.demo
+        >>> dataset = cellfeed.ExperimentDataset(cellfeed.demo.example_experiment(), seed=0)
+        >>> train, test = dataset.random_split({"train": 0.8, "test": 0.2}, seed=1)
+        >>> train.provenance()["splits"]
+        [{'weights': [0.8, 0.2], 'seed': 1, 'stratify': None, 'group': None, 'part': 'train'}]
+        """
+        return make_record(self._selection, self._settings, self.gene_names(var_column).tolist())
 
     def stats(self) -> Stats:
         """Return what iterators of this dataset have done in this process so far.

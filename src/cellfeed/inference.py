@@ -16,6 +16,7 @@ from cellfeed.dataset import ExperimentDataset
 from cellfeed.errors import PlanError
 from cellfeed.joinids import IntArray
 from cellfeed.minibatch import Minibatch, PaddedMinibatch
+from cellfeed.settings import Settings
 from cellfeed.topology import find_ranks
 
 
@@ -113,8 +114,14 @@ def _in_order(dataset: ExperimentDataset, batch_size: int | None) -> ExperimentD
     )  # fmt: skip
     _, world_size = find_ranks(settings.rank, settings.world_size)
     ordered = ordered.changed(batch_size=even_batch_size(selection.n_obs, world_size, size))
+    return with_joinids(dataset, ordered)
+
+
+def with_joinids(dataset: ExperimentDataset, settings: Settings | None = None) -> ExperimentDataset:
+    """Make a dataset of the same cells that has their joinids as a last column of obs, and may have other settings."""
     other = ExperimentDataset.__new__(ExperimentDataset)
-    other._set_up(replace(selection, codes=(*selection.codes, None)), ordered)
+    selection = replace(dataset._selection, codes=(*dataset._selection.codes, None))
+    other._set_up(selection, dataset._settings if settings is None else settings)
     return other
 
 

@@ -133,6 +133,7 @@ def select(
         encoders={encoder.name: encoder for encoder in chosen if encoder},
         codes=tuple(_encode(encoder, frame) if encoder else None for encoder in chosen),
         nnz=_counts(frame[NNZ]) if has_nnz else None,
+        queries=native.describe_queries(axis_query),
     )
 
 

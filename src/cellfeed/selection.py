@@ -81,6 +81,10 @@ class Selection:
         (a Census does, in its column ``nnz``).
     arrange
         Brings X into the columns that were asked for, where these are not the selected genes as they come.
+    queries
+        What was asked of obs and of var, as plain values.
+    splits
+        How the cells were split off, one after another, as plain values.
     """
 
     experiment_uri: str
@@ -96,6 +100,8 @@ class Selection:
     codes: tuple[npt.NDArray[Any] | None, ...]
     nnz: npt.NDArray[Any] | None = None
     arrange: Any = None
+    queries: tuple[Any, Any] = (None, None)
+    splits: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def n_obs(self) -> int:
@@ -113,11 +119,12 @@ class Selection:
         names = iter(self.encoders)
         return [None if column is None else next(names) for column in self.codes]
 
-    def take(self, positions: IntArray) -> Selection:
-        """Keep the cells at ascending positions."""
+    def take(self, positions: IntArray, split: Mapping[str, Any] | None = None) -> Selection:
+        """Keep the cells at ascending positions; ``split`` says by which split."""
         codes = tuple(None if column is None else column[positions] for column in self.codes)
         nnz = None if self.nnz is None else self.nnz[positions]
-        return replace(self, joinids=self.joinids.take(positions), codes=codes, nnz=nnz)
+        splits = self.splits if split is None else (*self.splits, split)
+        return replace(self, joinids=self.joinids.take(positions), codes=codes, nnz=nnz, splits=splits)
 
     def take_vars(self, places: IntArray, arrange: Any) -> Selection:
         """Keep the genes at ascending places, and arrange them."""
