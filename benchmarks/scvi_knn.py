@@ -2,10 +2,10 @@
 
     python -m benchmarks.scvi_knn zheng_facs_pbmc.h5ad --out benchmarks/results/scvi_knn.jsonl
 
-Blood cells of ten FACS-sorted populations; scVI is trained for 20 epochs on four fifths of them, on the 3,000 genes that
-vary most for their mean, once through each path with each of five seeds, and embeds all cells. A classifier by nearest
-neighbours, fitted to the embeddings of the training cells, then tells the populations of the others. One record per path
-and seed.
+Blood cells of ten FACS-sorted populations. scVI is trained for 20 epochs on four fifths of them, on the 3,000 genes
+that vary most for their mean, through each path with each of five seeds, and embeds all cells. A classifier by nearest
+neighbours, fitted to the embeddings of the training cells, then tells the populations of the others. There is one
+record per path and seed.
 """
 
 from __future__ import annotations
