@@ -9,7 +9,7 @@ import pytest
 import tiledbsoma as soma
 import torch
 
-from cellfeed import ExperimentDataset, PlanError
+from cellfeed import ExperimentDataset, PlanError, StateError
 from tests.test_processes import torchrun
 
 pytest.importorskip("lightning_utilities", reason="Lightning is not installed")
@@ -97,6 +97,26 @@ def test_training_goes_on_in_the_middle_of_an_epoch(store, tmp_path, stop_at):
     assert len(whole) == 2 * 8
     before = fit(store, stop_at=stop_at, path=tmp_path / "last.ckpt")
     assert before + fit(store, resume=tmp_path / "last.ckpt") == whole
+
+
+def test_a_checkpoint_is_not_taken_for_other_data(store, tmp_path):
+    """Predicting from it with other genes or shifted labels is an error that names them; with other cells it is not."""
+    options = {"obs_column_names": ["label"]}
+    datamodule = make(store, **options)
+    run = trainer(max_epochs=1, limit_train_batches=1, limit_val_batches=0)
+    run.fit(Probe(datamodule.n_vars), datamodule=datamodule)
+    run.save_checkpoint(path := tmp_path / "last.ckpt")
+
+    def predict(**changes):
+        other = make(store, **{**options, **changes})
+        return trainer().predict(Probe(30), datamodule=other, ckpt_path=path)
+
+    cells = soma.AxisQuery(coords=(slice(0, 19),))
+    assert torch.cat(predict(obs_query=cells)).tolist() == list(range(20))
+    with pytest.raises(StateError, match="'G0'"):
+        predict(var_query=soma.AxisQuery(coords=(slice(1, 29),)))
+    with pytest.raises(StateError, match="codes of 'label'.*'type 0'"):
+        predict(obs_query=soma.AxisQuery(value_filter="label != 'type 0'"))
 
 
 def test_fast_dev_run(store):

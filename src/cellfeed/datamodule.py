@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from cellfeed.dataloader import ExperimentDataLoader, experiment_dataloader
 from cellfeed.dataset import ExperimentDataset
 from cellfeed.errors import PlanError, nearest
+from cellfeed.genes import identify_columns
 from cellfeed.inference import InferenceDataLoader, inference_dataloader
+from cellfeed.provenance import check_classes, check_record
 from cellfeed.query import is_axis_query
 
 PARTS = ("train", "validation", "test")
@@ -71,6 +76,7 @@ class Loaders:
 
     dataset: ExperimentDataset
     parts: dict[str, ExperimentDataset]
+    _var_column: str | None = None
 
     def _set_up_loaders(
         self,
@@ -98,9 +104,36 @@ class Loaders:
         """Genes."""
         return self.dataset.shape[1]
 
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint says of the data: read once, as checkpoints are written often."""
+        genes = identify_columns(self.dataset._selection, self._var_column)
+        classes = {name: getattr(encoder, "classes_", None) for name, encoder in self.dataset.obs_encoders.items()}
+        return {
+            "provenance": self.parts["train"].provenance(self._var_column),
+            "genes": genes,
+            "classes": {name: np.asarray(known).tolist() for name, known in classes.items() if known is not None},
+        }
+
     def provenance(self) -> dict[str, Any]:
         """Return that of the training cells; see :meth:`cellfeed.ExperimentDataset.provenance`."""
-        return self.parts["train"].provenance()
+        return dict(self._identity["provenance"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Say for a checkpoint what the data are; Lightning calls it."""
+        return dict(self._identity)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Refuse a checkpoint of a model that these data would mislead; Lightning calls it.
+
+        Raises
+        ------
+        StateError
+            If genes, their order, the transform, or the codes of labels are others; the message names them.
+        """
+        own = self._identity
+        check_record(state["provenance"], state["genes"], own["provenance"], own["genes"])
+        check_classes(state["classes"], own["classes"])
 
     def train_dataloader(self) -> ExperimentDataLoader:
         """Make the loader of the training cells; each pass over it is one epoch in an order of its own."""

@@ -19,7 +19,7 @@ from cellfeed import budget, query, splits
 from cellfeed.delivered import Delivered
 from cellfeed.encoders import Encoder
 from cellfeed.errors import CellfeedError, PlanError, SelectionError, nearest
-from cellfeed.genes import name_columns, read_genes
+from cellfeed.genes import identify_columns, name_columns, read_genes
 from cellfeed.joinids import IntArray
 from cellfeed.keyed import check_seed
 from cellfeed.minibatch import DenseBuffers, Minibatch, PaddedMinibatch, quiet_beta_warning
@@ -516,7 +516,7 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
         >>> train.provenance()["splits"]
         [{'weights': [0.8, 0.2], 'seed': 1, 'stratify': None, 'group': None, 'part': 'train'}]
         """
-        return make_record(self._selection, self._settings, self.gene_names(var_column).tolist())
+        return make_record(self._selection, self._settings, identify_columns(self._selection, var_column))
 
     def stats(self) -> Stats:
         """Return what iterators of this dataset have done in this process so far.

@@ -48,3 +48,13 @@ def name_columns(selection: Selection, column: str | None = None) -> npt.NDArray
         return asked
     source = selection.arrange.source
     return np.where(source >= 0, read_genes(selection, column)[np.maximum(source, 0)], asked)
+
+
+def identify_columns(selection: Selection, column: str | None = None) -> list[str]:
+    """Name the columns of X as :func:`name_columns` does; by their joinids where var has no names."""
+    try:
+        return [str(name) for name in name_columns(selection, column)]
+    except SelectionError:
+        if column is not None:
+            raise
+        return [str(joinid) for joinid in selection.var_joinids]

@@ -40,6 +40,9 @@ class ExperimentDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
     cells that had not come yet, in the order in which they would have come. Under several ranks each cell of an epoch
     comes once, fewer than there are ranks being left out, others each epoch; predictions leave out none.
 
+    A checkpoint also says what the model was trained on (:meth:`provenance`). Where it is loaded with other data, to go
+    on or to predict, other genes, another order of them or of the labels, or another transform are an error.
+
     Parameters
     ----------
     experiment
@@ -50,6 +53,8 @@ class ExperimentDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         your own by these names. Without validation or test, Lightning skips them.
     split_seed, stratify, group
         As for :meth:`cellfeed.ExperimentDataset.random_split`.
+    var_column
+        The column of var that names genes in checkpoints; see :meth:`cellfeed.ExperimentDataset.gene_names`.
     predict
         Cells that :meth:`predict_dataloader` serves: ``"all"``, or a part of the split.
     num_workers
@@ -88,6 +93,7 @@ class ExperimentDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         split_seed: int = 0,
         stratify: str | None = None,
         group: str | None = None,
+        var_column: str | None = None,
         predict: str = "all",
         num_workers: int = 0,
         dataloader_options: Mapping[str, Any] | None = None,
@@ -96,6 +102,7 @@ class ExperimentDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         super().__init__()
         dataset = open_dataset(experiment, parameters)
         parts = divide(dataset, split, split_seed, stratify, group)
+        self._var_column = var_column
         self._set_up_loaders(dataset, parts, predict, num_workers, dataloader_options)
 
     @property

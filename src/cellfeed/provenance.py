@@ -98,5 +98,24 @@ def check_record(
         )
 
 
-def _some(names: Sequence[str]) -> str:
+def check_classes(saved: Mapping[str, Sequence[Any]], own: Mapping[str, Sequence[Any]]) -> None:
+    """Refuse data whose codes stand for other values than those that a model was trained on.
+
+    Raises
+    ------
+    StateError
+        It names the column and the values.
+    """
+    for name, known in saved.items():
+        met = own.get(name)
+        if met is None or list(met) == list(known):
+            continue
+        differing = [value for value in [*known, *met] if value not in known or value not in met]
+        raise StateError(
+            f"codes of {name!r} stand for other values than those that the model was trained on: {_some(differing)} "
+            f"are on one side only; give encoders=[LabelEncoder({name!r}, classes=...)] with the model's values"
+        )
+
+
+def _some(names: Sequence[Any]) -> str:
     return ", ".join([*map(repr, names[:MAX_SHOWN]), *["..."] * (len(names) > MAX_SHOWN)])

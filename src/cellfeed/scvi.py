@@ -134,6 +134,7 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
             dataset = dataset.select_genes(chosen, column=var_column, missing=missing_genes)
         dataset = with_joinids(dataset)
         self.genes = [str(name) for name in dataset.gene_names(None if genes or known else var_column)]
+        self._var_column = None if genes or known else var_column
         self._numbers = read_numbers(dataset._selection, self._keys["continuous_covariate_keys"])
         self._set_up_loaders(
             dataset, divide(dataset, split, split_seed, stratify, group), "all", num_workers, dataloader_options
@@ -290,7 +291,7 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
             batches=self.batch_labels,
             labels=self._encoders[1].categories,
             covariates={encoder.name: encoder.categories for encoder in self._encoders[2:]},
-            provenance=self.parts["train"].provenance(self._keys["var_column"]),
+            provenance=self.provenance(),
         )
 
     def check(self, model: Any) -> None:
