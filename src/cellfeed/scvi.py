@@ -29,6 +29,7 @@ import torch
 from cellfeed.covariates import Categories, read_numbers
 from cellfeed.dataloader import ExperimentDataLoader, experiment_dataloader
 from cellfeed.datamodule import Loaders, Split, divide, open_dataset
+from cellfeed.dataset import ExperimentDataset
 from cellfeed.errors import EncodeError, MissingDependencyError
 from cellfeed.inference import inference_dataloader, with_joinids
 from cellfeed.modelregistry import Known, compare, find_registry, keys_of, make_registry, read_model
@@ -89,6 +90,17 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         When the module is imported and scvi-tools is not installed.
     SelectionError, EncodeError, PlanError
         If columns, genes or categories are missing, or the split is none.
+
+    Examples
+    --------
+    >>> import cellfeed.demo
+    >>> from cellfeed.scvi import SCVIDataModule
+    >>> datamodule = SCVIDataModule(cellfeed.demo.example_experiment(), batch_key="phase", batch_size=64, seed=0)
+    >>> datamodule.batch_labels
+    ['G1', 'G2M', 'S']
+    >>> tensors = next(iter(datamodule.inference_dataloader()))
+    >>> tensors["X"].shape, tensors["batch"].shape
+    (torch.Size([64, 765]), torch.Size([64, 1]))
     """
 
     def __init__(
@@ -135,7 +147,10 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         dataset = with_joinids(dataset)
         self.genes = [str(name) for name in dataset.gene_names(None if genes or known else var_column)]
         self._var_column = None if genes or known else var_column
-        self._numbers = read_numbers(dataset._selection, self._keys["continuous_covariate_keys"])
+        continuous = self._keys["continuous_covariate_keys"]
+        self._numbers = read_numbers(dataset._selection, continuous)
+        self._joinids = dataset.obs_joinids if continuous else None
+        self._trimmed: ExperimentDataset | None = None
         self._set_up_loaders(
             dataset, divide(dataset, split, split_seed, stratify, group), "all", num_workers, dataloader_options
         )
@@ -170,7 +185,8 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         settings = dataset._settings
         share = dataset.shape[0] // find_ranks(settings.rank, settings.world_size)[1]
         if 0 < share % settings.batch_size < LEAST_CELLS and share > settings.batch_size:
-            dataset = dataset._with(drop_last=True)
+            self._trimmed = self._trimmed or dataset._with(drop_last=True)  # one, which counts its epochs
+            dataset = self._trimmed
         return experiment_dataloader(dataset, self._num_workers, **self._options)
 
     def inference_dataloader(self, part: str = "all", batch_size: int | None = None) -> InferenceTensors:
@@ -217,8 +233,8 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
             X, obs = X.reshape(1, -1) if X.ndim == 1 else X, obs[None]
         tensors = {"X": X if X.is_floating_point() else X.float(), "batch": obs[:, :1], "labels": obs[:, 1:2]}
         # Continuous before categorical: scvi-tools takes five keys in its own order for cells that are all labelled.
-        if self._numbers.shape[1]:
-            places = np.searchsorted(self.dataset.obs_joinids, obs[:, -1].numpy())
+        if self._joinids is not None:
+            places = np.searchsorted(self._joinids, obs[:, -1].numpy())
             tensors["extra_continuous_covs"] = torch.from_numpy(self._numbers[places])
         if len(self._encoders) > 2:
             tensors["extra_categorical_covs"] = obs[:, 2:-1]
@@ -308,7 +324,7 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
 class InferenceTensors:
     """What :meth:`SCVIDataModule.inference_dataloader` returns: dicts of tensors, in the order of the joinids."""
 
-    def __init__(self, datamodule: SCVIDataModule, dataset: Any, batch_size: int | None) -> None:
+    def __init__(self, datamodule: SCVIDataModule, dataset: ExperimentDataset, batch_size: int | None) -> None:
         self._datamodule = datamodule
         self._loader = inference_dataloader(dataset, batch_size)
 
