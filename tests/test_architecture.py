@@ -14,8 +14,8 @@ ORDER = [
     "allocator", "reader", "vocabulary", "encoders", "obsframe", "selection", "tileindex", "tilereader", "query",
     "genes", "transforms", "topology", "epochs", "settings", "provenance", "budget", "report", "target",
     "forecast", "planner", "prefetch", "feed", "minibatch", "pipeline", "passes", "dataset", "datapipe", "dataloader",
-    "inference", "obsm", "datamodule", "lightning", "covariates", "modelregistry", "scvi", "demo", "bench", "picture",
-    "calibrate", "cli", "__init__",
+    "inference", "variability", "obsm", "datamodule", "lightning", "covariates", "modelregistry", "scvi",
+    "demo", "bench", "picture", "calibrate", "cli", "__init__",
 ]  # fmt: skip
 PURE = {
     "errors", "memory", "keyed", "joinids", "schedule", "plan", "walk", "effective", "progress", "state", "splits",
@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "tiledbsoma": {"native", "reader", "query", "genes", "obsm", "demo", "cli"},
     "torch": {
         "transforms", "topology", "epochs", "watch", "minibatch", "pipeline", "dataset", "datapipe", "dataloader",
-        "inference", "modelregistry", "scvi", "demo",
+        "inference", "variability", "modelregistry", "scvi", "demo",
     },
 }  # fmt: skip
 

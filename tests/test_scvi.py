@@ -74,7 +74,10 @@ def embed(model, datamodule, part="all"):
 
 
 def tensors(datamodule, part="all"):
-    batches = list(datamodule.inference_dataloader(part))
+    loader = datamodule.inference_dataloader(part)
+    batches = list(loader)
+    own = datamodule.dataset if part == "all" else datamodule.parts[part]
+    assert np.concatenate(loader.joinids).tolist() == own.obs_joinids.tolist()
     return {name: np.concatenate([batch[name].numpy() for batch in batches]) for name in batches[0]}
 
 

@@ -20,6 +20,7 @@ from cellfeed.minibatch import Minibatch, PaddedMinibatch
 from cellfeed.obsm import write_obsm
 from cellfeed.report import Plan
 from cellfeed.stats import Stats
+from cellfeed.variability import highly_variable_genes
 
 keep_freed_memory()  # before a thread has a heap of its own; CELLFEED_MALLOC=0 leaves glibc as it is
 
@@ -46,6 +47,7 @@ __all__ = [
     "Stats",
     "experiment_dataloader",
     "gather_ordered",
+    "highly_variable_genes",
     "inference_dataloader",
     "write_obsm",
 ]

@@ -92,7 +92,8 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
         variables of ``torchrun``.
     transform
         A callable that takes ``X`` of each minibatch, which it may change, and returns what is yielded for it: see
-        :mod:`cellfeed.transforms`. Worker processes need one that can be pickled.
+        :mod:`cellfeed.transforms`. Worker processes need one that can be pickled. What it holds is not counted in
+        ``memory_budget``.
     context
         With a URI: a ``tiledbsoma.SOMATileDBContext`` to open it with.
 

@@ -116,8 +116,10 @@ def _count_rows(obs: Any, ids: IntArray) -> int:
     largest, found = -1, np.zeros(len(ids), bool)
     for table in obs.read(column_names=["soma_joinid"]):
         page = table.column("soma_joinid").to_numpy()
-        largest = max(largest, int(page.max(initial=-1)))
-        found |= np.isin(ids, page)
+        if len(page):
+            low, high = np.searchsorted(ids, [page.min(), page.max() + 1])  # a page is a small part of a large obs
+            found[low:high] |= np.isin(ids[low:high], page)
+            largest = max(largest, int(page.max()))
     if not found.all():
         lost = ids[~found]
         raise SelectionError(f"joinids: obs has no soma_joinid {lost[0]} ({len(lost)} of {len(ids)} are not in it)")

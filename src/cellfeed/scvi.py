@@ -322,14 +322,24 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
 
 
 class InferenceTensors:
-    """What :meth:`SCVIDataModule.inference_dataloader` returns: dicts of tensors, in the order of the joinids."""
+    """What :meth:`SCVIDataModule.inference_dataloader` returns: dicts of tensors, in the order of the joinids.
+
+    Attributes
+    ----------
+    joinids
+        A tensor for each minibatch yielded so far: the ``soma_joinid`` of its rows. Under several ranks,
+        :func:`cellfeed.gather_ordered` takes them with what the model made of the minibatches.
+    """
 
     def __init__(self, datamodule: SCVIDataModule, dataset: ExperimentDataset, batch_size: int | None) -> None:
         self._datamodule = datamodule
         self._loader = inference_dataloader(dataset, batch_size)
+        self.joinids: list[torch.Tensor] = []
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        for X, obs, _ in self._loader:
+        self.joinids = []
+        for X, obs, joinids in self._loader:
+            self.joinids.append(joinids)
             yield self._datamodule.tensors(_dense(X), obs)
             del X
 
