@@ -139,7 +139,7 @@ def test_a_model_comes_back_in_a_fresh_process(uri, tmp_path):
 
 
 def test_another_store_is_read_by_the_names_of_its_genes(uri, cells, var, tmp_path):
-    """Genes permuted, and more of them: the same embeddings. Genes missing: named, or zeros where asked for."""
+    """Genes permuted, and more of them, labels or not: the same embeddings. Genes missing: named, or zeros if asked."""
     X, obs = cells
     model = train(datamodule := make(uri))
     order = np.random.default_rng(1).permutation(G)
@@ -149,6 +149,11 @@ def test_another_store_is_read_by_the_names_of_its_genes(uri, cells, var, tmp_pa
     again = SCVIDataModule.from_reference(model, other, batch_size=64)
     assert np.array_equal(tensors(again)["X"], X)
     np.testing.assert_allclose(embed(model, again), embed(model, datamodule), atol=1e-5)
+
+    bare = write_experiment(tmp_path / "bare.soma", sp.csr_matrix(shuffled), obs[["donor"]], var=new)
+    labelled = train(of_labels := make(uri, labels_key="cell_type"))
+    without = SCVIDataModule.from_reference(labelled, bare, labels_key=None)
+    np.testing.assert_allclose(embed(labelled, without), embed(labelled, of_labels), atol=1e-5)
 
     few = write_experiment(tmp_path / "few.soma", sp.csr_matrix(X[:, 2:]), obs, var=var.iloc[2:])
     with pytest.raises(SelectionError, match="2 of 12 genes are not in the store: 'ENSG0000', 'ENSG0001'"):

@@ -168,7 +168,8 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         experiment
             As for the class.
         parameters
-            Those of the class; the keys of batches, labels and covariates are the reference's unless given.
+            Those of the class; the keys of batches, labels and covariates are the reference's unless given. Cells
+        without labels need ``labels_key=None``.
 
         Returns
         -------
@@ -373,6 +374,7 @@ def load(model_class: Any, path: str | Path, datamodule: SCVIDataModule | None =
 
     ``model_class.load(path, adata=False)`` does so too, but for what scvi-tools (1.4) loses of such models: it forgets
     further arguments of the module, such as ``encode_covariates``, and of several categorical covariates it uses one.
+    Both unpickle the file: load no model of an origin that you do not trust.
 
     Parameters
     ----------
