@@ -169,7 +169,7 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
             As for the class.
         parameters
             Those of the class; the keys of batches, labels and covariates are the reference's unless given. Cells
-        without labels need ``labels_key=None``.
+            without labels need ``labels_key=None``.
 
         Returns
         -------
