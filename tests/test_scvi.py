@@ -19,6 +19,7 @@ import scvi
 
 import cellfeed.scvi
 from cellfeed.scvi import SCVIDataModule
+from cellfeed.transforms import Log1p
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of scvi-tools and of Lightning, on small runs
 
@@ -246,6 +247,16 @@ def test_what_a_model_was_trained_on_is_saved_with_it(uri, tmp_path):
     assert record == datamodule.provenance() == json.loads(json.dumps(record))
     assert record["experiment_uri"] == uri
     assert (record["n_genes"], record["seed"], record["splits"][0]["seed"]) == (G, 0, 5)
+
+
+def test_what_is_no_count_is_told_once(uri, recwarn):
+    counts, logged = make(uri), make(uri, transform=Log1p())
+    for datamodule in (counts, logged):
+        for _ in range(2):
+            datamodule.on_before_batch_transfer(next(iter(datamodule.train_dataloader())), 0)
+    told = [str(warning.message) for warning in recwarn if "no counts" in str(warning.message)]
+    assert len(told) == 1
+    assert "X_name='raw' holds values that are no counts, such as" in told[0]
 
 
 def test_numbers_that_are_none_are_refused(uri, cells, var, tmp_path):

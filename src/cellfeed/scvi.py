@@ -30,7 +30,7 @@ from cellfeed.covariates import Categories, read_numbers
 from cellfeed.dataloader import ExperimentDataLoader, experiment_dataloader
 from cellfeed.datamodule import Loaders, Split, divide, open_dataset
 from cellfeed.dataset import ExperimentDataset
-from cellfeed.errors import EncodeError, MissingDependencyError
+from cellfeed.errors import EncodeError, MissingDependencyError, warn_user
 from cellfeed.inference import inference_dataloader, with_joinids
 from cellfeed.modelregistry import Known, compare, find_registry, keys_of, make_registry, read_model
 from cellfeed.topology import find_ranks
@@ -151,6 +151,7 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         self._numbers = read_numbers(dataset._selection, continuous)
         self._joinids = dataset.obs_joinids if continuous else None
         self._trimmed: ExperimentDataset | None = None
+        self._has_looked = False
         self._set_up_loaders(
             dataset, divide(dataset, split, split_seed, stratify, group), "all", num_workers, dataloader_options
         )
@@ -214,6 +215,7 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         if isinstance(batch, dict):
             return batch
         tensors = self.tensors(batch[0], batch[1])
+        self._warn_of_fractions(tensors["X"])
         plan = getattr(self.trainer, "lightning_module", None)
         if not isinstance(plan, scvi.train.SemiSupervisedTrainingPlan):
             return tensors
@@ -221,6 +223,19 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         if int(labelled.sum()) < 2:  # batch normalisation needs two
             return tensors
         return tensors, {name: tensor.to_dense()[labelled] for name, tensor in tensors.items()}
+
+    def _warn_of_fractions(self, X: torch.Tensor) -> None:
+        """Say of the first minibatch, once, that it holds no counts."""
+        if self._has_looked:
+            return
+        self._has_looked = True
+        values = X.values() if X.layout == torch.sparse_csr else X
+        odd = values[(values < 0) | (values != values.round())]
+        if len(odd):
+            warn_user(
+                f"X_name={self.dataset._selection.X_name!r} holds values that are no counts, such as {odd[0]:.4g}; the "
+                f"models of scvi-tools expect counts: choose another layer, and no transform"
+            )
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Make CSR dense, on the device."""
