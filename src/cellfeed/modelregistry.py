@@ -1,7 +1,8 @@
-"""What a scvi-tools model keeps of its data: made, found, read and compared."""
+"""Models of scvi-tools: what they keep of their data, made, found and compared; and models loaded by it."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,3 +180,84 @@ def _covariates(covariates: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         "mapping": {key: np.array(categories, dtype=object) for key, categories in covariates.items()},
         "n_cats_per_key": [len(categories) for categories in covariates.values()],
     }
+
+
+def load(model_class: Any, path: str | Path, datamodule: Any = None) -> Any:
+    """Load a model that was trained with a :class:`~cellfeed.scvi.SCVIDataModule`.
+
+    ``model_class.load(path, adata=False)`` does so too, but for what scvi-tools (1.4) loses of such models: it forgets
+    further arguments of the module, such as ``encode_covariates``, and of several categorical covariates it uses one.
+    Both unpickle the file: load no model of an origin that you do not trust.
+
+    Parameters
+    ----------
+    model_class
+        Such as ``scvi.model.SCVI``.
+    path
+        The folder given to ``model.save``.
+    datamodule
+        Of the cells that the model is to see: it is checked that the model knows their genes and categories. SCANVI
+        needs one.
+
+    Returns
+    -------
+    The model, on the CPU.
+
+    Raises
+    ------
+    StateError
+        If there is no model, or its genes or categories are not those of ``datamodule``.
+    """
+    saved = read_model(path)
+    attributes = dict(saved["attr_dict"])
+    registry, parameters = attributes.pop("registry_"), attributes.pop("init_params_")
+    if datamodule is not None:
+        datamodule.check(registry)
+    given = {**parameters["non_kwargs"], **{k: v for more in parameters["kwargs"].values() for k, v in more.items()}}
+    for name in ("datamodule", "unlabeled_category", "pretrained_model"):
+        given.pop(name, None)
+    if "datamodule" in inspect.signature(model_class).parameters:
+        given["datamodule"] = datamodule
+    model = model_class(None, registry=registry, **given)
+    for name, value in attributes.items():
+        setattr(model, name, value)
+    weights = {name: value for name, value in saved["model_state_dict"].items() if name != "pyro_param_store"}
+    model.module.load_state_dict(weights)
+    model.module.eval()
+    return model
+
+
+def load_query_data(model_class: Any, reference: Any, datamodule: Any, **options: Any) -> Any:
+    """Make a model that goes on from a reference with the cells of a module: scArches.
+
+    ``model_class.load_query_data`` does so for an AnnData only where the query has batches of its own.
+
+    Parameters
+    ----------
+    model_class
+        Such as ``scvi.model.SCVI``.
+    reference
+        A trained model, or the folder in which one was saved.
+    datamodule
+        ``SCVIDataModule.from_reference(reference, experiment, unseen="extend")``.
+    options
+        Which weights to freeze, as for ``model_class.load_query_data``.
+
+    Returns
+    -------
+    The model, to be trained with ``train(datamodule=datamodule)``.
+
+    Raises
+    ------
+    StateError
+        If the module's genes are not those of the reference, or its categories do not begin with the reference's.
+    """
+    compare(find_registry(reference), datamodule.registry, extended=True)
+    if "datamodule" in inspect.signature(model_class).parameters:
+        options["datamodule"] = datamodule
+    # Under another name of the method scvi-tools pads the weights for new categories, as it does for an AnnData.
+    registry = {**datamodule.registry, "setup_method_name": "setup_anndata"}
+    given = str(reference) if isinstance(reference, (str, Path)) else reference
+    model = model_class.load_query_data(adata=None, reference_model=given, registry=registry, **options)
+    model.registry_ = datamodule.registry
+    return model
