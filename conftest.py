@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import numpy as np
 import pandas as pd
 import pytest
 
 import cellfeed
+
+collect_ignore = [
+    f"src/cellfeed/{module}.py"
+    for module, needed in {"scvi": ["scvi"], "lightning": ["lightning", "pytorch_lightning"]}.items()
+    if not any(importlib.util.find_spec(name) for name in needed)
+]
 
 
 @pytest.fixture(autouse=True)

@@ -25,6 +25,7 @@ def write_experiment(
     X: sp.csr_matrix,
     obs: pd.DataFrame | None = None,
     *,
+    var: pd.DataFrame | None = None,
     joinids: np.ndarray | None = None,
     var_joinids: np.ndarray | None = None,
     dtype: Any = np.float32,
@@ -43,7 +44,7 @@ def write_experiment(
     var_joinids = np.arange(n_vars) if var_joinids is None else np.asarray(var_joinids)
     shape = (int(joinids.max(initial=0)) + 1, int(var_joinids.max(initial=0)) + 1)
     obs = pd.DataFrame(index=range(n_obs)) if obs is None else obs
-    var = pd.DataFrame({"feature_name": [f"G{j}" for j in range(n_vars)]})
+    var = pd.DataFrame({"feature_name": [f"G{j}" for j in range(n_vars)]}) if var is None else var
     create = {
         "capacity": capacity,
         "dims": {"soma_dim_0": {"tile": extent}, "soma_dim_1": {"tile": column_extent}},

@@ -3,9 +3,13 @@
 import json
 from dataclasses import replace
 
+import anndata
 import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
 import tiledbsoma as soma
-from benchmarks import training
+from benchmarks import scvi_knn, training
 from benchmarks.run import run_suite, summary
 from benchmarks.stores import StoreSpec, write_store
 
@@ -40,3 +44,16 @@ def test_the_training_of_a_model(tmp_path):
     assert "±" in training.summary(records)
     training.draw(out, picture)
     assert picture.stat().st_size > 10_000
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_scvi_by_both_paths(tmp_path):
+    pytest.importorskip("scvi", reason="scvi-tools is not installed")
+    rng = np.random.default_rng(0)
+    obs = pd.DataFrame({"cell_type": ["T", "B"] * 50, "library": ["one"] * 50 + ["two"] * 50})
+    anndata.AnnData(sp.csr_matrix(rng.poisson(1, (100, 20)).astype(np.float32)), obs=obs).write_h5ad(
+        tmp_path / "c.h5ad"
+    )
+    records = scvi_knn.run(str(tmp_path / "c.h5ad"), n_seeds=1, n_epochs=1)
+    assert [record["path"] for record in records] == ["cellfeed", "anndata"]
+    assert "accuracy" in scvi_knn.summary(records)

@@ -5,10 +5,22 @@ from cellfeed.dataloader import experiment_dataloader
 from cellfeed.datapipe import ExperimentDataPipe
 from cellfeed.dataset import ExperimentDataset
 from cellfeed.encoders import BatchEncoder, Encoder, LabelEncoder
-from cellfeed.errors import CellfeedError, EncodeError, PictureError, PlanError, ReadError, SelectionError, StateError
+from cellfeed.errors import (
+    CellfeedError,
+    EncodeError,
+    MissingDependencyError,
+    PictureError,
+    PlanError,
+    ReadError,
+    SelectionError,
+    StateError,
+)
+from cellfeed.inference import OrderedMinibatch, gather_ordered, inference_dataloader
 from cellfeed.minibatch import Minibatch, PaddedMinibatch
+from cellfeed.obsm import write_obsm
 from cellfeed.report import Plan
 from cellfeed.stats import Stats
+from cellfeed.variability import highly_variable_genes
 
 keep_freed_memory()  # before a thread has a heap of its own; CELLFEED_MALLOC=0 leaves glibc as it is
 
@@ -23,6 +35,8 @@ __all__ = [
     "ExperimentDataset",
     "LabelEncoder",
     "Minibatch",
+    "MissingDependencyError",
+    "OrderedMinibatch",
     "PaddedMinibatch",
     "PictureError",
     "Plan",
@@ -32,4 +46,8 @@ __all__ = [
     "StateError",
     "Stats",
     "experiment_dataloader",
+    "gather_ordered",
+    "highly_variable_genes",
+    "inference_dataloader",
+    "write_obsm",
 ]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader
 
@@ -23,6 +23,8 @@ _REFUSED = {
     "drop_last": "the dataset's drop_last=",
 }
 
+
+Loader = TypeVar("Loader", bound="ExperimentDataLoader")
 
 TIMEOUT_S = 600.0
 """Seconds without a minibatch after which workers count as hung, unless ``timeout=`` says otherwise."""
@@ -139,19 +141,30 @@ def experiment_dataloader(dataset: ExperimentDataset, num_workers: int = 0, **kw
     >>> sum(len(X) for X, obs in cellfeed.experiment_dataloader(dataset))
     700
     """
+    return make_dataloader(ExperimentDataLoader, dataset, num_workers, kwargs)
+
+
+def make_dataloader(
+    kind: type[Loader],
+    dataset: ExperimentDataset,
+    num_workers: int,
+    kwargs: Mapping[str, Any],
+    prepare: Callable[[ExperimentDataset], ExperimentDataset] = lambda dataset: dataset,
+) -> Loader:
+    """Check what a loader of a kind is asked for, and make it for what ``prepare`` makes of the dataset."""
+    function = "inference_dataloader" if kind is not ExperimentDataLoader else "experiment_dataloader"
     if not isinstance(dataset, ExperimentDataset):
         raise PlanError(
-            f"dataset is a {type(dataset).__name__}; experiment_dataloader takes an ExperimentDataset or an "
-            f"ExperimentDataPipe"
+            f"dataset is a {type(dataset).__name__}; {function} takes an ExperimentDataset or an ExperimentDataPipe"
         )
     for name, instead in _REFUSED.items():
         if name in kwargs:
-            raise PlanError(f"experiment_dataloader does not take {name}={kwargs[name]!r}; use {instead}")
+            raise PlanError(f"{function} does not take {name}={kwargs[name]!r}; use {instead}")
     if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 0:
         raise PlanError(f"num_workers={num_workers!r} must be an integer of at least 0")
     if num_workers > 0:
         kwargs = {"multiprocessing_context": "spawn", "timeout": TIMEOUT_S, **kwargs}
-    return ExperimentDataLoader(dataset, num_workers, batch_size=None, collate_fn=_as_it_is, **kwargs)
+    return kind(prepare(dataset), num_workers, batch_size=None, collate_fn=_as_it_is, **kwargs)
 
 
 def _as_it_is(minibatch: Any) -> Any:

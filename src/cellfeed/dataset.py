@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -18,6 +19,7 @@ from cellfeed import budget, query, splits
 from cellfeed.delivered import Delivered
 from cellfeed.encoders import Encoder
 from cellfeed.errors import CellfeedError, PlanError, SelectionError, nearest
+from cellfeed.genes import identify_columns, name_columns, read_genes
 from cellfeed.joinids import IntArray
 from cellfeed.keyed import check_seed
 from cellfeed.minibatch import DenseBuffers, Minibatch, PaddedMinibatch, quiet_beta_warning
@@ -25,11 +27,13 @@ from cellfeed.passes import Passes
 from cellfeed.pipeline import stream
 from cellfeed.plan import Remainder, World
 from cellfeed.planner import Planner
+from cellfeed.provenance import make_record
 from cellfeed.report import Plan
 from cellfeed.selection import Selection
 from cellfeed.settings import Settings
 from cellfeed.stats import Meter, Stats
 from cellfeed.topology import find_ranks, find_world, refuse_second_sharding
+from cellfeed.transforms import SelectGenes, Transform, columns_after, find_genes
 from cellfeed.watch import Watch
 
 
@@ -90,6 +94,10 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
     rank, world_size
         Explicit ranks; otherwise found when iteration begins, from ``torch.distributed`` or the environment
         variables of ``torchrun``.
+    transform
+        A callable that takes ``X`` of each minibatch, which it may change, and returns what is yielded for it: see
+        :mod:`cellfeed.transforms`. Worker processes need one that can be pickled. What it holds is not counted in
+        ``memory_budget``.
     context
         With a URI: a ``tiledbsoma.SOMATileDBContext`` to open it with.
 
@@ -139,6 +147,7 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
         remainder: Remainder = "drop",
         rank: int | None = None,
         world_size: int | None = None,
+        transform: Transform | None = None,
         context: Any = None,
     ) -> None:
         settings = Settings.check(
@@ -157,6 +166,7 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
             remainder=remainder,
             rank=rank,
             world_size=world_size,
+            transform=transform,
         )
         with query.open_experiment(experiment, context) as opened, query.faults_named(opened.uri):
             axis_query = query.make_axis_query(opened, measurement_name, obs_query, var_query)
@@ -186,8 +196,7 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
         -------
         A dataset over the cells and genes of the query.
         """
-        missing = [name for name in ("experiment", "measurement_name", "obs") if not hasattr(axis_query, name)]
-        if missing:
+        if not query.is_axis_query(axis_query):
             raise SelectionError(
                 f"axis_query={axis_query!r} must be a tiledbsoma.ExperimentAxisQuery: "
                 f'experiment.axis_query("RNA", obs_query=...)'
@@ -230,8 +239,11 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Selected cells and genes."""
-        return self._selection.n_obs, self._selection.n_vars
+        """Selected cells, and columns of ``X``: the selected genes, unless a transform that tells chooses others."""
+        n_vars = self._selection.n_vars
+        for transform in (self._selection.arrange, self._settings.transform):
+            n_vars = columns_after(transform, n_vars)
+        return self._selection.n_obs, n_vars
 
     @property
     def obs_encoders(self) -> Mapping[str, Encoder]:
@@ -378,17 +390,77 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
             strata=None if stratify is None else self._labels(stratify),
             groups=None if group is None else self._labels(group),
         )
-        return [self._take(part) for part in parts]
+        names = list(weights) if isinstance(weights, Mapping) else list(range(len(parts)))
+        told = {"weights": shares.tolist(), "seed": int(seed), "stratify": stratify, "group": group}
+        return [self._take(part, {**told, "part": name}) for name, part in zip(names, parts, strict=True)]
 
     def _labels(self, column: str) -> npt.NDArray[np.int64]:
         """One code per cell for the values of a column of obs."""
         values = query.read_obs_column(self._selection, column)
         return np.asarray(pd.factorize(values, use_na_sentinel=False)[0], dtype=np.int64)
 
-    def _take(self, positions: IntArray) -> Self:
+    def _take(self, positions: IntArray, split: Mapping[str, Any]) -> Self:
         part = type(self).__new__(type(self))
-        part._set_up(self._selection.take(positions), self._settings)
+        part._set_up(self._selection.take(positions, split), self._settings)
         return part
+
+    def gene_names(self, column: str | None = None) -> npt.NDArray[Any]:
+        """Read the names of the columns of ``X``, as they are before a ``transform``.
+
+        Parameters
+        ----------
+        column
+            A column of var; ``None`` takes ``feature_id``, ``var_id`` or ``feature_name``, the first that is there.
+
+        Returns
+        -------
+        Text, dtype object: in the order of :attr:`var_joinids`, or of :meth:`select_genes`.
+
+        Raises
+        ------
+        SelectionError
+            If var has no such column.
+        """
+        return name_columns(self._selection, column)
+
+    def select_genes(self, genes: Sequence[str], *, column: str | None = None, missing: str = "error") -> Self:
+        """Make a dataset of the same cells whose ``X`` has the named genes as columns, in the order given.
+
+        Others are not read. A ``transform`` of the dataset comes after the selection.
+
+        Parameters
+        ----------
+        genes
+            Names, none twice.
+        column
+            The column of var that holds them; see :meth:`gene_names`.
+        missing
+            What to do about genes that the store lacks: ``"error"``, or ``"zeros"``, which warns once.
+
+        Returns
+        -------
+        The dataset; its :attr:`var_joinids` are those of the genes that are read, ascending.
+
+        Raises
+        ------
+        SelectionError
+            If genes are missing or a name stands for several; the message names them.
+
+        Examples
+        --------
+        >>> import cellfeed.demo
+        >>> dataset = cellfeed.ExperimentDataset(cellfeed.demo.example_experiment(), batch_size=64, seed=0)
+        >>> dataset.select_genes(["CD79A", "CD3D"]).shape
+        (700, 2)
+        """
+        names = read_genes(self._selection, column)
+        places = find_genes(genes, names, missing)
+        present = np.sort(places[places >= 0])
+        with warnings.catch_warnings(action="ignore"):  # of what is missing was told
+            chosen = SelectGenes(genes, names[present], missing)
+        other = type(self).__new__(type(self))
+        other._set_up(self._selection.take_vars(present, chosen), self._settings)
+        return other
 
     def _with(self, **parameters: Any) -> Self:
         """Make a dataset of the same cells with other settings; nothing is read for it."""
@@ -431,6 +503,29 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
 
     def _rank_world(self) -> World:
         return World(*find_ranks(self._settings.rank, self._settings.world_size))
+
+    def provenance(self, var_column: str | None = None) -> dict[str, Any]:
+        """Say what these data are, in a small record to keep with a model that is trained on them.
+
+        Parameters
+        ----------
+        var_column
+            The column of var that names genes; see :meth:`gene_names`.
+
+        Returns
+        -------
+        Plain values that ``json.dumps`` takes: versions, the URI without passwords or signatures, the timestamp, the
+        queries, splits, seed and transform, and digests of the cells and of the names of the genes in their order.
+
+        Examples
+        --------
+        >>> import cellfeed.demo
+        >>> dataset = cellfeed.ExperimentDataset(cellfeed.demo.example_experiment(), seed=0)
+        >>> train, test = dataset.random_split({"train": 0.8, "test": 0.2}, seed=1)
+        >>> train.provenance()["splits"]
+        [{'weights': [0.8, 0.2], 'seed': 1, 'stratify': None, 'group': None, 'part': 'train'}]
+        """
+        return make_record(self._selection, self._settings, identify_columns(self._selection, var_column))
 
     def stats(self) -> Stats:
         """Return what iterators of this dataset have done in this process so far.

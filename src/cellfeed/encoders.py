@@ -73,6 +73,9 @@ class LabelEncoder(Encoder):
     unknown
         What :meth:`transform` does with a value that :meth:`fit` has not seen: ``"error"``, or an integer
         that becomes its code.
+    classes
+        The values, by code, where they are known, such as those that a model was trained on; :meth:`fit` then learns
+        nothing. ``None`` at the end stands for a missing value.
 
     Examples
     --------
@@ -84,12 +87,22 @@ class LabelEncoder(Encoder):
     ['T cell', 'B cell']
     """
 
-    def __init__(self, column: str, *, name: str | None = None, unknown: int | str = "error") -> None:
+    def __init__(
+        self,
+        column: str,
+        *,
+        name: str | None = None,
+        unknown: int | str = "error",
+        classes: Sequence[Any] | npt.NDArray[Any] | None = None,
+    ) -> None:
         _check_unknown(unknown)
         self._column = column
         self._name = column if name is None else name
         self._unknown = unknown
-        self._vocabulary: Vocabulary | None = None
+        self._is_fixed = classes is not None
+        self._vocabulary = None if classes is None else Vocabulary.of(np.asarray(classes).tolist())
+        if classes is not None and (len(set(classes)) != len(classes) or None in list(classes)[:-1]):
+            raise EncodeError(f"classes={list(classes)!r} must differ, and None be the last of them")
 
     @property
     def name(self) -> str:
@@ -112,7 +125,9 @@ class LabelEncoder(Encoder):
         return self._vocabulary
 
     def fit(self, obs: pd.DataFrame) -> None:
-        """Learn the distinct values of the column."""
+        """Learn the distinct values of the column, unless ``classes`` were given."""
+        if self._is_fixed:
+            return
         self._vocabulary = Vocabulary(_column(obs, self._column, self._name))
 
     def transform(self, obs: pd.DataFrame) -> npt.NDArray[Any]:

@@ -8,7 +8,8 @@
     ├── EncodeError (ValueError)       a column or label that an encoder cannot turn into codes
     ├── StateError (ValueError)        a saved state that does not belong to this dataset
     ├── ReadError (RuntimeError)       reading failed, or the store holds what no loader can serve
-    └── PictureError (RuntimeError)    a picture that cannot be drawn here or written there
+    ├── PictureError (RuntimeError)    a picture that cannot be drawn here or written there
+    └── MissingDependencyError (ImportError)    an optional library that is not installed
 
 Each is built from one string: PyTorch re-raises a worker's exception from its text alone.
 """
@@ -47,6 +48,10 @@ class ReadError(CellfeedError, RuntimeError):
 
 class PictureError(CellfeedError, RuntimeError):
     """A picture that cannot be drawn, or not be written where it should be."""
+
+
+class MissingDependencyError(CellfeedError, ImportError):
+    """An optional library that is needed and not installed."""
 
 
 def nearest(name: object, candidates: Iterable[str]) -> str:

@@ -91,3 +91,17 @@ def user_config(context: Any) -> dict[str, str]:
     _ = bare.native_context  # from now on it lists all settings, as a context in use does
     default = {key: str(value) for key, value in bare.tiledb_config.items()}
     return {key: value for key, value in config.items() if default.get(key) != value}
+
+
+def describe_queries(axis_query: Any) -> tuple[Any, Any]:
+    """Say in plain values what a query asks of obs and of var; ``None`` for all, and where a query does not tell."""
+    queries = getattr(axis_query, "_matrix_axis_query", None)
+    return _describe(getattr(queries, "obs", None)), _describe(getattr(queries, "var", None))
+
+
+def _describe(query: Any) -> dict[str, str | None] | None:
+    value_filter, coords = getattr(query, "value_filter", None), getattr(query, "coords", ())
+    if value_filter is None and not len(coords):
+        return None
+    shown = repr(coords) if len(coords) else None
+    return {"value_filter": value_filter, "coords": shown if shown is None or len(shown) < 200 else shown[:200] + "..."}

@@ -25,6 +25,7 @@ from cellfeed.settings import Settings
 from cellfeed.stats import Meter
 from cellfeed.tileindex import open_tiles
 from cellfeed.tilereader import TileReader
+from cellfeed.transforms import apply
 from cellfeed.walk import Window
 
 Yielded = Minibatch | PaddedMinibatch
@@ -140,6 +141,9 @@ def _open_reader(selection: Selection, resources: Resources, *, verify: bool, me
 def _assemble(rows: Rows, selection: Selection, settings: Settings, assembler: Assembler) -> Yielded:
     sparse = settings.return_sparse_X
     X = assembler.sparse_X(rows) if sparse else assembler.dense_X(rows)
+    for transform in (selection.arrange, settings.transform):
+        if transform is not None:
+            X = apply(transform, X)
     obs = torch.from_numpy(selection.obs_rows(rows.positions))
     if settings.batch_size == 1:
         X, obs = X if sparse else X[0], obs[0]

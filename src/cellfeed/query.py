@@ -105,6 +105,11 @@ def make_axis_query(experiment: Any, measurement_name: str, obs_query: Any, var_
     )
 
 
+def is_axis_query(candidate: Any) -> bool:
+    """Whether something is, or behaves like, a ``tiledbsoma.ExperimentAxisQuery``."""
+    return all(hasattr(candidate, name) for name in ("experiment", "measurement_name", "obs"))
+
+
 def select(
     axis_query: Any, X_name: str, obs_column_names: Sequence[str], encoders: Sequence[Encoder] | None
 ) -> Selection:
@@ -136,6 +141,7 @@ def select(
         X_name=X_name,
         X=address(array),
         obs=address(experiment.obs),
+        var=address(measurement.var),
         geometry=_geometry(array),
         joinids=ids,
         var_joinids=JoinIds.from_sorted(var_joinids)[:],
@@ -143,6 +149,7 @@ def select(
         codes=tuple(_encode(encoder, frame) if encoder else None for encoder in chosen),
         nnz=_counts(frame[NNZ]) if NNZ in told else None,
         raw_sum=_sums(frame[RAW_SUM]) if RAW_SUM in told else None,
+        queries=native.describe_queries(axis_query),
     )
 
 

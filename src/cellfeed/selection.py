@@ -63,8 +63,8 @@ class Selection:
     ----------
     experiment_uri, measurement_name, X_name
         What was asked.
-    X, obs
-        Where to open the layer and the obs data frame again.
+    X, obs, var
+        Where to open the layer and the data frames again.
     geometry
         How X is laid out.
     joinids
@@ -82,6 +82,12 @@ class Selection:
     raw_sum
         uint32 or float64, shape (n_obs,): what the counts of each cell add up to, where the layer is ``raw`` and obs
         tells it.
+    arrange
+        Brings X into the columns that were asked for, where these are not the selected genes as they come.
+    queries
+        What was asked of obs and of var, as plain values.
+    splits
+        How the cells were split off, one after another, as plain values.
     """
 
     experiment_uri: str
@@ -89,6 +95,7 @@ class Selection:
     X_name: str
     X: ArrayAddress
     obs: ArrayAddress
+    var: ArrayAddress
     geometry: ArrayGeometry
     joinids: JoinIds
     var_joinids: IntArray
@@ -96,6 +103,9 @@ class Selection:
     codes: tuple[npt.NDArray[Any] | None, ...]
     nnz: npt.NDArray[Any] | None = None
     raw_sum: npt.NDArray[Any] | None = None
+    arrange: Any = None
+    queries: tuple[Any, Any] = (None, None)
+    splits: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def n_obs(self) -> int:
@@ -113,11 +123,17 @@ class Selection:
         names = iter(self.encoders)
         return [None if column is None else next(names) for column in self.codes]
 
-    def take(self, positions: IntArray) -> Selection:
-        """Keep the cells at ascending positions."""
+    def take(self, positions: IntArray, split: Mapping[str, Any] | None = None) -> Selection:
+        """Keep the cells at ascending positions; ``split`` says by which split."""
         codes = tuple(None if column is None else column[positions] for column in self.codes)
         nnz, raw_sum = (None if told is None else told[positions] for told in (self.nnz, self.raw_sum))
-        return replace(self, joinids=self.joinids.take(positions), codes=codes, nnz=nnz, raw_sum=raw_sum)
+        splits = self.splits if split is None else (*self.splits, split)
+        joinids = self.joinids.take(positions)
+        return replace(self, joinids=joinids, codes=codes, nnz=nnz, raw_sum=raw_sum, splits=splits)
+
+    def take_vars(self, places: IntArray, arrange: Any) -> Selection:
+        """Keep the genes at ascending places, and arrange them."""
+        return replace(self, var_joinids=self.var_joinids[places], arrange=arrange)
 
     def obs_rows(self, positions: IntArray) -> IntArray:
         """Codes of the cells at ``positions``: int64, shape (len(positions), n_encoders)."""

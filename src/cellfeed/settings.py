@@ -10,6 +10,7 @@ from cellfeed.keyed import check_seed, fresh_seed
 from cellfeed.memory import parse_bytes
 from cellfeed.plan import Remainder
 from cellfeed.topology import check_ranks
+from cellfeed.transforms import check_transform
 
 X_DTYPES = ("float32", "float16", "bfloat16", "store")
 """Types that X can have; "store" is that of the layer."""
@@ -38,11 +39,12 @@ class Settings:
     remainder: Remainder
     rank: int | None
     world_size: int | None
+    transform: Any = None
 
     PARAMETERS: ClassVar = (
         "batch_size", "shuffle", "seed", "drop_last", "return_sparse_X", "X_dtype", "soma_chunk_size",
         "shuffle_chunk_count", "memory_budget", "mixing", "use_eager_fetch", "verify", "remainder", "rank",
-        "world_size",
+        "world_size", "transform",
     )  # fmt: skip
     """The parameters of a dataset from which settings are made."""
 
@@ -69,6 +71,8 @@ class Settings:
             raise PlanError(f"verify={given['verify']!r} must be one of {', '.join(map(repr, VERIFY))}")
         if given["X_dtype"] not in X_DTYPES:
             raise PlanError(f"X_dtype={given['X_dtype']!r} must be one of {', '.join(map(repr, X_DTYPES))}")
+        if given["transform"] is not None:
+            check_transform(given["transform"])
         _check_alone(**given)
         check_ranks(given["rank"], given["world_size"])
         return cls(

@@ -19,7 +19,17 @@ class Vocabulary:
     """
 
     def __init__(self, column: pd.Series[Any]) -> None:
-        used, has_missing = _distinct(column)
+        self._set_up(*_distinct(column))
+
+    @classmethod
+    def of(cls, values: list[Any]) -> Vocabulary:
+        """Make the vocabulary of values in this order; ``None``, the missing one, may be the last."""
+        self = cls.__new__(cls)
+        has_missing = bool(values) and values[-1] is None
+        self._set_up(values[:-1] if has_missing else values, has_missing)
+        return self
+
+    def _set_up(self, used: list[Any], has_missing: bool) -> None:
         self.values = np.array(used, dtype=_dtype_of(used))
         if has_missing:
             self.values = np.append(self.values.astype(object), [None])

@@ -1,0 +1,60 @@
+"""The names of a selection's genes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cellfeed.errors import SelectionError, nearest
+from cellfeed.selection import Selection
+
+NAMES = ("feature_id", "var_id", "feature_name")
+"""Columns of var that name genes: that of a Census; the index, as tiledbsoma.io writes it; and the symbols."""
+
+
+def read_genes(selection: Selection, column: str | None = None) -> npt.NDArray[Any]:
+    """Read the name of each selected gene, in the order of their joinids.
+
+    Returns
+    -------
+    Text, dtype object, shape (n_vars,), of the column of var, by default the first of :data:`NAMES` that is there.
+    """
+    import tiledbsoma as soma
+
+    address = selection.var
+    context = soma.SOMATileDBContext(tiledb_config=dict(address.config))
+    with soma.DataFrame.open(address.uri, context=context, tiledb_timestamp=address.timestamp_ms) as var:
+        known = var.schema.names
+        chosen = next((name for name in NAMES if name in known), None) if column is None else column
+        if chosen is None or chosen not in known:
+            asked = f"no column {chosen!r}" if chosen else f"none of the columns {', '.join(NAMES)}"
+            raise SelectionError(f"var has {asked}; name genes by another: {nearest(column or NAMES[0], known)}")
+        table = var.read(column_names=["soma_joinid", chosen]).concat()
+    joinids = table.column("soma_joinid").to_numpy()
+    names = np.array([str(name) for name in table.column(chosen).to_pylist()], dtype=object)
+    order = np.argsort(joinids, kind="stable")
+    places = np.searchsorted(joinids[order], selection.var_joinids)
+    return names[order][places]  # type: ignore[no-any-return,unused-ignore]
+
+
+def name_columns(selection: Selection, column: str | None = None) -> npt.NDArray[Any]:
+    """Read the name of each column of X, before any transform; a missing gene has the name it was asked by."""
+    if selection.arrange is None:
+        return read_genes(selection, column)
+    asked = np.array(selection.arrange.genes, dtype=object)
+    if column is None:
+        return asked
+    source = selection.arrange.source
+    return np.where(source >= 0, read_genes(selection, column)[np.maximum(source, 0)], asked)
+
+
+def identify_columns(selection: Selection, column: str | None = None) -> list[str]:
+    """Name the columns of X as :func:`name_columns` does; by their joinids where var has no names."""
+    try:
+        return [str(name) for name in name_columns(selection, column)]
+    except SelectionError:
+        if column is not None:
+            raise
+        return [str(joinid) for joinid in selection.var_joinids]

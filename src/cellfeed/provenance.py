@@ -1,0 +1,121 @@
+"""What a model was trained on, as a small record of plain values that goes into its checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from cellfeed.errors import StateError
+from cellfeed.selection import Selection
+from cellfeed.settings import Settings
+from cellfeed.state import digest
+from cellfeed.transforms import name_of
+
+VERSIONS = ("cellfeed", "tiledbsoma", "torch", "numpy")
+"""Packages whose versions are recorded."""
+
+MAX_SHOWN = 5
+"""Genes that a message lists."""
+
+
+def make_record(selection: Selection, settings: Settings, genes: Sequence[str]) -> dict[str, Any]:
+    """Describe the cells, genes and parameters of a dataset."""
+    return {
+        "versions": {name: _version(name) for name in VERSIONS},
+        "experiment_uri": without_secrets(selection.experiment_uri),
+        "timestamp_ms": selection.X.timestamp_ms,
+        "measurement_name": selection.measurement_name,
+        "X_name": selection.X_name,
+        "obs_query": selection.queries[0],
+        "var_query": selection.queries[1],
+        "splits": [dict(split) for split in selection.splits],
+        "n_obs": selection.n_obs,
+        "obs_joinids": digest(selection.joinids[:]),
+        "n_genes": len(genes),
+        "genes": digest_of_names(genes),
+        "transform": name_of(settings.transform),
+        "batch_size": settings.batch_size,
+        "seed": settings.seed,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def digest_of_names(names: Sequence[str]) -> str:
+    """Return a short name for a list of names in this order."""
+    return hashlib.blake2b("\0".join(names).encode(), digest_size=8).hexdigest()
+
+
+def without_secrets(uri: str) -> str:
+    """Leave out of a URI what may be a password or a signature.
+
+    Examples
+    --------
+    >>> without_secrets("https://me:word@host/cells.soma?Signature=abc#here")
+    'https://host/cells.soma'
+    >>> without_secrets("/data/what?.soma")
+    '/data/what?.soma'
+    """
+    if "://" not in uri:
+        return uri
+    parts = urlsplit(uri)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def check_record(
+    saved: Mapping[str, Any], saved_genes: Sequence[str], own: Mapping[str, Any], own_genes: Sequence[str]
+) -> None:
+    """Refuse data that would mean something else to a model than those it was trained on.
+
+    Other cells are what inference is for; other genes, another order of them, or another transform are not.
+
+    Raises
+    ------
+    StateError
+        It names the genes.
+    """
+    if list(saved_genes) != list(own_genes):
+        lacking = [gene for gene in saved_genes if gene not in set(own_genes)]
+        more = [gene for gene in own_genes if gene not in set(saved_genes)]
+        told = [f"{len(lacking)} are missing ({_some(lacking)})"] * bool(lacking)
+        told += [f"{len(more)} are new ({_some(more)})"] * bool(more)
+        raise StateError(
+            f"the genes are not those that the model was trained on: {', '.join(told) or 'their order differs'}; "
+            f"take them by name, in its order, with dataset.select_genes(genes)"
+        )
+    if saved["transform"] != own["transform"]:
+        raise StateError(
+            f"the model was trained with transform={saved['transform']}, and these data have "
+            f"transform={own['transform']}; give the same"
+        )
+
+
+def check_classes(saved: Mapping[str, Sequence[Any]], own: Mapping[str, Sequence[Any]]) -> None:
+    """Refuse data whose codes stand for other values than those that a model was trained on.
+
+    Raises
+    ------
+    StateError
+        It names the column and the values.
+    """
+    for name, known in saved.items():
+        met = own.get(name)
+        if met is None or list(met) == list(known):
+            continue
+        differing = [value for value in [*known, *met] if value not in known or value not in met]
+        raise StateError(
+            f"codes of {name!r} stand for other values than those that the model was trained on: {_some(differing)} "
+            f"are on one side only; give encoders=[LabelEncoder({name!r}, classes=...)] with the model's values"
+        )
+
+
+def _some(names: Sequence[Any]) -> str:
+    return ", ".join([*map(repr, names[:MAX_SHOWN]), *["..."] * (len(names) > MAX_SHOWN)])

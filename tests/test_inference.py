@@ -1,0 +1,123 @@
+"""What a model makes of cells belongs to the right ones: in order, each once, from all ranks, and in obsm."""
+
+import json
+
+import numpy as np
+import pytest
+import tiledbsoma as soma
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import cellfeed
+from cellfeed import ExperimentDataPipe, ExperimentDataset, PlanError, SelectionError, inference_dataloader
+from cellfeed.inference import even_batch_size
+from tests.stores import addressed, labelled_obs, write_experiment
+from tests.test_processes import torchrun
+
+N, G = 100, 30
+
+
+def rows_of(joinids):
+    return addressed(N, G)[joinids].toarray()
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("batch_size", [None, 1, 7, 100])
+def test_cells_come_in_order_with_their_joinids(store, batch_size, sparse):
+    """Over a split of a shuffled dataset that drops its last minibatch: all cells, ascending, rows their own."""
+    dataset = ExperimentDataset(
+        store, obs_column_names=["label"], batch_size=9, seed=3, drop_last=True, return_sparse_X=sparse
+    )
+    _, test = dataset.random_split([0.6, 0.4], seed=1, stratify="label")
+    loader = inference_dataloader(test, batch_size)
+    for _ in range(2):  # a loader can be walked again, with the same result
+        X, obs, joinids = zip(*loader, strict=True)
+        assert [len(ids) for ids in joinids[:-1]] == [batch_size or 9] * (len(loader) - 1)
+        joinids = torch.cat(joinids)
+        assert joinids.tolist() == test.obs_joinids.tolist()
+        assert np.array_equal(torch.cat([x.to_dense() for x in X]).numpy(), rows_of(test.obs_joinids))
+        labels = dataset.obs_encoders["label"].inverse_transform(torch.cat(obs)[:, 0])
+        assert list(labels) == list(labelled_obs(N)["label"].iloc[test.obs_joinids])
+    assert test.epoch == 0
+
+
+def test_a_published_datapipe_is_served_too(store):
+    X, obs, joinids = next(iter(inference_dataloader(ExperimentDataPipe(store, obs_column_names=["label"]))))
+    assert (X.shape, obs.shape, joinids.tolist()) == ((1, G), (1, 1), [0])
+
+
+def test_workers_would_bring_cells_out_of_order(store):
+    with pytest.raises(PlanError, match="num_workers=2.*takes 0"):
+        inference_dataloader(ExperimentDataset(store), num_workers=2)
+    with pytest.raises(PlanError, match="inference_dataloader does not take shuffle=True"):
+        inference_dataloader(ExperimentDataset(store), shuffle=True)
+
+
+@given(st.integers(0, 300), st.integers(1, 7), st.integers(1, 40))
+def test_all_ranks_make_as_many_steps(n_obs, world_size, batch_size):
+    """Where each rank has a cell, no rank makes a step more than another, and none of more cells than asked."""
+    size = even_batch_size(n_obs, world_size, batch_size)
+    assert 1 <= size <= batch_size
+    share = n_obs // world_size
+    if size > 1 and share:
+        assert -(-share // size) == -(-(share + (n_obs % world_size > 0)) // size)
+
+
+def test_ranks_put_their_pieces_together(make_store, tmp_path):
+    """Two ranks of 101 cells and a model with buffers: every rank ends with every embedding, in order."""
+    store = make_store(101)
+    torchrun(2, "tests.programs.inferring", store, tmp_path)
+    ranks = [json.loads((tmp_path / f"rank{r}.json").read_text()) for r in range(2)]
+    assert ranks[0]["n_minibatches"] == ranks[1]["n_minibatches"]
+    sums = addressed(101, 3).sum(axis=1).A1.tolist()
+    for rank in ranks:
+        assert rank["joinids"] == list(range(101))
+        assert rank["sums"] == sums
+
+
+def test_gathering_refuses_what_is_not_row_for_row():
+    with pytest.raises(PlanError, match="soma_joinid 4 came more than once"):
+        cellfeed.gather_ordered([4, 1, 4], torch.zeros(3, 2))
+    with pytest.raises(PlanError, match="row for row"):
+        cellfeed.gather_ordered([4, 1], torch.zeros(3, 2))
+    ids, rows = cellfeed.gather_ordered([torch.tensor([5, 6]), torch.tensor([2])], [torch.eye(2), torch.ones(1, 2)])
+    assert (ids.tolist(), rows.tolist()) == ([2, 5, 6], [[1, 1], [1, 0], [0, 1]])
+
+
+@pytest.fixture
+def writable(tmp_path):
+    joinids = np.arange(20) * 3 + 1
+    return write_experiment(tmp_path / "own.soma", addressed(20, 4), labelled_obs(20), joinids=joinids), joinids
+
+
+def test_an_embedding_is_read_back_with_its_cells(writable):
+    """Written in any order, of some cells only: each row is its cell's, zeros are values, the others are missing."""
+    uri, joinids = writable
+    ids = joinids[[7, 2, 11]]
+    embeddings = np.array([[0.0, 1.5], [2.0, -1.0], [0.25, 0.0]])
+    for name in ("X_first", "X_second"):  # obsm is made where it is missing, and kept where it is not
+        cellfeed.write_obsm(uri, name, ids, embeddings)
+    with soma.open(uri) as experiment:
+        query = experiment.axis_query("RNA", obs_query=soma.AxisQuery(coords=(ids,)))
+        table = query.obsm("X_second").tables().concat().to_pandas()
+        assert sorted(experiment.ms["RNA"].obsm) == ["X_first", "X_second"]
+        assert experiment.ms["RNA"].obsm["X_first"].shape == (joinids[-1] + 1, 2)
+    assert len(table) == 6
+    read = table.pivot(index="soma_dim_0", columns="soma_dim_1", values="soma_data")
+    assert np.array_equal(read.loc[ids].to_numpy(), embeddings)
+
+
+def test_an_embedding_that_fits_no_cells_is_refused(writable):
+    uri, joinids = writable
+    with pytest.raises(SelectionError, match="obs has no soma_joinid 2 "):
+        cellfeed.write_obsm(uri, "X_a", [1, 2], np.zeros((2, 3)))
+    with pytest.raises(SelectionError, match="more than once"):
+        cellfeed.write_obsm(uri, "X_a", [1, 1], np.zeros((2, 3)))
+    with pytest.raises(SelectionError, match="a row per joinid"):
+        cellfeed.write_obsm(uri, "X_a", joinids, np.zeros((2, 3)))
+    with pytest.raises(SelectionError, match="measurement_name='RNA2'.*'RNA'"):
+        cellfeed.write_obsm(uri, "X_a", [1], np.zeros((1, 3)), measurement_name="RNA2")
+    cellfeed.write_obsm(uri, "X_a", [1], np.zeros((1, 3)))
+    with pytest.raises(SelectionError, match="name='X_a' is in obsm already"):
+        cellfeed.write_obsm(uri, "X_a", [1], np.zeros((1, 3)))

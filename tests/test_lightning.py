@@ -1,0 +1,190 @@
+"""Under Lightning's own loop: every cell where it belongs, before and after a restart, on one rank and on two."""
+
+import contextlib
+import json
+import subprocess
+import sys
+
+import pytest
+import tiledbsoma as soma
+import torch
+
+from cellfeed import ExperimentDataset, PlanError, StateError
+from tests.test_processes import torchrun
+
+pytest.importorskip("lightning_utilities", reason="Lightning is not installed")
+
+from cellfeed.lightning import ExperimentDataModule, lightning
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on small runs
+
+
+class Probe(lightning.LightningModule):
+    """Notes which cells come at which stage; saves and stops where it is told to."""
+
+    def __init__(self, n_vars, stop_at=None, path=None):
+        super().__init__()
+        self.layer = torch.nn.Linear(n_vars, 1)
+        self.cells = {"train": [], "validation": [], "test": []}
+        self.stop_at, self.path = stop_at, path
+
+    def training_step(self, batch, batch_idx):
+        self.cells["train"].append((self.current_epoch, batch.obs[:, 0].tolist()))
+        return self.layer(batch.X).sum()
+
+    def validation_step(self, batch, batch_idx):
+        self.cells["validation"].append(batch.obs[:, 0].tolist())
+
+    def test_step(self, batch, batch_idx):
+        self.cells["test"].append(batch.obs[:, 0].tolist())
+
+    def predict_step(self, batch, batch_idx):
+        return batch.joinids
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        if len(self.cells["train"]) == self.stop_at:
+            self.trainer.save_checkpoint(self.path)
+            raise KeyboardInterrupt
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1e-9)
+
+
+def make(experiment, **options):
+    parameters = {"obs_column_names": ["soma_joinid"], "batch_size": 9, "seed": 1, "split": (0.7, 0.2, 0.1)}
+    return ExperimentDataModule(experiment, **{**parameters, **options})
+
+
+def trainer(**options):
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return lightning.Trainer(accelerator="cpu", enable_model_summary=False, **{**quiet, "max_epochs": 2, **options})
+
+
+def fit(store, *, stop_at=None, path=None, resume=None, **options):
+    datamodule = make(store, **options)
+    probe = Probe(datamodule.n_vars, stop_at, path)
+    with contextlib.suppress(SystemExit):  # how Lightning ends after an interrupt
+        trainer().fit(probe, datamodule=datamodule, ckpt_path=resume)
+    return probe.cells["train"]
+
+
+def flat(minibatches):
+    return [joinid for minibatch in minibatches for joinid in minibatch]
+
+
+def test_each_stage_meets_its_own_cells(store):
+    """Training shuffles anew each epoch; other stages come in order; parts are those of the split."""
+    datamodule = make(store, stratify="label")
+    probe = Probe(datamodule.n_vars)
+    run = trainer(num_sanity_val_steps=1)
+    run.fit(probe, datamodule=datamodule)
+    run.test(probe, datamodule=datamodule, verbose=False)
+    predicted = run.predict(probe, datamodule=datamodule)
+    parts = {name: part.obs_joinids.tolist() for name, part in datamodule.parts.items()}
+    assert [len(parts[name]) for name in ("train", "validation", "test")] == [70, 20, 10]
+    epochs = [[joinid for e, cells in probe.cells["train"] if e == epoch for joinid in cells] for epoch in (0, 1)]
+    assert [sorted(epoch) for epoch in epochs] == [parts["train"]] * 2
+    assert epochs[0] != epochs[1]
+    assert flat(probe.cells["validation"]) == parts["validation"][:9] + 2 * parts["validation"]
+    assert flat(probe.cells["test"]) == parts["test"]
+    assert torch.cat(predicted).tolist() == list(range(100))
+
+
+@pytest.mark.parametrize("stop_at", [1, 5, 7, 8, 9, 13])
+def test_training_goes_on_in_the_middle_of_an_epoch(store, tmp_path, stop_at):
+    """From a checkpoint at any of 2 x 8 steps, in a new data module: the cells of the run that never stopped."""
+    whole = fit(store)
+    assert len(whole) == 2 * 8
+    before = fit(store, stop_at=stop_at, path=tmp_path / "last.ckpt")
+    assert before + fit(store, resume=tmp_path / "last.ckpt") == whole
+
+
+def test_a_checkpoint_is_not_taken_for_other_data(store, tmp_path):
+    """Predicting from it with other genes or shifted labels is an error that names them; with other cells it is not."""
+    options = {"obs_column_names": ["label"]}
+    datamodule = make(store, **options)
+    run = trainer(max_epochs=1, limit_train_batches=1, limit_val_batches=0)
+    run.fit(Probe(datamodule.n_vars), datamodule=datamodule)
+    run.save_checkpoint(path := tmp_path / "last.ckpt")
+
+    def predict(**changes):
+        other = make(store, **{**options, **changes})
+        return trainer().predict(Probe(30), datamodule=other, ckpt_path=path)
+
+    cells = soma.AxisQuery(coords=(slice(0, 19),))
+    assert torch.cat(predict(obs_query=cells)).tolist() == list(range(20))
+    with pytest.raises(StateError, match="'G0'"):
+        predict(var_query=soma.AxisQuery(coords=(slice(1, 29),)))
+    with pytest.raises(StateError, match="codes of 'label'.*'type 0'"):
+        predict(obs_query=soma.AxisQuery(value_filter="label != 'type 0'"))
+
+
+def test_fast_dev_run(store):
+    datamodule = make(store)
+    probe = Probe(datamodule.n_vars)
+    trainer(fast_dev_run=True).fit(probe, datamodule=datamodule)
+    assert {name: len(steps) for name, steps in probe.cells.items()} == {"train": 1, "validation": 1, "test": 0}
+
+
+def test_two_ranks_meet_each_cell_once(make_store, tmp_path):
+    """DDP ends, with a model that synchronises buffers: no cell twice, fewer than two left out, predictions of all."""
+    torchrun(2, "tests.programs.lit", make_store(101), tmp_path)
+    ranks = [json.loads((tmp_path / f"rank{r}.json").read_text()) for r in range(2)]
+    train = flat(cells for rank in ranks for _, cells in rank["train"])
+    assert len(set(train)) == len(train) > 60 - 2
+    for stage, n in (("validation", 21), ("test", 20)):
+        met = flat(cells for rank in ranks for cells in rank[stage])
+        assert len(set(met)) == len(met) > n - 2
+        assert len(ranks[0][stage]) == len(ranks[1][stage])
+    assert ranks[0]["predicted"] == ranks[1]["predicted"] == list(range(101))
+
+
+def test_a_query_fractions_by_name_and_parts_of_your_own(store):
+    with soma.open(store) as experiment:
+        query = experiment.axis_query("RNA", obs_query=soma.AxisQuery(value_filter="label == 'type 1'"))
+        datamodule = make(query, split={"train": 0.5, "test": 0.5}, group="donor", predict="test")
+    assert (datamodule.n_obs, datamodule.n_vars) == (33, 30)
+    assert datamodule.val_dataloader() == []
+    met = torch.cat([joinids for X, obs, joinids in datamodule.predict_dataloader()])
+    assert met.tolist() == datamodule.parts["test"].obs_joinids.tolist()
+
+    whole = ExperimentDataset(store, obs_column_names=["soma_joinid"], seed=0)
+    one, other = whole.random_split([0.9, 0.1])
+    own = ExperimentDataModule(whole, split={"train": one, "validation": other})
+    assert own.parts == {"train": one, "validation": other}
+
+
+def test_what_is_no_split_is_refused(store):
+    with pytest.raises(PlanError, match="did you mean 'validation'"):
+        make(store, split={"train": 0.5, "validate": 0.5})
+    with pytest.raises(PlanError, match="at most 3 parts"):
+        make(store, split=(0.25, 0.25, 0.25, 0.25))
+    with pytest.raises(PlanError, match="predict='test' must be 'all' or a part"):
+        make(store, split=(0.5, 0.5), predict="test")
+    whole = ExperimentDataset(store, seed=0)
+    with pytest.raises(PlanError, match="batch_size= is decided by the dataset"):
+        ExperimentDataModule(whole, batch_size=3)
+    with pytest.raises(PlanError, match="train=0.5 is not an ExperimentDataset"):
+        ExperimentDataModule(whole, split={"train": 0.5, "test": whole})
+    with pytest.raises(PlanError, match="no effect on parts that are given"):
+        ExperimentDataModule(whole, split={"train": whole}, stratify="label")
+
+
+@pytest.mark.parametrize(("module", "extra"), [("cellfeed.lightning", "lightning"), ("cellfeed.scvi", "scvi")])
+def test_a_missing_library_is_told_with_the_line_that_installs_it(module, extra):
+    """Without the optional libraries cellfeed is imported, and what needs them says how to get them."""
+    told = f"""
+import sys
+sys.modules.update(dict.fromkeys(["lightning", "lightning.pytorch", "pytorch_lightning", "scvi"]))
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name in sys.modules and not sys.modules[name] else find(name)
+import cellfeed
+try:
+    import {module}
+except cellfeed.MissingDependencyError as error:
+    assert isinstance(error, ImportError) and isinstance(error, cellfeed.CellfeedError)
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert f'pip install "cellfeed[{extra}]"' in done.stdout

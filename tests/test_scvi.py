@@ -1,0 +1,268 @@
+"""scvi-tools through SOMA: tensors mean what they say, embeddings belong to their cells, models come back."""
+
+import json
+import subprocess
+import sys
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+from cellfeed import EncodeError, SelectionError, StateError
+from tests.stores import write_experiment
+
+pytest.importorskip("scvi", reason="scvi-tools is not installed")
+
+import scvi
+
+import cellfeed.scvi
+from cellfeed.scvi import SCVIDataModule
+from cellfeed.transforms import Log1p
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of scvi-tools and of Lightning, on small runs
+
+N, G = 302, 12
+QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "logger": False, "max_epochs": 1}
+COVARIATES = {"categorical_covariate_keys": ["site", "flag"], "continuous_covariate_keys": ["age", "depth"]}
+
+
+@pytest.fixture(scope="module")
+def cells():
+    """Counts of 302 cells of three types, each with genes of its own, some without a label."""
+    rng = np.random.default_rng(0)
+    kind = rng.integers(0, 3, N)
+    X = rng.poisson(1 + 15 * (np.arange(G) % 3 == kind[:, None])).astype(np.float32)
+    obs = pd.DataFrame(
+        {
+            "cell_type": pd.Categorical(np.where(rng.random(N) < 0.3, "unknown", np.array(["T", "B", "NK"])[kind])),
+            "kind": [f"k{k}" for k in kind],
+            "donor": pd.Categorical([f"d{k}" for k in rng.permutation(N) % 4]),
+            "site": pd.Categorical([f"s{k}" for k in rng.integers(0, 3, N)]),
+            "flag": rng.random(N) < 0.5,
+            "age": rng.integers(20, 80, N),
+            "depth": rng.random(N).astype(np.float32),
+        }
+    )
+    return X, obs
+
+
+@pytest.fixture(scope="module")
+def var():
+    return pd.DataFrame({"feature_id": [f"ENSG{j:04}" for j in range(G)], "feature_name": [f"G{j}" for j in range(G)]})
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory, cells, var):
+    X, obs = cells
+    return write_experiment(tmp_path_factory.mktemp("scvi") / "cells.soma", sp.csr_matrix(X), obs, var=var, extent=32)
+
+
+def make(experiment, **options):
+    return SCVIDataModule(experiment, **{"batch_key": "donor", "batch_size": 50, "seed": 0, **options})
+
+
+def train(datamodule, kind=scvi.model.SCVI, **options):
+    scvi.settings.seed = 0
+    model = kind(adata=None, registry=datamodule.registry, n_latent=4, n_hidden=16, **options)
+    model.train(datamodule=datamodule, **QUIET)
+    return model
+
+
+def embed(model, datamodule, part="all"):
+    return model.get_latent_representation(dataloader=datamodule.inference_dataloader(part))
+
+
+def tensors(datamodule, part="all"):
+    loader = datamodule.inference_dataloader(part)
+    batches = list(loader)
+    own = datamodule.dataset if part == "all" else datamodule.parts[part]
+    assert np.concatenate(loader.joinids).tolist() == own.obs_joinids.tolist()
+    return {name: np.concatenate([batch[name].numpy() for batch in batches]) for name in batches[0]}
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_tensors_are_those_of_their_cells_and_codes_decode(uri, cells, var, sparse):
+    """In the order of the joinids: counts, combined batches, labels, each covariate as itself."""
+    X, obs = cells
+    datamodule = make(
+        uri, batch_key=["donor", "site"], labels_key="cell_type", unlabeled_category="unknown", return_sparse_X=sparse,
+        **COVARIATES,
+    )  # fmt: skip
+    fields = datamodule.registry["field_registries"]
+    assert fields["X"]["state_registry"]["column_names"] == list(var["feature_id"])
+    assert fields["labels"]["state_registry"]["categorical_mapping"].tolist() == ["B", "NK", "T", "unknown"]
+    for part in ("all", "validation"):
+        at = datamodule.dataset.obs_joinids if part == "all" else datamodule.parts[part].obs_joinids
+        got, rows = tensors(datamodule, part), obs.iloc[at]
+        assert np.array_equal(got["X"], X[at])
+        batches = fields["batch"]["state_registry"]["categorical_mapping"][got["batch"][:, 0]]
+        assert batches.tolist() == [f"{d}//{s}" for d, s in zip(rows["donor"], rows["site"], strict=True)]
+        labels = fields["labels"]["state_registry"]["categorical_mapping"][got["labels"][:, 0]]
+        assert labels.tolist() == list(rows["cell_type"])
+        for k, key in enumerate(["site", "flag"]):
+            mapping = fields["extra_categorical_covs"]["state_registry"]["mapping"][key]
+            assert mapping[got["extra_categorical_covs"][:, k]].tolist() == list(rows[key].astype(str))
+        assert np.array_equal(got["extra_continuous_covs"], rows[["age", "depth"]].to_numpy(np.float32))
+
+
+def test_training_leaves_out_what_cannot_be_normalised(uri):
+    """271 cells in minibatches of 54 leave one, which batch normalisation refuses: not the same in every epoch."""
+    datamodule = make(uri, batch_size=54, split=(271 / N, 31 / N))
+    loader = datamodule.train_dataloader()
+    left_out = set()
+    for _ in range(4):
+        epoch = [obs[:, -1].tolist() for X, obs in loader]
+        assert [len(minibatch) for minibatch in epoch] == [54] * 5
+        met = {joinid for minibatch in epoch for joinid in minibatch}
+        (one,) = set(datamodule.parts["train"].obs_joinids.tolist()) - met
+        left_out.add(one)
+    assert len(left_out) > 1
+
+
+def test_a_model_comes_back_in_a_fresh_process(uri, tmp_path):
+    """Trained, saved, loaded elsewhere, by scvi-tools and by cellfeed: the test split is embedded as before."""
+    split = {"train": 0.7, "validation": 0.1, "test": 0.2}
+    plain = make(uri, split=split, labels_key="cell_type", continuous_covariate_keys=["age"])
+    full = make(uri, split=split, **COVARIATES)
+    models = {"plain": train(plain), "full": train(full, encode_covariates=True)}
+    for name, datamodule in (("plain", plain), ("full", full)):
+        models[name].save(tmp_path / name, datamodule=datamodule)
+        np.save(tmp_path / f"{name}.joinids.npy", datamodule.parts["test"].obs_joinids)
+        np.save(tmp_path / f"{name}.before.npy", embed(models[name], datamodule, "test"))
+    subprocess.run([sys.executable, "-m", "tests.programs.embedding", uri, tmp_path], check=True)
+    for name in ("plain", "full"):
+        before = np.load(tmp_path / f"{name}.before.npy")
+        assert before.shape == (datamodule.parts["test"].shape[0], 4)
+        for path in ("own", "scvi") if name == "plain" else ("own",):
+            assert np.array_equal(np.load(tmp_path / f"{name}.{path}.npy"), before), (name, path)
+
+
+def test_another_store_is_read_by_the_names_of_its_genes(uri, cells, var, tmp_path):
+    """Genes permuted, and more of them, labels or not: the same embeddings. Genes missing: named, or zeros if asked."""
+    X, obs = cells
+    model = train(datamodule := make(uri))
+    order = np.random.default_rng(1).permutation(G)
+    new = pd.DataFrame({"feature_id": ["other", *var["feature_id"].iloc[order]], "feature_name": "x"})
+    shuffled = np.column_stack([np.full(N, 7, np.float32), X[:, order]])
+    other = write_experiment(tmp_path / "other.soma", sp.csr_matrix(shuffled), obs, var=new)
+    again = SCVIDataModule.from_reference(model, other, batch_size=64)
+    assert np.array_equal(tensors(again)["X"], X)
+    np.testing.assert_allclose(embed(model, again), embed(model, datamodule), atol=1e-5)
+
+    bare = write_experiment(tmp_path / "bare.soma", sp.csr_matrix(shuffled), obs[["donor"]], var=new)
+    labelled = train(of_labels := make(uri, labels_key="cell_type"))
+    without = SCVIDataModule.from_reference(labelled, bare, labels_key=None)
+    np.testing.assert_allclose(embed(labelled, without), embed(labelled, of_labels), atol=1e-5)
+
+    few = write_experiment(tmp_path / "few.soma", sp.csr_matrix(X[:, 2:]), obs, var=var.iloc[2:])
+    with pytest.raises(SelectionError, match="2 of 12 genes are not in the store: 'ENSG0000', 'ENSG0001'"):
+        SCVIDataModule.from_reference(model, few)
+    zeros = SCVIDataModule.from_reference(model, few, missing_genes="zeros")
+    assert np.array_equal(tensors(zeros)["X"], np.where(np.arange(G) < 2, 0, X))
+    with pytest.raises(StateError, match="genes of the data are not those of the model: the data lack 'ENSG0000'"):
+        make(few).check(model)
+    with pytest.raises(StateError, match="genes .*the model lacks 'other'"):
+        model.train(datamodule=make(other), **QUIET)
+
+
+def test_categories_that_a_model_has_not_seen(uri, cells, var, tmp_path):
+    """An error that names them; or codes behind the known ones, for which the model gets weights and is trained on."""
+    X, obs = cells
+    model = train(datamodule := make(uri, categorical_covariate_keys=["site"]))
+    model.save(tmp_path / "model", datamodule=datamodule)
+    obs = obs.assign(donor=pd.Categorical(np.where(np.arange(N) < 99, "a new one", obs["donor"].astype(str))))
+    other = write_experiment(tmp_path / "other.soma", sp.csr_matrix(X), obs, var=var)
+    with pytest.raises(EncodeError, match="1 categories are not among the 4 of the reference: 'a new one'"):
+        SCVIDataModule.from_reference(tmp_path / "model", other)
+    query = SCVIDataModule.from_reference(tmp_path / "model", other, unseen="extend", batch_size=50, seed=0)
+    assert query.batch_labels == ["d0", "d1", "d2", "d3", "a new one"]
+    for reference in (tmp_path / "model", model):
+        extended = cellfeed.scvi.load_query_data(scvi.model.SCVI, reference, query)
+        assert extended.module.n_batch == 5
+        before = {name: weight.clone() for name, weight in extended.module.state_dict().items()}
+        extended.train(datamodule=query, **QUIET)
+        after = extended.module.state_dict()
+        assert any(not before[name].equal(after[name]) for name in after if "decoder" in name)
+        assert before["z_encoder.mean_encoder.weight"].equal(after["z_encoder.mean_encoder.weight"])  # frozen
+        assert np.isfinite(embed(extended, query)).all()
+    extended.save(tmp_path / "extended", datamodule=query)
+    loaded = cellfeed.scvi.load(scvi.model.SCVI, tmp_path / "extended", query)
+    assert np.array_equal(embed(loaded, query), embed(extended, query))
+
+
+def test_scanvi_learns_labels_and_predicts_them(uri, cells, tmp_path):
+    """From labelled cells only; labels of the others are right more often than by chance; loaded, it says the same."""
+    _, obs = cells
+    datamodule = make(uri, labels_key="cell_type", unlabeled_category="unknown", split={"train": 1.0})
+    scvi.settings.seed = 0
+    options = {"n_latent": 4, "n_hidden": 16, "datamodule": datamodule}
+    model = scvi.model.SCANVI(adata=None, registry=datamodule.registry, **options)
+    model.train(datamodule=datamodule, **{**QUIET, "max_epochs": 15})
+    unlabelled = np.asarray(obs["cell_type"] == "unknown")
+    true = obs["kind"].map({"k0": "T", "k1": "B", "k2": "NK"}).to_numpy()
+
+    def predict(one):
+        return one.predict(dataloader=datamodule.inference_dataloader())
+
+    predicted = predict(model)
+    assert set(predicted) <= {"T", "B", "NK"}
+    assert (predicted == true)[unlabelled].mean() > 0.8
+    model.save(tmp_path / "model", datamodule=datamodule)
+    for loaded in (
+        cellfeed.scvi.load(scvi.model.SCANVI, tmp_path / "model", datamodule),
+        scvi.model.SCANVI.load(tmp_path / "model", adata=False, datamodule=datamodule),
+    ):
+        assert predict(loaded).tolist() == predicted.tolist()
+
+    first = train(datamodule)
+    second = scvi.model.SCANVI.from_scvi_model(
+        first, unlabeled_category="unknown", labels_key="cell_type", registry=datamodule.registry, datamodule=datamodule
+    )
+    second.train(datamodule=datamodule, **QUIET)
+    assert set(predict(second)) <= {"T", "B", "NK"}
+
+
+def test_a_model_of_an_anndata_embeds_a_store(uri, cells, var):
+    """Genes, batches and covariates by name: the embeddings are those that the model gives of the AnnData."""
+    X, obs = cells
+    names = var["feature_id"].to_numpy()
+    order = np.random.default_rng(2).permutation(G)
+    adata = anndata.AnnData(sp.csr_matrix(X[:, order]), obs=obs.copy(), var=pd.DataFrame(index=names[order]))
+    adata.obs_names = [f"c{k}" for k in range(N)]
+    scvi.model.SCVI.setup_anndata(adata, batch_key="donor", categorical_covariate_keys=["site"])
+    model = scvi.model.SCVI(adata, n_latent=4, n_hidden=16)
+    model.train(**QUIET)
+    datamodule = SCVIDataModule.from_reference(model, uri)
+    np.testing.assert_allclose(embed(model, datamodule), model.get_latent_representation(), atol=1e-5)
+
+
+def test_what_a_model_was_trained_on_is_saved_with_it(uri, tmp_path):
+    """In plain values: cells, genes, split, seed, versions."""
+    datamodule = make(uri, split_seed=5)
+    model = train(datamodule)
+    model.save(tmp_path / "model", datamodule=datamodule)
+    record = cellfeed.scvi.load(scvi.model.SCVI, tmp_path / "model").registry["cellfeed"]["provenance"]
+    assert record == datamodule.provenance() == json.loads(json.dumps(record))
+    assert record["experiment_uri"] == uri
+    assert (record["n_genes"], record["seed"], record["splits"][0]["seed"]) == (G, 0, 5)
+
+
+def test_what_is_no_count_is_told_once(uri, recwarn):
+    counts, logged = make(uri), make(uri, transform=Log1p())
+    for datamodule in (counts, logged):
+        for _ in range(2):
+            datamodule.on_before_batch_transfer(next(iter(datamodule.train_dataloader())), 0)
+    told = [str(warning.message) for warning in recwarn if "no counts" in str(warning.message)]
+    assert len(told) == 1
+    assert "X_name='raw' holds values that are no counts, such as" in told[0]
+
+
+def test_numbers_that_are_none_are_refused(uri, cells, var, tmp_path):
+    X, obs = cells
+    bad = write_experiment(tmp_path / "bad.soma", sp.csr_matrix(X), obs.assign(age=np.nan), var=var)
+    with pytest.raises(EncodeError, match="column 'age' is no finite number for 302 of 302 cells"):
+        make(bad, continuous_covariate_keys=["age"])
+    with pytest.raises(StateError, match="holds no model.pt"):
+        SCVIDataModule.from_reference(tmp_path, uri)
