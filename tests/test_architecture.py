@@ -9,7 +9,8 @@ import cellfeed
 
 SOURCE = Path(cellfeed.__file__).parent
 ORDER = [
-    "errors", "memory", "keyed", "joinids", "schedule", "plan", "walk", "effective", "delivered", "stats", "progress",
+    "errors", "valuefilter", "memory", "keyed", "joinids", "schedule", "plan", "walk", "effective", "delivered",
+    "stats", "progress",
     "state", "splits", "zstd", "kernels", "unfilter", "tilerows", "fragments", "block", "watch", "rows", "native",
     "allocator", "reader", "vocabulary", "encoders", "obsframe", "selection", "tileindex", "tilereader", "query",
     "topology", "epochs", "settings", "budget", "report", "target", "forecast", "planner", "prefetch", "feed",
@@ -19,6 +20,7 @@ ORDER = [
 PURE = {
     "errors", "memory", "keyed", "joinids", "schedule", "plan", "walk", "effective", "progress", "state", "splits",
     "target", "forecast", "kernels", "unfilter", "tilerows", "fragments", "report", "budget", "vocabulary",
+    "valuefilter",
 }  # fmt: skip
 MAY_IMPORT = {
     "tiledbsoma": {"native", "reader", "query", "demo", "cli"},

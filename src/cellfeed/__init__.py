@@ -9,6 +9,7 @@ from cellfeed.errors import CellfeedError, EncodeError, PictureError, PlanError,
 from cellfeed.minibatch import Minibatch, PaddedMinibatch
 from cellfeed.report import Plan
 from cellfeed.stats import Stats
+from cellfeed.valuefilter import obs_filter
 
 keep_freed_memory()  # before a thread has a heap of its own; CELLFEED_MALLOC=0 leaves glibc as it is
 
@@ -32,4 +33,5 @@ __all__ = [
     "StateError",
     "Stats",
     "experiment_dataloader",
+    "obs_filter",
 ]
