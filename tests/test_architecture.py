@@ -9,21 +9,20 @@ import cellfeed
 
 SOURCE = Path(cellfeed.__file__).parent
 ORDER = [
-    "errors", "valuefilter", "memory", "keyed", "joinids", "schedule", "plan", "walk", "effective", "delivered",
-    "stats", "progress",
-    "state", "splits", "zstd", "kernels", "unfilter", "tilerows", "fragments", "block", "watch", "rows", "native",
-    "allocator", "reader", "vocabulary", "encoders", "obsframe", "selection", "tileindex", "tilereader", "query",
-    "topology", "epochs", "settings", "budget", "report", "target", "forecast", "planner", "prefetch", "feed",
-    "minibatch", "pipeline", "passes", "dataset", "datapipe", "dataloader", "demo", "bench", "picture",
-    "calibrate", "cli", "__init__",
+    "errors", "redact", "valuefilter", "memory", "keyed", "joinids", "schedule", "plan", "walk", "effective",
+    "delivered", "stats", "progress", "state", "splits", "zstd", "kernels", "unfilter", "tilerows", "fragments",
+    "block", "watch", "rows", "native", "allocator", "reader", "vocabulary", "encoders", "obsframe", "selection",
+    "tileindex", "tilereader", "experiment", "query", "topology", "epochs", "settings", "budget", "report", "target",
+    "forecast", "planner", "prefetch", "feed", "minibatch", "pipeline", "passes", "dataset", "datapipe", "dataloader",
+    "demo", "bench", "picture", "calibrate", "cli", "__init__",
 ]  # fmt: skip
 PURE = {
     "errors", "memory", "keyed", "joinids", "schedule", "plan", "walk", "effective", "progress", "state", "splits",
     "target", "forecast", "kernels", "unfilter", "tilerows", "fragments", "report", "budget", "vocabulary",
-    "valuefilter",
+    "redact", "valuefilter",
 }  # fmt: skip
 MAY_IMPORT = {
-    "tiledbsoma": {"native", "reader", "query", "demo", "cli"},
+    "tiledbsoma": {"native", "reader", "experiment", "query", "demo", "cli"},
     "torch": {"topology", "epochs", "watch", "minibatch", "pipeline", "dataset", "datapipe", "dataloader", "demo"},
 }
 

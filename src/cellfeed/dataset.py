@@ -18,6 +18,7 @@ from cellfeed import budget, query, splits
 from cellfeed.delivered import Delivered
 from cellfeed.encoders import Encoder
 from cellfeed.errors import CellfeedError, PlanError, SelectionError, nearest
+from cellfeed.experiment import open_experiment
 from cellfeed.joinids import IntArray
 from cellfeed.keyed import check_seed
 from cellfeed.minibatch import DenseBuffers, Minibatch, PaddedMinibatch, quiet_beta_warning
@@ -25,6 +26,7 @@ from cellfeed.passes import Passes
 from cellfeed.pipeline import stream
 from cellfeed.plan import Remainder, World
 from cellfeed.planner import Planner
+from cellfeed.redact import redacted
 from cellfeed.report import Plan
 from cellfeed.selection import Selection
 from cellfeed.settings import Settings
@@ -152,7 +154,7 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
             rank=rank,
             world_size=world_size,
         )
-        with query.open_experiment(experiment, context) as opened:
+        with open_experiment(experiment, context) as opened:
             axis_query = query.make_axis_query(opened, measurement_name, obs_query, var_query)
             selection = query.select(axis_query, X_name, obs_column_names, encoders)
         self._set_up(selection, settings)
@@ -183,7 +185,7 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
         missing = [name for name in ("experiment", "measurement_name", "obs") if not hasattr(axis_query, name)]
         if missing:
             raise SelectionError(
-                f"axis_query={axis_query!r} must be a tiledbsoma.ExperimentAxisQuery: "
+                f"axis_query={redacted(repr(axis_query))} must be a tiledbsoma.ExperimentAxisQuery: "
                 f'experiment.axis_query("RNA", obs_query=...)'
             )
         settings = Settings.check(**_with_defaults(parameters))

@@ -54,13 +54,13 @@ class Settings:
         for name in ("shuffle", "drop_last", "return_sparse_X", "use_eager_fetch"):
             if not isinstance(given[name], bool):
                 raise PlanError(f"{name}={given[name]!r} must be True or False")
-        if given["remainder"] not in get_args(Remainder):
+        if not isinstance(given["remainder"], str) or given["remainder"] not in get_args(Remainder):
             raise PlanError(
                 f"remainder={given['remainder']!r} must be one of {', '.join(map(repr, get_args(Remainder)))}"
             )
         if given["remainder"] == "pad" and given["drop_last"]:
             raise PlanError('remainder="pad" and drop_last=True contradict each other: repeat cells or leave them out')
-        if given["X_dtype"] not in X_DTYPES:
+        if not isinstance(given["X_dtype"], str) or given["X_dtype"] not in X_DTYPES:
             raise PlanError(f"X_dtype={given['X_dtype']!r} must be one of {', '.join(map(repr, X_DTYPES))}")
         _check_alone(**given)
         check_ranks(given["rank"], given["world_size"])

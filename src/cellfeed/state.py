@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -64,7 +65,9 @@ def unpack(
     if isinstance(state, Mapping):
         return _unpack_one(state, fingerprint)
     if not isinstance(state, (list, tuple)) or not state:
-        raise StateError(f"state={state!r} must be what state_dict() returned, or a list of that of each rank")
+        raise StateError(
+            f"state is {_outlined(state)}; it must be what state_dict() returned, or a list of that of each rank"
+        )
     unpacked = [_unpack_one(one, fingerprint) for one in state]
     return unpacked[0] if len(state) == 1 else _merge([one["rank"] for one in state], unpacked)
 
@@ -100,8 +103,17 @@ def _unpack_one(state: Mapping[str, Any], fingerprint: Fingerprint) -> tuple[int
         _compare(state["fingerprint"], fingerprint)
         epoch, _ = _whole(state["epoch"], 0), _whole(state["rank"], 0)
         return epoch, tuple(_unpack_stage(stage) for stage in state["stages"])
-    except (KeyError, TypeError, AttributeError) as cause:
-        raise StateError(f"state={state!r} is not what state_dict() returned ({cause!r})") from cause
+    except StateError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as cause:
+        raise StateError(f"state is {_outlined(state)}, which is not what state_dict() returned ({cause!r})") from cause
+
+
+def _outlined(state: object) -> str:
+    """Describe what was given as a state: a checkpoint may be large, and may hold what is nobody's business."""
+    if isinstance(state, Mapping):
+        return f"a dict with the keys {reprlib.repr(list(state))}"
+    return "an empty list" if isinstance(state, list) and not state else f"a {type(state).__name__}"
 
 
 def _unpack_stage(stage: Mapping[str, Any]) -> Stage:

@@ -73,7 +73,7 @@ def open_tiles(address: ArrayAddress, geometry: ArrayGeometry) -> TileIndex | No
         if not geometry.allows_duplicates:
             _check_disjoint(fragments)
     except (UnknownLayout, OSError) as reason:
-        logger.info("%s is read through TileDB: %s", address.uri, reason)
+        logger.info("%s is read through TileDB: %s", address, reason)
         return None
     return TileIndex(
         folder=array / "__fragments",
