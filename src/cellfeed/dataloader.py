@@ -12,6 +12,7 @@ from cellfeed.datapipe import plain
 from cellfeed.dataset import ExperimentDataset
 from cellfeed.errors import CellfeedError, PlanError, ReadError
 from cellfeed.minibatch import Minibatch, PaddedMinibatch
+from cellfeed.plan import MAX_WORKERS
 from cellfeed.watch import Alarm, Watch
 
 _REFUSED = {
@@ -147,8 +148,8 @@ def experiment_dataloader(dataset: ExperimentDataset, num_workers: int = 0, **kw
     for name, instead in _REFUSED.items():
         if name in kwargs:
             raise PlanError(f"experiment_dataloader does not take {name}={kwargs[name]!r}; use {instead}")
-    if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 0:
-        raise PlanError(f"num_workers={num_workers!r} must be an integer of at least 0")
+    if isinstance(num_workers, bool) or not isinstance(num_workers, int) or not 0 <= num_workers <= MAX_WORKERS:
+        raise PlanError(f"num_workers={num_workers!r} must be an integer from 0 to {MAX_WORKERS}")
     if num_workers > 0:
         kwargs = {"multiprocessing_context": "spawn", "timeout": TIMEOUT_S, **kwargs}
     try:

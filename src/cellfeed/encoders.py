@@ -298,8 +298,8 @@ def _decode(values: npt.NDArray[Any], codes: npt.ArrayLike, encoder: str) -> npt
     with told_as(EncodeError, f"encoder {encoder!r}: codes must be integers in an array"):
         index = np.asarray(codes)
     if index.size and (index.dtype.kind not in "iu" or index.min() < 0 or index.max() >= len(values)):
+        got = f", from {index.min()} to {index.max()}" if index.dtype.kind in "iuf" else ""
         raise EncodeError(
-            f"encoder {encoder!r}: codes must be integers from 0 to {len(values) - 1}, got "
-            f"{index.dtype} from {index.min()} to {index.max()}"
+            f"encoder {encoder!r}: codes must be integers from 0 to {len(values) - 1}, got {index.dtype}{got}"
         )
     return values[index.astype(np.int64)]  # type: ignore[no-any-return,unused-ignore]

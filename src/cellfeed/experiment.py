@@ -45,6 +45,7 @@ def _check_context(context: Any) -> None:
 
 
 def check_experiment(experiment: Any, given: str) -> Any:
+    """Return an experiment that is one, and is open for reading; ``given`` is how an error shall name it."""
     import tiledbsoma as soma
 
     if not isinstance(experiment, soma.Experiment):

@@ -15,6 +15,9 @@ X_DTYPES = ("float32", "float16", "bfloat16", "store")
 """Types that X can have; "store" is that of the layer."""
 
 
+MAX_CELLS = (1 << 31) - 1
+
+
 @dataclass(frozen=True)
 class Settings:
     """How cells are ordered, batched and held; see :class:`cellfeed.ExperimentDataset`."""
@@ -48,9 +51,9 @@ class Settings:
             value = given[name]
             if value is None and name != "batch_size":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_CELLS:
                 optional = "" if name == "batch_size" else ", or None to have it planned"
-                raise PlanError(f"{name}={value!r} must be an integer of at least 1{optional}")
+                raise PlanError(f"{name}={value!r} must be an integer of at least 1, and less than 2**31{optional}")
         for name in ("shuffle", "drop_last", "return_sparse_X", "use_eager_fetch"):
             if not isinstance(given[name], bool):
                 raise PlanError(f"{name}={given[name]!r} must be True or False")

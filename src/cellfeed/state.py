@@ -11,11 +11,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cellfeed.errors import StateError
+from cellfeed.errors import PlanError, StateError
+from cellfeed.plan import check_size
 from cellfeed.progress import Stage, Topology
 from cellfeed.schedule import Mixing
 
 VERSION = 1
+
+MAX_COUNT, MAX_MIXED = (1 << 62) - 1, 1 << 20
+"""What a damaged state may make us count to, and plan."""
 
 Fingerprint = dict[str, int | str | bool | None]
 """What an order depends on, by name: a state goes on only where all of it is the same."""
@@ -105,7 +109,7 @@ def _unpack_one(state: Mapping[str, Any], fingerprint: Fingerprint) -> tuple[int
         return epoch, tuple(_unpack_stage(stage) for stage in state["stages"])
     except StateError:
         raise
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as cause:
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError, PlanError) as cause:
         raise StateError(f"state is {_outlined(state)}, which is not what state_dict() returned ({cause!r})") from cause
 
 
@@ -117,8 +121,9 @@ def _outlined(state: object) -> str:
 
 
 def _unpack_stage(stage: Mapping[str, Any]) -> Stage:
-    mixing = Mixing(**{name: _whole(value, name != "first") for name, value in stage["mixing"].items()})
+    mixing = Mixing(**{name: _whole(value, name != "first", MAX_MIXED) for name, value in stage["mixing"].items()})
     topology = Topology(_whole(stage["world_size"], 1), _whole(stage["num_workers"], 1), mixing)
+    check_size(topology.world_size, topology.num_workers)
     received = stage["received"]
     if not isinstance(received, (list, tuple)):
         return Stage(topology, _whole(received, 0))
@@ -129,9 +134,9 @@ def _unpack_stage(stage: Mapping[str, Any]) -> Stage:
     return Stage(topology, tuple(_whole(n, 0) for n in received))
 
 
-def _whole(value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise TypeError(f"{value!r} is not an integer of at least {least}")
+def _whole(value: Any, least: int, most: int = MAX_COUNT) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= most:
+        raise TypeError(f"{value!r} is not an integer from {least} to {most}")
     return int(value)
 
 
