@@ -21,7 +21,7 @@ from cellfeed.cli import main
 
 def examples(n):
     """1,000 over all functions."""
-    return settings(max_examples=100 * n)
+    return settings(max_examples=10 * n)
 
 
 N_OBS, N_VARS = 100, 30
@@ -93,8 +93,8 @@ junk = texts | numbers | others
 
 DATASET = (
     "measurement_name", "X_name", "obs_query", "var_query", "obs_column_names", "encoders", "batch_size", "shuffle",
-    "seed", "drop_last", "return_sparse_X", "X_dtype", "soma_chunk_size", "shuffle_chunk_count", "memory_budget", "mixing",
-    "use_eager_fetch", "remainder", "rank", "world_size",
+    "seed", "drop_last", "return_sparse_X", "X_dtype", "soma_chunk_size", "shuffle_chunk_count", "memory_budget",
+    "mixing", "use_eager_fetch", "remainder", "rank", "world_size",
 )  # fmt: skip
 GOOD = {
     "batch_size": [1, 7, 200],

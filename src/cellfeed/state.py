@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cellfeed.errors import PlanError, StateError
+from cellfeed.errors import StateError
 from cellfeed.plan import check_size
 from cellfeed.progress import Stage, Topology
 from cellfeed.schedule import Mixing
@@ -103,14 +103,19 @@ def _apart_from_counts(stages: tuple[Stage, ...]) -> tuple[Any, ...]:
 def _unpack_one(state: Mapping[str, Any], fingerprint: Fingerprint) -> tuple[int, tuple[Stage, ...]]:
     try:
         if state["version"] != VERSION:
-            raise StateError(f"the state has version {state['version']!r}; this cellfeed reads version {VERSION}")
+            raise StateError(f"the state has version {_short(state['version'])}; this cellfeed reads version {VERSION}")
         _compare(state["fingerprint"], fingerprint)
         epoch, _ = _whole(state["epoch"], 0), _whole(state["rank"], 0)
         return epoch, tuple(_unpack_stage(stage) for stage in state["stages"])
     except StateError:
         raise
-    except (LookupError, TypeError, AttributeError, ValueError, OverflowError, PlanError) as cause:
+    except Exception as cause:  # what was given may be anything, and fail in any way
         raise StateError(f"state is {_outlined(state)}, which is not what state_dict() returned ({cause!r})") from cause
+
+
+def _short(value: object) -> str:
+    plain = value is None or isinstance(value, (str, int, float))
+    return reprlib.repr(value) if plain else f"a {type(value).__name__}"
 
 
 def _outlined(state: object) -> str:
@@ -146,6 +151,6 @@ def _compare(saved: Mapping[str, Any], own: Fingerprint) -> None:
         name = differing[0]
         also = f" ({', '.join(differing[1:])} differ as well)" if len(differing) > 1 else ""
         raise StateError(
-            f"the state was saved with {name}={saved.get(name)!r}, and this dataset has {name}={own[name]!r}{also}: "
+            f"the state was saved with {name}={_short(saved.get(name))}, and this dataset has {name}={own[name]!r}{also}: "
             f"make the dataset with the same experiment, queries and parameters, or start afresh without the state"
         )
