@@ -12,7 +12,8 @@ ORDER = [
     "errors", "redact", "valuefilter", "memory", "keyed", "joinids", "schedule", "plan", "walk", "effective",
     "delivered", "stats", "progress", "state", "splits", "zstd", "kernels", "unfilter", "tilerows", "fragments",
     "block", "watch", "rows", "native", "allocator", "reader", "vocabulary", "encoders", "obsframe", "selection",
-    "tileindex", "tilereader", "experiment", "query", "topology", "epochs", "settings", "budget", "report", "target",
+    "tileindex", "tilereader", "identity", "experiment", "query", "topology", "epochs", "settings", "budget", "report",
+    "target",
     "forecast", "planner", "prefetch", "feed", "minibatch", "pipeline", "passes", "dataset", "datapipe", "dataloader",
     "demo", "bench", "picture", "calibrate", "cli", "__init__",
 ]  # fmt: skip
@@ -22,7 +23,7 @@ PURE = {
     "redact", "valuefilter",
 }  # fmt: skip
 MAY_IMPORT = {
-    "tiledbsoma": {"native", "reader", "experiment", "query", "demo", "cli"},
+    "tiledbsoma": {"native", "reader", "identity", "experiment", "query", "demo", "cli"},
     "torch": {"topology", "epochs", "watch", "minibatch", "pipeline", "dataset", "datapipe", "dataloader", "demo"},
 }
 

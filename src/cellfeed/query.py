@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from cellfeed import native
 from cellfeed.encoders import Encoder, LabelEncoder
 from cellfeed.errors import EncodeError, SelectionError, nearest, warn_user
 from cellfeed.experiment import check_experiment, reading
+from cellfeed.identity import created_as
 from cellfeed.joinids import IntArray, JoinIds
 from cellfeed.obsframe import FrameBuilder
 from cellfeed.reader import ArrayAddress
@@ -92,7 +94,7 @@ def _select(axis_query: Any, X_name: str, chosen: list[Encoder | None]) -> Selec
         X_name=X_name,
         X=address(array),
         obs=address(experiment.obs),
-        geometry=_geometry(array),
+        geometry=replace(_geometry(array), created=created_as(address(array))),
         joinids=ids,
         var_joinids=JoinIds.from_sorted(var_joinids)[:],
         encoders={encoder.name: encoder for encoder in chosen if encoder},

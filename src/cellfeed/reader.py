@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +84,8 @@ class SomaReader:
         Bytes of each buffer that TileDB fills, three to a query.
     meter
         Told of what is read.
+    check
+        Told how many values the array holds when it is opened, if that can be had; it may refuse.
     """
 
     def __init__(
@@ -94,9 +97,11 @@ class SomaReader:
         columns: IntArray | None = None,
         buffer_bytes: int,
         meter: Meter,
+        check: Callable[[int], None] = lambda n_values: None,
     ) -> None:
         self._buffer_bytes = buffer_bytes
         self._meter = meter
+        self._check = check
         self._columns = columns
         self._address = address
         self._secrets = address.secrets
@@ -111,7 +116,11 @@ class SomaReader:
             if self._closed:
                 raise ReadError(f"the reader of {str(self._address)!r} is closed")
             if self._array is None:
-                self._array = self._address.open(self._buffer_bytes)
+                array = self._address.open(self._buffer_bytes)
+                count = native.count_in_fragments(array)
+                if count is not None:
+                    self._check(count)
+                self._array = array
             return self._array
 
     def read(self, joinids: IntArray, part: IntArray, n_parts: int) -> list[Block]:

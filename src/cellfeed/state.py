@@ -14,12 +14,14 @@ import numpy.typing as npt
 from cellfeed.errors import StateError
 from cellfeed.plan import check_size
 from cellfeed.progress import Stage, Topology
-from cellfeed.schedule import Mixing
+from cellfeed.schedule import MAX_SLICES, Mixing
 
 VERSION = 1
 
-MAX_COUNT, MAX_MIXED = (1 << 62) - 1, 1 << 20
-"""What a damaged state may make us count to, and plan."""
+MAX_COUNT = (1 << 62) - 1
+
+MOST = {"slices": MAX_SLICES}
+"""What a damaged state shall not make us plan."""
 
 Fingerprint = dict[str, int | str | bool | None]
 """What an order depends on, by name: a state goes on only where all of it is the same."""
@@ -126,7 +128,12 @@ def _outlined(state: object) -> str:
 
 
 def _unpack_stage(stage: Mapping[str, Any]) -> Stage:
-    mixing = Mixing(**{name: _whole(value, name != "first", MAX_MIXED) for name, value in stage["mixing"].items()})
+    mixing = Mixing(
+        **{
+            name: _whole(value, int(name != "first"), MOST.get(name, MAX_COUNT))
+            for name, value in stage["mixing"].items()
+        }
+    )
     topology = Topology(_whole(stage["world_size"], 1), _whole(stage["num_workers"], 1), mixing)
     check_size(topology.world_size, topology.num_workers)
     received = stage["received"]
@@ -151,6 +158,7 @@ def _compare(saved: Mapping[str, Any], own: Fingerprint) -> None:
         name = differing[0]
         also = f" ({', '.join(differing[1:])} differ as well)" if len(differing) > 1 else ""
         raise StateError(
-            f"the state was saved with {name}={_short(saved.get(name))}, and this dataset has {name}={own[name]!r}{also}: "
-            f"make the dataset with the same experiment, queries and parameters, or start afresh without the state"
+            f"the state was saved with {name}={_short(saved.get(name))}, and this dataset has "
+            f"{name}={own[name]!r}{also}: make the dataset with the same experiment, queries and parameters, or start "
+            f"afresh without the state"
         )

@@ -53,6 +53,11 @@ class TileIndex:
     how: tuple[int, int, int]
     dtype: np.dtype[Any]
 
+    @property
+    def n_values(self) -> int:
+        """Values stored."""
+        return sum((len(one.rows) - 1) * self.capacity + one.last_values for one in self.fragments)
+
 
 def open_tiles(address: ArrayAddress, geometry: ArrayGeometry) -> TileIndex | None:
     """Find the tiles of an array as it was at its timestamp; ``None`` if TileDB has to read it."""
