@@ -9,20 +9,22 @@ import cellfeed
 
 SOURCE = Path(cellfeed.__file__).parent
 ORDER = [
-    "errors", "memory", "keyed", "joinids", "schedule", "plan", "walk", "effective", "delivered", "stats", "progress",
-    "state", "splits", "zstd", "kernels", "unfilter", "tilerows", "fragments", "allocator", "slabs", "rowspace",
-    "rowbuilder", "watch", "rows", "native", "reader", "vocabulary", "encoders", "obsframe", "selection", "integrity",
-    "tileindex", "tilereader", "query", "genes", "transforms", "topology", "epochs", "settings", "provenance",
-    "budget", "report", "target", "forecast", "planner", "prefetch", "feed", "minibatch", "pipeline", "passes",
-    "dataset", "datapipe", "dataloader", "inference", "variability", "obsm", "datamodule", "lightning", "covariates",
-    "modelregistry", "scvi", "demo", "bench", "picture", "calibrate", "cli", "__init__",
+    "errors", "redact", "valuefilter", "memory", "keyed", "joinids", "schedule", "plan", "walk", "effective",
+    "delivered", "stats", "progress", "state", "splits", "zstd", "kernels", "unfilter", "tilerows", "fragments",
+    "allocator", "slabs", "rowspace", "rowbuilder", "watch", "rows", "native", "reader", "vocabulary", "encoders",
+    "obsframe", "selection", "integrity", "tileindex", "tilereader", "identity", "experiment", "query", "genes",
+    "transforms", "topology", "epochs", "settings", "provenance", "budget", "report", "target", "forecast", "planner",
+    "prefetch", "feed", "minibatch", "pipeline", "passes", "dataset", "datapipe", "dataloader", "inference",
+    "variability", "obsm", "datamodule", "lightning", "covariates", "modelregistry", "scvi", "demo", "bench",
+    "picture", "calibrate", "cli", "__init__",
 ]  # fmt: skip
 PURE = {
     "errors", "memory", "keyed", "joinids", "schedule", "plan", "walk", "effective", "progress", "state", "splits",
     "target", "forecast", "kernels", "unfilter", "tilerows", "fragments", "report", "budget", "vocabulary",
+    "redact", "valuefilter",
 }  # fmt: skip
 MAY_IMPORT = {
-    "tiledbsoma": {"native", "reader", "query", "genes", "obsm", "demo", "cli"},
+    "tiledbsoma": {"native", "reader", "identity", "experiment", "query", "genes", "obsm", "demo", "cli"},
     "torch": {
         "transforms", "topology", "epochs", "watch", "minibatch", "pipeline", "dataset", "datapipe", "dataloader",
         "inference", "variability", "modelregistry", "scvi", "demo",

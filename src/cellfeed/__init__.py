@@ -20,6 +20,7 @@ from cellfeed.minibatch import Minibatch, PaddedMinibatch
 from cellfeed.obsm import write_obsm
 from cellfeed.report import Plan
 from cellfeed.stats import Stats
+from cellfeed.valuefilter import obs_filter
 from cellfeed.variability import highly_variable_genes
 
 keep_freed_memory()  # before a thread has a heap of its own; CELLFEED_MALLOC=0 leaves glibc as it is
@@ -49,5 +50,6 @@ __all__ = [
     "gather_ordered",
     "highly_variable_genes",
     "inference_dataloader",
+    "obs_filter",
     "write_obsm",
 ]

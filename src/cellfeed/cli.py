@@ -6,9 +6,10 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from cellfeed.errors import CellfeedError
+from cellfeed.redact import redacted
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,8 +25,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Repeats arguments that it does not understand, but no credentials in them."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(redacted(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="cellfeed", description="Feed single cells from TileDB-SOMA to PyTorch.")
+    parser = _Parser(prog="cellfeed", description="Feed single cells from TileDB-SOMA to PyTorch.")
     commands = parser.add_subparsers(required=True, metavar="command")
 
     demo = commands.add_parser("demo", help="train a classifier of cell types on real cells, or on your own store")

@@ -12,6 +12,7 @@ from cellfeed.datapipe import plain
 from cellfeed.dataset import ExperimentDataset
 from cellfeed.errors import CellfeedError, PlanError, ReadError
 from cellfeed.minibatch import Minibatch, PaddedMinibatch
+from cellfeed.plan import MAX_WORKERS
 from cellfeed.watch import Alarm, Watch
 
 _REFUSED = {
@@ -45,7 +46,7 @@ class ExperimentDataLoader(DataLoader[Minibatch | PaddedMinibatch]):
     def __init__(self, dataset: ExperimentDataset, num_workers: int, **kwargs: Any) -> None:
         self._passes, self._delivered = dataset._passes, dataset._delivered
         self._watch = Watch(num_workers)
-        self._uri = dataset._selection.X.uri
+        self._address = dataset._selection.X
         super().__init__(plain(dataset, self._watch), num_workers=num_workers, **kwargs)
 
     def __iter__(self) -> Iterator[Minibatch | PaddedMinibatch]:  # type: ignore[override]
@@ -76,7 +77,7 @@ class ExperimentDataLoader(DataLoader[Minibatch | PaddedMinibatch]):
                 minibatches._shutdown_workers()  # type: ignore[attr-defined]
             self._watch.kill()  # one that is stopped would hold up the end of this process
             what = f"no minibatch came for {self.timeout:g} s" if alarm.rang else f"a worker was lost ({cause})"
-            raise ReadError(f"{what}: {told}, of {self._uri!r}") from cause
+            raise ReadError(f"{what}: {told}, of {str(self._address)!r}") from cause
         finally:
             alarm.close()
 
@@ -160,11 +161,15 @@ def make_dataloader(
     for name, instead in _REFUSED.items():
         if name in kwargs:
             raise PlanError(f"{function} does not take {name}={kwargs[name]!r}; use {instead}")
-    if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 0:
-        raise PlanError(f"num_workers={num_workers!r} must be an integer of at least 0")
+    if isinstance(num_workers, bool) or not isinstance(num_workers, int) or not 0 <= num_workers <= MAX_WORKERS:
+        raise PlanError(f"num_workers={num_workers!r} must be an integer from 0 to {MAX_WORKERS}")
     if num_workers > 0:
         kwargs = {"multiprocessing_context": "spawn", "timeout": TIMEOUT_S, **kwargs}
-    return kind(prepare(dataset), num_workers, batch_size=None, collate_fn=_as_it_is, **kwargs)
+    try:
+        return kind(prepare(dataset), num_workers, batch_size=None, collate_fn=_as_it_is, **kwargs)
+    except (TypeError, ValueError, AssertionError) as cause:
+        given = ", ".join([f"num_workers={num_workers}", *(f"{name}=" for name in sorted(kwargs))])
+        raise PlanError(f"torch.utils.data.DataLoader refuses its arguments ({given}): {cause}") from cause
 
 
 def _as_it_is(minibatch: Any) -> Any:

@@ -19,6 +19,7 @@ from cellfeed import budget, query, splits
 from cellfeed.delivered import Delivered
 from cellfeed.encoders import Encoder
 from cellfeed.errors import CellfeedError, PlanError, SelectionError, nearest
+from cellfeed.experiment import open_experiment
 from cellfeed.genes import identify_columns, name_columns, read_genes
 from cellfeed.joinids import IntArray
 from cellfeed.keyed import check_seed
@@ -28,6 +29,7 @@ from cellfeed.pipeline import stream
 from cellfeed.plan import Remainder, World
 from cellfeed.planner import Planner
 from cellfeed.provenance import make_record
+from cellfeed.redact import redacted
 from cellfeed.report import Plan
 from cellfeed.selection import Selection
 from cellfeed.settings import Settings
@@ -168,7 +170,7 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
             world_size=world_size,
             transform=transform,
         )
-        with query.open_experiment(experiment, context) as opened, query.faults_named(opened.uri):
+        with open_experiment(experiment, context) as opened:
             axis_query = query.make_axis_query(opened, measurement_name, obs_query, var_query)
             selection = query.select(axis_query, X_name, obs_column_names, encoders)
         self._set_up(selection, settings)
@@ -198,14 +200,12 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
         """
         if not query.is_axis_query(axis_query):
             raise SelectionError(
-                f"axis_query={axis_query!r} must be a tiledbsoma.ExperimentAxisQuery: "
+                f"axis_query={redacted(repr(axis_query))} must be a tiledbsoma.ExperimentAxisQuery: "
                 f'experiment.axis_query("RNA", obs_query=...)'
             )
         settings = Settings.check(**_with_defaults(parameters))
         self = cls.__new__(cls)
-        with query.faults_named(axis_query.experiment.uri):
-            selection = query.select(axis_query, X_name, obs_column_names, encoders)
-        self._set_up(selection, settings)
+        self._set_up(query.select(axis_query, X_name, obs_column_names, encoders), settings)
         return self
 
     def _set_up(self, selection: Selection, settings: Settings) -> None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from cellfeed.errors import EncodeError
+from cellfeed.redact import told_as
 from cellfeed.vocabulary import Vocabulary, code_dtype
 
 
@@ -96,6 +97,7 @@ class LabelEncoder(Encoder):
         classes: Sequence[Any] | npt.NDArray[Any] | None = None,
     ) -> None:
         _check_unknown(unknown)
+        _check_names(column=column, name=column if name is None else name)
         self._column = column
         self._name = column if name is None else name
         self._unknown = unknown
@@ -128,7 +130,9 @@ class LabelEncoder(Encoder):
         """Learn the distinct values of the column, unless ``classes`` were given."""
         if self._is_fixed:
             return
-        self._vocabulary = Vocabulary(_column(obs, self._column, self._name))
+        column = _column(obs, self._column, self._name)
+        with told_as(EncodeError, f"encoder {self._name!r} cannot put the values of its column in order"):
+            self._vocabulary = Vocabulary(column)
 
     def transform(self, obs: pd.DataFrame) -> npt.NDArray[Any]:
         """Return one code per row; an unseen value is an error that names it, or the stated code."""
@@ -178,9 +182,12 @@ class BatchEncoder(Encoder):
         separator: str | None = None,
         unknown: int | str = "error",
     ) -> None:
-        if isinstance(columns, str) or not columns:
+        if not isinstance(columns, (list, tuple)) or not columns:
             raise EncodeError(f"BatchEncoder: columns={columns!r} must be a list of one or more column names")
         _check_unknown(unknown)
+        _check_names(**{f"columns[{k}]": column for k, column in enumerate(columns)}, name=name)
+        if separator is not None and not isinstance(separator, str):
+            raise EncodeError(f"BatchEncoder: separator={separator!r} must be text, or None to have one chosen")
         self._columns = list(columns)
         self._name = name
         self._separator = separator
@@ -208,7 +215,9 @@ class BatchEncoder(Encoder):
 
     def fit(self, obs: pd.DataFrame) -> None:
         """Learn the distinct combinations."""
-        self._vocabularies = [Vocabulary(_column(obs, column, self._name)) for column in self._columns]
+        columns = [_column(obs, column, self._name) for column in self._columns]
+        with told_as(EncodeError, f"encoder {self._name!r} cannot put the values of its columns in order"):
+            self._vocabularies = [Vocabulary(column) for column in columns]
         combinations = 1
         for vocabulary in self._vocabularies:
             combinations *= max(len(vocabulary), 1)
@@ -267,14 +276,24 @@ class BatchEncoder(Encoder):
 
 
 def _column(obs: pd.DataFrame, column: str, encoder: str) -> pd.Series[Any]:
+    if not isinstance(obs, pd.DataFrame):
+        raise EncodeError(f"encoder {encoder!r} needs obs as a pandas.DataFrame, not a {type(obs).__name__}")
     if column not in obs.columns:
         raise EncodeError(f"encoder {encoder!r} needs the column {column!r}; it was given {list(obs.columns)}")
     return obs[column]
 
 
 def _check_unknown(unknown: int | str) -> None:
-    if unknown != "error" and (isinstance(unknown, bool) or not isinstance(unknown, int)):
-        raise EncodeError(f'unknown={unknown!r} must be "error" or the integer code of unseen values')
+    if isinstance(unknown, str) and unknown == "error":
+        return
+    if isinstance(unknown, bool) or not isinstance(unknown, int) or not -(2**63) <= unknown < 2**63:
+        raise EncodeError(f'unknown={unknown!r} must be "error" or the integer code (of 64 bits) of unseen values')
+
+
+def _check_names(**names: object) -> None:
+    for argument, name in names.items():
+        if not isinstance(name, str) or not name:
+            raise EncodeError(f"encoder: {argument}={name!r} must be a name, as text")
 
 
 def _replace_unknown(codes: npt.NDArray[Any], unknown: int | str, encoder: str, values: Any) -> npt.NDArray[Any]:
@@ -291,10 +310,11 @@ def _replace_unknown(codes: npt.NDArray[Any], unknown: int | str, encoder: str, 
 
 
 def _decode(values: npt.NDArray[Any], codes: npt.ArrayLike, encoder: str) -> npt.NDArray[Any]:
-    index = np.asarray(codes)
+    with told_as(EncodeError, f"encoder {encoder!r}: codes must be integers in an array"):
+        index = np.asarray(codes)
     if index.size and (index.dtype.kind not in "iu" or index.min() < 0 or index.max() >= len(values)):
+        got = f", from {index.min()} to {index.max()}" if index.dtype.kind in "iuf" else ""
         raise EncodeError(
-            f"encoder {encoder!r}: codes must be integers from 0 to {len(values) - 1}, got "
-            f"{index.dtype} from {index.min()} to {index.max()}"
+            f"encoder {encoder!r}: codes must be integers from 0 to {len(values) - 1}, got {index.dtype}{got}"
         )
     return values[index.astype(np.int64)]  # type: ignore[no-any-return,unused-ignore]

@@ -19,6 +19,9 @@ CAPACITY = 1 << 14
 """Numbers in which the stages of an epoch must find room."""
 
 
+MAX_EPOCH = 1 << 62
+
+
 class Epochs:
     """Counts the passes of a dataset, and the minibatches that the training loop has received of the one under way.
 
@@ -68,8 +71,8 @@ class Epochs:
 
     def set(self, epoch: int) -> None:
         """Choose the epoch of the next pass, and of workers that nobody tells that it begins."""
-        if isinstance(epoch, bool) or not isinstance(epoch, (int, np.integer)) or epoch < 0:
-            raise PlanError(f"epoch={epoch!r} must be an integer of at least 0")
+        if isinstance(epoch, bool) or not isinstance(epoch, (int, np.integer)) or not 0 <= epoch < MAX_EPOCH:
+            raise PlanError(f"epoch={epoch!r} must be an integer of at least 0, and less than 2**62")
         self.resume(int(epoch), ())
 
     def resume(self, epoch: int, stages: Sequence[Stage]) -> None:

@@ -13,6 +13,9 @@ _UNITS = {
 }
 
 
+MAX_BYTES = 1 << 60
+
+
 def parse_bytes(value: int | str, *, argument: str = "memory_budget") -> int:
     """Turn an amount of memory into a number of bytes.
 
@@ -49,9 +52,12 @@ def parse_bytes(value: int | str, *, argument: str = "memory_budget") -> int:
                 f"{argument}={value!r} is not an amount of memory; write a number of bytes or, for example, "
                 f'"2 GiB" (units: B, KB, MB, GB, TB, KiB, MiB, GiB, TiB)'
             )
-        n_bytes = int(float(match[1]) * unit)
+        amount = float(match[1]) * unit
+        n_bytes = int(amount) if amount < MAX_BYTES else MAX_BYTES + 1
     if n_bytes < 1:
         raise PlanError(f"{argument}={value!r} must be more than nothing")
+    if n_bytes > MAX_BYTES:
+        raise PlanError(f"{argument}={value!r} is more than any machine has; give a number of bytes up to 2**60")
     return n_bytes
 
 

@@ -69,10 +69,14 @@ def count_values(array: Any) -> int:
     The public ``nnz`` reads whole arrays whose fragments overlap; the sum over fragments is an upper
     bound that costs nothing, which is what planning needs.
     """
+    count = count_in_fragments(array)
+    return int(array.nnz) if count is None else count
+
+
+def count_in_fragments(array: Any) -> int | None:
+    """Count the values stored in an array by its fragments' footers; ``None`` if that is not to be had."""
     count = getattr(getattr(array, "_handle", None), "fragment_cell_count", None)
-    if _library() is not None and count is not None:
-        return int(count())
-    return int(array.nnz)
+    return int(count()) if _library() is not None and count is not None else None
 
 
 def user_config(context: Any) -> dict[str, str]:

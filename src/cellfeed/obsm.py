@@ -8,8 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from cellfeed import native
 from cellfeed.errors import SelectionError, nearest
 from cellfeed.joinids import IntArray
+from cellfeed.redact import public_uri, secrets_of, told_as
 
 ROWS_PER_TILE = 2048
 """Rows of a space tile, as in the X of a Census."""
@@ -68,29 +70,32 @@ def write_obsm(
     import tiledbsoma as soma
 
     ids, rows = _check_rows(joinids, embeddings)
-    try:
+    shown, secrets = public_uri(experiment_uri), secrets_of(experiment_uri, _settings_of(context))
+    with told_as(SelectionError, f"experiment_uri={shown!r} cannot be opened", secrets):
         opened = soma.open(str(experiment_uri), context=context)
-    except Exception as cause:
-        raise SelectionError(f"experiment_uri={str(experiment_uri)!r} cannot be opened ({cause})") from cause
     with opened as experiment:
         if not isinstance(experiment, soma.Experiment) or measurement_name not in experiment.ms:
             known = experiment.ms if isinstance(experiment, soma.Experiment) else []
             raise SelectionError(
-                f"measurement_name={measurement_name!r} is not in {str(experiment_uri)!r}; "
-                f"{nearest(measurement_name, known)}"
+                f"measurement_name={measurement_name!r} is not in {shown!r}; {nearest(measurement_name, known)}"
             )
         measurement = experiment.ms[measurement_name]
         has_obsm = "obsm" in measurement
         if has_obsm and name in measurement.obsm:
             raise SelectionError(
                 f"name={name!r} is in obsm already; give another name, or delete it first "
-                f'(tiledbsoma.open({measurement.obsm.uri!r}, "d"))'
+                f'(tiledbsoma.open({public_uri(measurement.obsm.uri)!r}, "d"))'
             )
         n_rows = _count_rows(experiment.obs, ids)
         uri = measurement.obsm.uri if has_obsm else measurement.uri
-    array_uri = _create(uri, name, (n_rows, rows.shape[1]), has_obsm=has_obsm, context=context)
-    _write(array_uri, ids, rows, context)
+    with told_as(SelectionError, f"experiment_uri={shown!r} cannot be written to", secrets):
+        array_uri = _create(uri, name, (n_rows, rows.shape[1]), has_obsm=has_obsm, context=context)
+        _write(array_uri, ids, rows, context)
     return array_uri
+
+
+def _settings_of(context: Any) -> dict[str, str] | None:
+    return None if context is None else native.user_config(context)
 
 
 def _check_rows(joinids: Any, embeddings: Any) -> tuple[IntArray, npt.NDArray[np.float32]]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
 
 import torch
 
 from cellfeed import budget
+from cellfeed.errors import CellfeedError, ReadError
 from cellfeed.feed import cut, load_windows
+from cellfeed.identity import check_count, check_same
 from cellfeed.integrity import VerifyingReader
 from cellfeed.joinids import column_ranges, read_bounds
+from cellfeed.memory import format_bytes
 from cellfeed.minibatch import HALVES, Assembler, DenseBuffers, HalvingReader, Minibatch, PaddedMinibatch
 from cellfeed.planner import Resources
 from cellfeed.prefetch import Prefetch
@@ -70,6 +73,26 @@ def _n_cells(minibatch: Yielded) -> int:
     return minibatch.obs.shape[0] if minibatch.obs.ndim == 2 else 1
 
 
+@contextlib.contextmanager
+def _told(settings: Settings) -> Iterator[None]:
+    """Tell of memory that is not there, and of what else goes wrong, as errors of ours; causes are kept."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as cause:
+        lacking = isinstance(cause, MemoryError) or any(word in str(cause) for word in NO_MEMORY)
+        if isinstance(cause, CellfeedError) or not lacking:
+            raise
+        raise ReadError(
+            f"there is no memory for the next minibatch ({cause or type(cause).__name__}): this machine or a limit has "
+            f"less than memory_budget={format_bytes(settings.memory_budget)} and minibatches of "
+            f"batch_size={settings.batch_size} take; give less of either"
+        ) from cause
+
+
+NO_MEMORY = ("not enough memory", "can't allocate memory", "can't start new thread")
+"""What PyTorch and Python say where there is none."""
+
+
 def _produce(
     selection: Selection,
     settings: Settings,
@@ -110,6 +133,7 @@ def _produce(
     with contextlib.ExitStack() as stack:
         for open_ in (reader, assembler, loaded, cuts):
             stack.enter_context(contextlib.closing(open_))
+        stack.enter_context(_told(settings))
         for rows in cuts:
             with meter.timing("assemble_s"):
                 minibatch = _assemble(rows, selection, settings, assembler)
@@ -128,12 +152,22 @@ def _open_reader(selection: Selection, resources: Resources, *, verify: bool, me
     geometry = selection.geometry
     genes = GeneTable.from_joinids(selection.var_joinids, geometry.n_columns)
     columns = column_ranges(selection.var_joinids, extent=geometry.column_extent, n_columns=geometry.n_columns)
+    check_same(selection.X, geometry.created)
+    check = partial(check_count, selection.X, selected_from=geometry.n_values)
     tiles = open_tiles(selection.X, geometry)
+    if tiles is not None:
+        check(tiles.n_values)
     if tiles is not None and genes.joinids is None:  # genes too far apart for a table are looked up page by page
         direct = TileReader(tiles, genes, resources.pool_dtype, columns=columns, verify=verify, meter=meter)
         return direct, max(geometry.row_extent, budget.MIN_ROWS_PER_READ), resources.n_file_reads
     queries = SomaReader(
-        selection.X, genes, resources.pool_dtype, columns=columns, buffer_bytes=resources.buffer_bytes, meter=meter
+        selection.X,
+        genes,
+        resources.pool_dtype,
+        columns=columns,
+        buffer_bytes=resources.buffer_bytes,
+        meter=meter,
+        check=check,
     )
     return queries, resources.rows_per_read, resources.n_queries
 

@@ -26,6 +26,19 @@ N_STRATA = 8
 """Classes of depth from which chunks come in turn. With 16, eight ranks of eight chunks each come out less even."""
 
 
+MAX_RANKS, MAX_WORKERS, MAX_READERS = 1 << 16, 1 << 10, 1 << 18
+"""Ranks, workers of each, and their product: more of them take longer to plan than a mistake should."""
+
+
+def check_size(world_size: int, num_workers: int) -> None:
+    """Refuse a world that nobody has."""
+    if world_size > MAX_RANKS or num_workers > MAX_WORKERS or world_size * num_workers > MAX_READERS:
+        raise PlanError(
+            f"world_size={world_size} with num_workers={num_workers} is more than can be planned: up to {MAX_RANKS:,} "
+            f"ranks, {MAX_WORKERS:,} workers of each, and {MAX_READERS:,} in all"
+        )
+
+
 @dataclass(frozen=True)
 class World:
     """Where an iterator runs: one of the ranks, and in it one of the worker processes."""
@@ -42,6 +55,7 @@ class World:
         ):
             if size < 1 or not 0 <= index < size:
                 raise PlanError(f"{name}={index} of {size} is impossible: it must be from 0 to {size - 1}")
+        check_size(self.world_size, self.num_workers)
 
 
 @dataclass(frozen=True)

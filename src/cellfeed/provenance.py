@@ -6,9 +6,9 @@ import hashlib
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from cellfeed.errors import StateError
+from cellfeed.redact import public_uri
 from cellfeed.selection import Selection
 from cellfeed.settings import Settings
 from cellfeed.state import digest
@@ -25,7 +25,7 @@ def make_record(selection: Selection, settings: Settings, genes: Sequence[str]) 
     """Describe the cells, genes and parameters of a dataset."""
     return {
         "versions": {name: _version(name) for name in VERSIONS},
-        "experiment_uri": without_secrets(selection.experiment_uri),
+        "experiment_uri": public_uri(selection.experiment_uri),
         "timestamp_ms": selection.X.timestamp_ms,
         "measurement_name": selection.measurement_name,
         "X_name": selection.X_name,
@@ -52,22 +52,6 @@ def _version(package: str) -> str | None:
 def digest_of_names(names: Sequence[str]) -> str:
     """Return a short name for a list of names in this order."""
     return hashlib.blake2b("\0".join(names).encode(), digest_size=8).hexdigest()
-
-
-def without_secrets(uri: str) -> str:
-    """Leave out of a URI what may be a password or a signature.
-
-    Examples
-    --------
-    >>> without_secrets("https://me:word@host/cells.soma?Signature=abc#here")
-    'https://host/cells.soma'
-    >>> without_secrets("/data/what?.soma")
-    '/data/what?.soma'
-    """
-    if "://" not in uri:
-        return uri
-    parts = urlsplit(uri)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def check_record(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,13 @@ import pandas as pd
 
 from cellfeed import native
 from cellfeed.encoders import Encoder, LabelEncoder
-from cellfeed.errors import CellfeedError, EncodeError, ReadError, SelectionError, nearest, warn_user
+from cellfeed.errors import EncodeError, SelectionError, nearest, warn_user
+from cellfeed.experiment import check_experiment, reading
+from cellfeed.identity import created_as
 from cellfeed.joinids import IntArray, JoinIds
 from cellfeed.obsframe import FrameBuilder
 from cellfeed.reader import ArrayAddress
+from cellfeed.redact import public_uri, redacted, secrets_of, told_as
 from cellfeed.selection import ArrayGeometry, Selection
 from cellfeed.vocabulary import code_dtype
 
@@ -29,62 +31,6 @@ RAW_SUM, RAW = "raw_sum", "raw"
 """The column of obs in which a Census tells what the values of each cell add up to, and the layer of which it does."""
 
 
-@contextlib.contextmanager
-def open_experiment(experiment: Any, context: Any = None) -> Iterator[Any]:
-    """Give an open experiment: the one passed in, or that of a URI for as long as it is needed."""
-    import tiledbsoma as soma
-
-    if isinstance(experiment, (str, Path)):
-        uri = str(experiment)
-        try:
-            opened = soma.open(uri, context=context)
-        except Exception as cause:
-            raise SelectionError(
-                f"experiment={uri!r} is not a SOMA experiment that can be opened ({cause}); "
-                f"give a tiledbsoma.Experiment or the URI of one"
-            ) from cause
-        with opened:
-            yield _check_experiment(opened, repr(uri))
-        return
-    if context is not None:
-        raise SelectionError("context= goes with a URI; an open experiment brings its own")
-    yield _check_experiment(experiment, f"a {type(experiment).__name__}")
-
-
-@contextlib.contextmanager
-def faults_named(experiment_uri: str) -> Iterator[None]:
-    """Turn what TileDB says of a damaged or vanished store, whatever its type, into a :class:`ReadError`."""
-    try:
-        yield
-    except CellfeedError:
-        raise
-    except Exception as cause:
-        raise ReadError(
-            f"reading obs, var and the schema of X of {experiment_uri!r} failed: {type(cause).__name__}: {cause}"
-        ) from cause
-
-
-def _check_experiment(experiment: Any, given: str) -> Any:
-    import tiledbsoma as soma
-
-    if not isinstance(experiment, soma.Experiment):
-        members = sorted(experiment) if isinstance(experiment, soma.Collection) and not experiment.closed else []
-        inside = f"; open one of its members: {', '.join(map(repr, members))}" if members else ""
-        kind = type(experiment).__name__
-        raise SelectionError(
-            f"experiment={given} is a {kind}, not a tiledbsoma.Experiment{inside} (in a Census: "
-            f'census["census_data"]["homo_sapiens"])'
-        )
-    if experiment.closed:
-        raise SelectionError(
-            f"experiment={given} is closed; open it with tiledbsoma.Experiment.open({experiment.uri!r}) and "
-            f"keep it open until the dataset is made"
-        )
-    if experiment.mode != "r":
-        raise SelectionError(f"experiment={given} is open for writing (mode {experiment.mode!r}); open it for reading")
-    return experiment
-
-
 def make_axis_query(experiment: Any, measurement_name: str, obs_query: Any, var_query: Any) -> Any:
     """Combine the parts of a query; an unknown measurement is an error."""
     import tiledbsoma as soma
@@ -92,17 +38,24 @@ def make_axis_query(experiment: Any, measurement_name: str, obs_query: Any, var_
     for name, query in (("obs_query", obs_query), ("var_query", var_query)):
         if query is not None and not isinstance(query, soma.AxisQuery):
             raise SelectionError(
-                f"{name}={query!r} must be a tiledbsoma.AxisQuery, for example "
-                f"tiledbsoma.AxisQuery(value_filter=\"tissue == 'lung'\")"
+                f"{name}={redacted(repr(query))} must be a tiledbsoma.AxisQuery, for example "
+                f"tiledbsoma.AxisQuery(value_filter=cellfeed.obs_filter(tissue='lung'))"
             )
-    if measurement_name not in experiment.ms:
-        raise SelectionError(
-            f"measurement_name={measurement_name!r} is not in the experiment; "
-            f"{nearest(measurement_name, experiment.ms)}"
+    _check_name("measurement_name", measurement_name)
+    with reading(experiment):
+        if measurement_name not in experiment.ms:
+            raise SelectionError(
+                f"measurement_name={measurement_name!r} is not in the experiment; "
+                f"{nearest(measurement_name, experiment.ms)}"
+            )
+        return experiment.axis_query(
+            measurement_name, obs_query=obs_query or soma.AxisQuery(), var_query=var_query or soma.AxisQuery()
         )
-    return experiment.axis_query(
-        measurement_name, obs_query=obs_query or soma.AxisQuery(), var_query=var_query or soma.AxisQuery()
-    )
+
+
+def _check_name(argument: str, name: object) -> None:
+    if not isinstance(name, str) or not name:
+        raise SelectionError(f"{argument}={name!r} must be a name, as text")
 
 
 def is_axis_query(candidate: Any) -> bool:
@@ -114,35 +67,43 @@ def select(
     axis_query: Any, X_name: str, obs_column_names: Sequence[str], encoders: Sequence[Encoder] | None
 ) -> Selection:
     """Read obs and var once: the selected cells and genes, and their codes."""
-    experiment = _check_experiment(axis_query.experiment, "the query's experiment")
+    experiment = check_experiment(axis_query.experiment, "the query's experiment")
+    _check_name("X_name", X_name)
+    chosen = _choose_encoders(obs_column_names, encoders)
+    with reading(experiment):
+        return _select(axis_query, X_name, chosen)
+
+
+def _select(axis_query: Any, X_name: str, chosen: list[Encoder | None]) -> Selection:
+    experiment = axis_query.experiment
     measurement = experiment.ms[axis_query.measurement_name]
     array = _layer(measurement, X_name)
-    chosen = _choose_encoders(obs_column_names, encoders)
     columns = list(dict.fromkeys(column for encoder in chosen if encoder for column in encoder.columns))
     _check_columns(experiment.obs, columns, chosen)
 
+    config = native.user_config(experiment.context)
+    secrets = secrets_of(experiment.uri, config)
     about_x = [NNZ, RAW_SUM] if X_name == RAW else [NNZ]
     told = [column for column in about_x if column in experiment.obs.schema.names]
-    joinids, frame = _read_obs(axis_query.obs, list(dict.fromkeys([*columns, *told])), "obs_query")
-    var_joinids, _ = _read_obs(axis_query.var, [], "var_query")
+    joinids, frame = _read_obs(axis_query.obs, list(dict.fromkeys([*columns, *told])), "obs_query", secrets)
+    var_joinids, _ = _read_obs(axis_query.var, [], "var_query", secrets)
     for query, found in (("obs_query", joinids), ("var_query", var_joinids)):
         if len(found) == 0:
             warn_user(f"{query} selects nothing; the dataset is empty")
     ids = JoinIds.from_sorted(joinids)
     _check_within(array, joinids, var_joinids)
-    config = native.user_config(experiment.context)
 
     def address(item: Any) -> ArrayAddress:
         return ArrayAddress(item.uri, item.tiledb_timestamp_ms, config)
 
     return Selection(
-        experiment_uri=experiment.uri,
+        experiment_uri=public_uri(experiment.uri),
         measurement_name=axis_query.measurement_name,
         X_name=X_name,
         X=address(array),
         obs=address(experiment.obs),
         var=address(measurement.var),
-        geometry=_geometry(array),
+        geometry=replace(_geometry(array), created=created_as(address(array))),
         joinids=ids,
         var_joinids=JoinIds.from_sorted(var_joinids)[:],
         encoders={encoder.name: encoder for encoder in chosen if encoder},
@@ -220,7 +181,10 @@ def _choose_encoders(obs_column_names: Sequence[str], encoders: Sequence[Encoder
     """One encoder per column of the minibatch's obs; ``None`` stands for the joinid itself."""
     if isinstance(obs_column_names, str):
         raise SelectionError(f"obs_column_names={obs_column_names!r} must be a list of names: [{obs_column_names!r}]")
-    names = list(obs_column_names)
+    names = _as_list("obs_column_names", obs_column_names)
+    for name in names:
+        _check_name("obs_column_names: a column", name)
+    encoders = None if encoders is None else _as_list("encoders", encoders)
     if encoders is not None and len(encoders):
         if names:
             raise EncodeError(
@@ -240,6 +204,13 @@ def _choose_encoders(obs_column_names: Sequence[str], encoders: Sequence[Encoder
     return chosen
 
 
+def _as_list(argument: str, values: Any) -> list[Any]:
+    try:
+        return list(values)
+    except TypeError:
+        raise SelectionError(f"{argument}={values!r} must be a list") from None
+
+
 def _check_columns(obs: Any, columns: list[str], chosen: Sequence[Encoder | None]) -> None:
     known = set(obs.schema.names)
     for column in columns:
@@ -251,21 +222,15 @@ def _check_columns(obs: Any, columns: list[str], chosen: Sequence[Encoder | None
             )
 
 
-def _read_obs(read: Any, columns: list[str], argument: str) -> tuple[IntArray, pd.DataFrame]:
+def _read_obs(read: Any, columns: list[str], argument: str, secrets: frozenset[str]) -> tuple[IntArray, pd.DataFrame]:
     """Read joinids, ascending, and columns of the selected rows, in that order."""
     frame = FrameBuilder(columns)
     joinids: list[IntArray] = []
-    try:
+    advice = " (cellfeed.obs_filter writes value filters from Python values)"
+    with told_as(SelectionError, f"{argument} cannot be answered", secrets, advice):
         for table in read(column_names=[JOINID, *(c for c in columns if c != JOINID)]):
             joinids.append(table.column(JOINID).to_numpy())
             frame.add(table)
-    except SelectionError:
-        raise
-    except Exception as cause:
-        raise SelectionError(
-            f"{argument} cannot be answered: {cause} (a value filter reads like "
-            f"\"tissue_general == 'tongue' and is_primary_data == True\")"
-        ) from cause
     ids = np.concatenate(joinids) if joinids else np.empty(0, np.int64)
     values = frame.finish(ids)
     if not bool(np.all(ids[1:] > ids[:-1])):
@@ -297,6 +262,13 @@ def _encode(encoder: Encoder, frame: pd.DataFrame) -> npt.NDArray[Any]:
 
 def read_obs_column(selection: Selection, column: str) -> pd.Series[Any]:
     """Read one column of obs for the cells of a selection, in their order."""
+    _check_name("a column of obs", column)
+    address = selection.obs
+    with told_as(SelectionError, f"column {column!r} of {str(address)!r} cannot be read", address.secrets):
+        return _read_column(selection, column)
+
+
+def _read_column(selection: Selection, column: str) -> pd.Series[Any]:
     import tiledbsoma as soma
 
     address = selection.obs
@@ -313,7 +285,7 @@ def read_obs_column(selection: Selection, column: str) -> pd.Series[Any]:
         def read(column_names: list[str]) -> Any:
             return obs.read(coords, column_names=column_names)
 
-        joinids, frame = _read_obs(read, [column], column)
+        joinids, frame = _read_obs(read, [column], f"column {column!r}", address.secrets)
     wanted = selection.joinids[:]
     places = np.minimum(np.searchsorted(joinids, wanted), len(joinids) - 1)
     if not bool(np.all(joinids[places] == wanted)):

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import threading
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cellfeed import native
-from cellfeed.errors import CellfeedError, ReadError
+from cellfeed.errors import ReadError
 from cellfeed.joinids import IntArray, merge_runs, runs_of
+from cellfeed.redact import public_uri, secrets_of, told_as
 from cellfeed.rowbuilder import GeneTable, RowBuilder
 from cellfeed.rowspace import PlacedRows, RowSpace
 from cellfeed.stats import Meter
@@ -30,17 +32,28 @@ MAX_GAP = 64
 """Unwanted rows between two wanted ones that are read rather than stepped over."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ArrayAddress:
     """What is needed to open the array again, in this process or another.
 
-    The user's own configuration and timestamp are part of it; the configuration may hold credentials and
-    is not shown.
+    The user's own configuration and timestamp are part of it. Both configuration and URI may hold credentials: the
+    one is not shown, and the other without them.
     """
 
     uri: str
     timestamp_ms: int
-    config: dict[str, str] = field(repr=False)
+    config: dict[str, str]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r}, timestamp_ms={self.timestamp_ms})"
+
+    def __str__(self) -> str:
+        return public_uri(self.uri)
+
+    @property
+    def secrets(self) -> frozenset[str]:
+        """What must not be shown of it."""
+        return secrets_of(self.uri, self.config)
 
     def open(self, buffer_bytes: int) -> Any:
         """Open the array as the user's experiment would, with settings for reading added."""
@@ -72,6 +85,8 @@ class SomaReader:
         Bytes of each buffer that TileDB fills, three to a query.
     meter
         Told of what is read.
+    check
+        Told how many values the array holds when it is opened, if that can be had; it may refuse.
     """
 
     def __init__(
@@ -83,11 +98,14 @@ class SomaReader:
         columns: IntArray | None = None,
         buffer_bytes: int,
         meter: Meter,
+        check: Callable[[int], None] = lambda n_values: None,
     ) -> None:
         self._buffer_bytes = buffer_bytes
         self._meter = meter
+        self._check = check
         self._columns = columns
         self._address = address
+        self._secrets = address.secrets
         self._genes = genes
         self._value_dtype = value_dtype
         self._lock = threading.Lock()
@@ -97,9 +115,13 @@ class SomaReader:
     def _open(self) -> Any:
         with self._lock:
             if self._closed:
-                raise ReadError(f"the reader of {self._address.uri!r} is closed")
+                raise ReadError(f"the reader of {str(self._address)!r} is closed")
             if self._array is None:
-                self._array = self._address.open(self._buffer_bytes)
+                array = self._address.open(self._buffer_bytes)
+                count = native.count_in_fragments(array)
+                if count is not None:
+                    self._check(count)
+                self._array = array
             return self._array
 
     def read(self, joinids: IntArray, space: RowSpace) -> PlacedRows:
@@ -116,17 +138,11 @@ class SomaReader:
             self._meter.add(bytes_read=page.nbytes)
             built_s += time.perf_counter() - asked
 
-        try:
+        with told_as(ReadError, _reading(joinids, self._address), self._secrets):
             if len(joinids):
                 native.read_pages(self._open(), rows, self._columns, take)
             read_s = time.perf_counter() - started - built_s
             placed = builder.finish(space)
-        except CellfeedError:
-            raise
-        except Exception as cause:
-            raise ReadError(
-                f"reading soma_joinid {joinids[0]} to {joinids[-1]} of {self._address.uri!r} failed: {cause}"
-            ) from cause
         self._meter.add(read_s=read_s, build_s=time.perf_counter() - started - read_s, nnz=placed.nnz)
         return placed
 
@@ -137,6 +153,11 @@ class SomaReader:
             array, self._array = self._array, None
         if array is not None:
             array.close()
+
+
+def _reading(joinids: IntArray, address: ArrayAddress) -> str:
+    cells = f"soma_joinid {joinids[0]} to {joinids[-1]}" if len(joinids) else "nothing"
+    return f"reading {cells} of {str(address)!r} failed"
 
 
 def _numpy(column: Any) -> npt.NDArray[Any]:

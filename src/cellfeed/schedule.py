@@ -19,7 +19,7 @@ import numpy as np
 
 from cellfeed.joinids import IntArray
 
-GROWTH = 2.0
+GROWTH = 1.5
 """While a walk that began small grows, so many times as much arrives as leaves."""
 
 

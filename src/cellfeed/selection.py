@@ -36,6 +36,8 @@ class ArrayGeometry:
         Whether tiles and the values inside them lie in row-major order.
     allows_duplicates
         Whether the array may hold a place more than once.
+    created
+        The name of its creation, by which another array at its place is told from it; ``None`` if there is none.
     """
 
     row_extent: int
@@ -48,6 +50,7 @@ class ArrayGeometry:
     filters: tuple[tuple[str, ...], ...] = ()
     row_major: bool = True
     allows_duplicates: bool = True
+    created: str | None = None
 
     @property
     def values_per_row(self) -> float:

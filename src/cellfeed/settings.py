@@ -19,6 +19,9 @@ VERIFY = ("error", "off")
 """What to do about rows of X that are not as obs tells."""
 
 
+MAX_CELLS = (1 << 31) - 1
+
+
 @dataclass(frozen=True)
 class Settings:
     """How cells are ordered, batched and held; see :class:`cellfeed.ExperimentDataset`."""
@@ -55,13 +58,13 @@ class Settings:
             value = given[name]
             if value is None and name != "batch_size":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_CELLS:
                 optional = "" if name == "batch_size" else ", or None to have it planned"
-                raise PlanError(f"{name}={value!r} must be an integer of at least 1{optional}")
+                raise PlanError(f"{name}={value!r} must be an integer of at least 1, and less than 2**31{optional}")
         for name in ("shuffle", "drop_last", "return_sparse_X", "use_eager_fetch"):
             if not isinstance(given[name], bool):
                 raise PlanError(f"{name}={given[name]!r} must be True or False")
-        if given["remainder"] not in get_args(Remainder):
+        if not isinstance(given["remainder"], str) or given["remainder"] not in get_args(Remainder):
             raise PlanError(
                 f"remainder={given['remainder']!r} must be one of {', '.join(map(repr, get_args(Remainder)))}"
             )
@@ -69,7 +72,7 @@ class Settings:
             raise PlanError('remainder="pad" and drop_last=True contradict each other: repeat cells or leave them out')
         if given["verify"] not in VERIFY:
             raise PlanError(f"verify={given['verify']!r} must be one of {', '.join(map(repr, VERIFY))}")
-        if given["X_dtype"] not in X_DTYPES:
+        if not isinstance(given["X_dtype"], str) or given["X_dtype"] not in X_DTYPES:
             raise PlanError(f"X_dtype={given['X_dtype']!r} must be one of {', '.join(map(repr, X_DTYPES))}")
         if given["transform"] is not None:
             check_transform(given["transform"])

@@ -17,8 +17,8 @@ Weights = Mapping[str, float] | Sequence[float]
 
 def check_weights(weights: Weights) -> npt.NDArray[np.float64]:
     """Return the weights as an array, or say what is wrong with them."""
-    values = list(weights.values()) if isinstance(weights, Mapping) else list(weights)
     try:
+        values = list(weights.values()) if isinstance(weights, Mapping) else list(weights)
         array = np.array(values, dtype=np.float64)
     except (TypeError, ValueError):
         array = np.array([np.nan])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -11,10 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from cellfeed.errors import StateError
+from cellfeed.plan import check_size
 from cellfeed.progress import Stage, Topology
-from cellfeed.schedule import Mixing
+from cellfeed.schedule import MAX_SLICES, Mixing
 
 VERSION = 1
+
+MAX_COUNT = (1 << 62) - 1
+
+MOST = {"slices": MAX_SLICES}
+"""What a damaged state shall not make us plan."""
 
 Fingerprint = dict[str, int | str | bool | None]
 """What an order depends on, by name: a state goes on only where all of it is the same."""
@@ -64,7 +71,9 @@ def unpack(
     if isinstance(state, Mapping):
         return _unpack_one(state, fingerprint)
     if not isinstance(state, (list, tuple)) or not state:
-        raise StateError(f"state={state!r} must be what state_dict() returned, or a list of that of each rank")
+        raise StateError(
+            f"state is {_outlined(state)}; it must be what state_dict() returned, or a list of that of each rank"
+        )
     unpacked = [_unpack_one(one, fingerprint) for one in state]
     return unpacked[0] if len(state) == 1 else _merge([one["rank"] for one in state], unpacked)
 
@@ -96,17 +105,37 @@ def _apart_from_counts(stages: tuple[Stage, ...]) -> tuple[Any, ...]:
 def _unpack_one(state: Mapping[str, Any], fingerprint: Fingerprint) -> tuple[int, tuple[Stage, ...]]:
     try:
         if state["version"] != VERSION:
-            raise StateError(f"the state has version {state['version']!r}; this cellfeed reads version {VERSION}")
+            raise StateError(f"the state has version {_short(state['version'])}; this cellfeed reads version {VERSION}")
         _compare(state["fingerprint"], fingerprint)
         epoch, _ = _whole(state["epoch"], 0), _whole(state["rank"], 0)
         return epoch, tuple(_unpack_stage(stage) for stage in state["stages"])
-    except (KeyError, TypeError, AttributeError) as cause:
-        raise StateError(f"state={state!r} is not what state_dict() returned ({cause!r})") from cause
+    except StateError:
+        raise
+    except Exception as cause:  # what was given may be anything, and fail in any way
+        raise StateError(f"state is {_outlined(state)}, which is not what state_dict() returned ({cause!r})") from cause
+
+
+def _short(value: object) -> str:
+    plain = value is None or isinstance(value, (str, int, float))
+    return reprlib.repr(value) if plain else f"a {type(value).__name__}"
+
+
+def _outlined(state: object) -> str:
+    """Describe what was given as a state: a checkpoint may be large, and may hold what is nobody's business."""
+    if isinstance(state, Mapping):
+        return f"a dict with the keys {reprlib.repr(list(state))}"
+    return "an empty list" if isinstance(state, list) and not state else f"a {type(state).__name__}"
 
 
 def _unpack_stage(stage: Mapping[str, Any]) -> Stage:
-    mixing = Mixing(**{name: _whole(value, name != "first") for name, value in stage["mixing"].items()})
+    mixing = Mixing(
+        **{
+            name: _whole(value, int(name != "first"), MOST.get(name, MAX_COUNT))
+            for name, value in stage["mixing"].items()
+        }
+    )
     topology = Topology(_whole(stage["world_size"], 1), _whole(stage["num_workers"], 1), mixing)
+    check_size(topology.world_size, topology.num_workers)
     received = stage["received"]
     if not isinstance(received, (list, tuple)):
         return Stage(topology, _whole(received, 0))
@@ -117,9 +146,9 @@ def _unpack_stage(stage: Mapping[str, Any]) -> Stage:
     return Stage(topology, tuple(_whole(n, 0) for n in received))
 
 
-def _whole(value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise TypeError(f"{value!r} is not an integer of at least {least}")
+def _whole(value: Any, least: int, most: int = MAX_COUNT) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= most:
+        raise TypeError(f"{value!r} is not an integer from {least} to {most}")
     return int(value)
 
 
@@ -129,6 +158,7 @@ def _compare(saved: Mapping[str, Any], own: Fingerprint) -> None:
         name = differing[0]
         also = f" ({', '.join(differing[1:])} differ as well)" if len(differing) > 1 else ""
         raise StateError(
-            f"the state was saved with {name}={saved.get(name)!r}, and this dataset has {name}={own[name]!r}{also}: "
-            f"make the dataset with the same experiment, queries and parameters, or start afresh without the state"
+            f"the state was saved with {name}={_short(saved.get(name))}, and this dataset has "
+            f"{name}={own[name]!r}{also}: make the dataset with the same experiment, queries and parameters, or start "
+            f"afresh without the state"
         )

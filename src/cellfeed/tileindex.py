@@ -53,6 +53,11 @@ class TileIndex:
     how: tuple[int, int, int]
     dtype: np.dtype[Any]
 
+    @property
+    def n_values(self) -> int:
+        """Values stored."""
+        return sum((len(one.rows) - 1) * self.capacity + one.last_values for one in self.fragments)
+
 
 def open_tiles(address: ArrayAddress, geometry: ArrayGeometry) -> TileIndex | None:
     """Find the tiles of an array as it was at its timestamp; ``None`` if TileDB has to read it."""
@@ -73,7 +78,7 @@ def open_tiles(address: ArrayAddress, geometry: ArrayGeometry) -> TileIndex | No
         if not geometry.allows_duplicates:
             _check_disjoint(fragments)
     except (UnknownLayout, OSError) as reason:
-        logger.info("%s is read through TileDB: %s", address.uri, reason)
+        logger.info("%s is read through TileDB: %s", address, reason)
         return None
     return TileIndex(
         folder=array / "__fragments",
