@@ -29,6 +29,9 @@ def main():
     ids, values = cellfeed.gather_ordered(joinids, sums)
     record = {"n_minibatches": len(sums), "joinids": ids.tolist(), "sums": values.tolist()}
     Path(folder, f"rank{dist.get_rank()}.json").write_text(json.dumps(record))
+    # A thread of Gloo lets go of what was gathered, for which it needs Python; PyTorch aborts if that ends just then.
+    # While this one waits for the other rank, it can.
+    dist.barrier()
     dist.destroy_process_group()
 
 
