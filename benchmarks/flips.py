@@ -89,7 +89,7 @@ def attempt(uri: str) -> tuple[str, str]:
 
 
 def in_a_process(uri: str) -> tuple[str, str]:
-    """Attempt it in a fork of this process, which has loaded everything and opened nothing."""
+    """Attempt it in a fork of this process, which has loaded everything and holds nothing open."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:

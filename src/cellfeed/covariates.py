@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from cellfeed import query
-from cellfeed.encoders import BatchEncoder, Encoder
-from cellfeed.errors import EncodeError
+from cellfeed.encoders import BatchEncoder, NamedEncoder
+from cellfeed.errors import EncodeError, lacking, some
 from cellfeed.selection import Selection
 
 UNSEEN = ("error", "extend")
@@ -28,7 +28,7 @@ MISSING = str(None)
 """The category of cells without a value."""
 
 
-class Categories(Encoder):
+class Categories(NamedEncoder):
     """Codes 0..K-1 for the values of a column, or the combinations of several, as text.
 
     Parameters
@@ -56,21 +56,11 @@ class Categories(Encoder):
     ) -> None:
         if unseen not in UNSEEN:
             raise EncodeError(f"unseen={unseen!r} must be one of {', '.join(map(repr, UNSEEN))}")
-        self._name, self._columns = name, list(columns)
+        super().__init__(name, columns)
         self._known, self._unseen, self._other = known, unseen, other
         self._inner = BatchEncoder(self._columns, separator=SEPARATOR) if self._columns else None
         self._table: npt.NDArray[np.int64] = np.zeros(1, np.int64)
         self.categories: list[str] = []
-
-    @property
-    def name(self) -> str:
-        """The name of the encoder."""
-        return self._name
-
-    @property
-    def columns(self) -> list[str]:
-        """The columns that it needs."""
-        return self._columns
 
     def fit(self, obs: pd.DataFrame) -> None:
         """Learn the categories, unless they are known."""
@@ -92,13 +82,13 @@ class Categories(Encoder):
         own = [text for text in met if self._other is None or text not in (self._other, MISSING)]
         if self._known is None:
             return own
-        unknown = [text for text in own if text not in set(known)]
+        unknown = lacking(own, known)
         if not unknown or self._other is not None:
             return known
         if self._unseen == "error":
             raise EncodeError(
                 f"{self._name}: {len(unknown)} categories are not among the {len(known)} of the reference: "
-                f'{", ".join(map(repr, unknown[:5]))}; leave their cells out by obs_query, or give unseen="extend" and '
+                f'{some(unknown)}; leave their cells out by obs_query, or give unseen="extend" and '
                 f"go on training with load_query_data"
             )
         return known + unknown

@@ -38,6 +38,8 @@ GRACE_S = 5.0
 class ExperimentDataLoader(DataLoader[Minibatch | PaddedMinibatch]):
     """What :func:`experiment_dataloader` returns."""
 
+    made_by = "experiment_dataloader"
+
     # Accelerate's ``prepare`` gives each rank a part of what a loader yields, and the dataset has done that. What says
     # that it was prepared already is returned as it is; and ``save_state`` keeps the state of a loader that has one.
     _is_accelerate_prepared = True
@@ -153,14 +155,13 @@ def make_dataloader(
     prepare: Callable[[ExperimentDataset], ExperimentDataset] = lambda dataset: dataset,
 ) -> Loader:
     """Check what a loader of a kind is asked for, and make it for what ``prepare`` makes of the dataset."""
-    function = "inference_dataloader" if kind is not ExperimentDataLoader else "experiment_dataloader"
     if not isinstance(dataset, ExperimentDataset):
         raise PlanError(
-            f"dataset is a {type(dataset).__name__}; {function} takes an ExperimentDataset or an ExperimentDataPipe"
+            f"dataset is a {type(dataset).__name__}; {kind.made_by} takes an ExperimentDataset or an ExperimentDataPipe"
         )
     for name, instead in _REFUSED.items():
         if name in kwargs:
-            raise PlanError(f"{function} does not take {name}={kwargs[name]!r}; use {instead}")
+            raise PlanError(f"{kind.made_by} does not take {name}={kwargs[name]!r}; use {instead}")
     if isinstance(num_workers, bool) or not isinstance(num_workers, int) or not 0 <= num_workers <= MAX_WORKERS:
         raise PlanError(f"num_workers={num_workers!r} must be an integer from 0 to {MAX_WORKERS}")
     if num_workers > 0:

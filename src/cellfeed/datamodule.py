@@ -15,6 +15,7 @@ from cellfeed.genes import identify_columns
 from cellfeed.inference import InferenceDataLoader, inference_dataloader
 from cellfeed.provenance import check_classes, check_record
 from cellfeed.query import is_axis_query
+from cellfeed.settings import IN_ORDER
 
 PARTS = ("train", "validation", "test")
 """The parts of a split, in the order of a sequence of fractions."""
@@ -159,14 +160,7 @@ class Loaders:
         """Serve a part as it lies. Ranks take as many steps each: a model that synchronises its buffers would hang."""
         if name not in self.parts:
             return []
-        ordered = self.parts[name]._with(
-            shuffle=False,
-            drop_last=False,
-            remainder="drop",
-            mixing=None,
-            soma_chunk_size=None,
-            shuffle_chunk_count=None,
-        )
+        ordered = self.parts[name]._with(**IN_ORDER, remainder="drop")
         return experiment_dataloader(ordered, self._num_workers, **self._options)
 
 

@@ -204,8 +204,13 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
                 f'experiment.axis_query("RNA", obs_query=...)'
             )
         settings = Settings.check(**_with_defaults(parameters))
+        return cls._made_of(query.select(axis_query, X_name, obs_column_names, encoders), settings)
+
+    @classmethod
+    def _made_of(cls, selection: Selection, settings: Settings) -> Self:
+        """Make a dataset of cells that have been selected; nothing is read for it."""
         self = cls.__new__(cls)
-        self._set_up(query.select(axis_query, X_name, obs_column_names, encoders), settings)
+        self._set_up(selection, settings)
         return self
 
     def _set_up(self, selection: Selection, settings: Settings) -> None:
@@ -392,17 +397,15 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
         )
         names = list(weights) if isinstance(weights, Mapping) else list(range(len(parts)))
         told = {"weights": shares.tolist(), "seed": int(seed), "stratify": stratify, "group": group}
-        return [self._take(part, {**told, "part": name}) for name, part in zip(names, parts, strict=True)]
+        return [
+            self._made_of(self._selection.take(part, {**told, "part": name}), self._settings)
+            for name, part in zip(names, parts, strict=True)
+        ]
 
     def _labels(self, column: str) -> npt.NDArray[np.int64]:
         """One code per cell for the values of a column of obs."""
         values = query.read_obs_column(self._selection, column)
         return np.asarray(pd.factorize(values, use_na_sentinel=False)[0], dtype=np.int64)
-
-    def _take(self, positions: IntArray, split: Mapping[str, Any]) -> Self:
-        part = type(self).__new__(type(self))
-        part._set_up(self._selection.take(positions, split), self._settings)
-        return part
 
     def gene_names(self, column: str | None = None) -> npt.NDArray[Any]:
         """Read the names of the columns of ``X``, as they are before a ``transform``.
@@ -458,15 +461,11 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
         present = np.sort(places[places >= 0])
         with warnings.catch_warnings(action="ignore"):  # of what is missing was told
             chosen = SelectGenes(genes, names[present], missing)
-        other = type(self).__new__(type(self))
-        other._set_up(self._selection.take_vars(present, chosen), self._settings)
-        return other
+        return self._made_of(self._selection.take_vars(present, chosen), self._settings)
 
     def _with(self, **parameters: Any) -> Self:
-        """Make a dataset of the same cells with other settings; nothing is read for it."""
-        other = type(self).__new__(type(self))
-        other._set_up(self._selection, self._settings.changed(**parameters))
-        return other
+        """Make a dataset of the same cells with other settings."""
+        return self._made_of(self._selection, self._settings.changed(**parameters))
 
     # ------------------------------------------------------------------ telling
 

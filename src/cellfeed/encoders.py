@@ -60,7 +60,25 @@ class Encoder(abc.ABC):
         """Return the values that the codes stand for."""
 
 
-class LabelEncoder(Encoder):
+class NamedEncoder(Encoder):
+    """An encoder that is told its name and its columns."""
+
+    def __init__(self, name: str, columns: Sequence[str]) -> None:
+        self._name = name
+        self._columns = list(columns)
+
+    @property
+    def name(self) -> str:
+        """The name of the encoder."""
+        return self._name
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that it needs."""
+        return self._columns
+
+
+class LabelEncoder(NamedEncoder):
     """Codes 0..K-1 for the K distinct values of a column, in ascending order.
 
     A missing value (null, NaN) is a value of its own, the last; it decodes to ``None``.
@@ -98,23 +116,13 @@ class LabelEncoder(Encoder):
     ) -> None:
         _check_unknown(unknown)
         _check_names(column=column, name=column if name is None else name)
+        super().__init__(column if name is None else name, [column])
         self._column = column
-        self._name = column if name is None else name
         self._unknown = unknown
         self._is_fixed = classes is not None
         self._vocabulary = None if classes is None else Vocabulary.of(np.asarray(classes).tolist())
         if classes is not None and (len(set(classes)) != len(classes) or None in list(classes)[:-1]):
             raise EncodeError(f"classes={list(classes)!r} must differ, and None be the last of them")
-
-    @property
-    def name(self) -> str:
-        """The name of the encoder."""
-        return self._name
-
-    @property
-    def columns(self) -> list[str]:
-        """The one column that it needs."""
-        return [self._column]
 
     @property
     def classes_(self) -> npt.NDArray[Any]:
@@ -145,7 +153,7 @@ class LabelEncoder(Encoder):
         return _decode(self._fitted().values, codes, self._name)
 
 
-class BatchEncoder(Encoder):
+class BatchEncoder(NamedEncoder):
     """Codes for the distinct combinations of several columns.
 
     Combinations are told apart column by column: ("a", "bc") and ("ab", "c") have different codes. Decoded, a
@@ -188,23 +196,12 @@ class BatchEncoder(Encoder):
         _check_names(**{f"columns[{k}]": column for k, column in enumerate(columns)}, name=name)
         if separator is not None and not isinstance(separator, str):
             raise EncodeError(f"BatchEncoder: separator={separator!r} must be text, or None to have one chosen")
-        self._columns = list(columns)
-        self._name = name
+        super().__init__(name, columns)
         self._separator = separator
         self._unknown = unknown
         self._vocabularies: list[Vocabulary] = []
         self._combined: npt.NDArray[np.int64] = np.empty(0, np.int64)
         self._classes: npt.NDArray[Any] | None = None
-
-    @property
-    def name(self) -> str:
-        """The name of the encoder."""
-        return self._name
-
-    @property
-    def columns(self) -> list[str]:
-        """The columns that are combined."""
-        return self._columns
 
     @property
     def classes_(self) -> npt.NDArray[Any]:

@@ -19,7 +19,10 @@ from __future__ import annotations
 import difflib
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class CellfeedError(Exception):
@@ -66,6 +69,28 @@ def nearest(name: object, candidates: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.6)
     guess = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
     return f"{guess}There are: {', '.join(map(repr, known)) or 'none'}"
+
+
+MAX_SHOWN = 5
+"""Names that a message lists."""
+
+
+def some(names: Sequence[object]) -> str:
+    """List the first of some names, and say how many there are besides.
+
+    Examples
+    --------
+    >>> some(["A1BG", "A2M"]), some(range(8))
+    ("'A1BG', 'A2M'", '0, 1, 2, 3, 4 and 3 others')
+    """
+    shown = ", ".join(map(repr, names[:MAX_SHOWN]))
+    return f"{shown} and {len(names) - MAX_SHOWN} others" if len(names) > MAX_SHOWN else shown
+
+
+def lacking(names: Sequence[T], among: Sequence[T]) -> list[T]:
+    """Return the names that are not among others, in their order."""
+    known = set(among)
+    return [name for name in names if name not in known]
 
 
 def warn_user(message: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cellfeed.errors import SelectionError, nearest
+from cellfeed.query import read_column
 from cellfeed.selection import Selection
 
 NAMES = ("feature_id", "var_id", "feature_name")
@@ -21,22 +23,16 @@ def read_genes(selection: Selection, column: str | None = None) -> npt.NDArray[A
     -------
     Text, dtype object, shape (n_vars,), of the column of var, by default the first of :data:`NAMES` that is there.
     """
-    import tiledbsoma as soma
 
-    address = selection.var
-    context = soma.SOMATileDBContext(tiledb_config=dict(address.config))
-    with soma.DataFrame.open(address.uri, context=context, tiledb_timestamp=address.timestamp_ms) as var:
-        known = var.schema.names
+    def choose(known: Sequence[str]) -> str:
         chosen = next((name for name in NAMES if name in known), None) if column is None else column
         if chosen is None or chosen not in known:
             asked = f"no column {chosen!r}" if chosen else f"none of the columns {', '.join(NAMES)}"
             raise SelectionError(f"var has {asked}; name genes by another: {nearest(column or NAMES[0], known)}")
-        table = var.read(column_names=["soma_joinid", chosen]).concat()
-    joinids = table.column("soma_joinid").to_numpy()
-    names = np.array([str(name) for name in table.column(chosen).to_pylist()], dtype=object)
-    order = np.argsort(joinids, kind="stable")
-    places = np.searchsorted(joinids[order], selection.var_joinids)
-    return names[order][places]  # type: ignore[no-any-return,unused-ignore]
+        return chosen
+
+    names = read_column(selection.var, selection.var_joinids, "names of genes", choose).astype(object)
+    return np.array([str(name) for name in names.where(names.notna(), None)], dtype=object)
 
 
 def name_columns(selection: Selection, column: str | None = None) -> npt.NDArray[Any]:

@@ -14,9 +14,9 @@ import torch.distributed
 from cellfeed.dataloader import ExperimentDataLoader, make_dataloader
 from cellfeed.dataset import ExperimentDataset
 from cellfeed.errors import PlanError
-from cellfeed.joinids import IntArray
+from cellfeed.joinids import IntArray, in_order
 from cellfeed.minibatch import Minibatch, PaddedMinibatch
-from cellfeed.settings import Settings
+from cellfeed.settings import IN_ORDER, Settings
 from cellfeed.topology import find_ranks
 
 
@@ -40,6 +40,8 @@ class OrderedMinibatch(NamedTuple):
 
 class InferenceDataLoader(ExperimentDataLoader):
     """What :func:`inference_dataloader` returns."""
+
+    made_by = "inference_dataloader"
 
     def __iter__(self) -> Iterator[OrderedMinibatch]:  # type: ignore[override]
         for minibatch in super().__iter__():
@@ -108,10 +110,7 @@ def _in_order(dataset: ExperimentDataset, batch_size: int | None) -> ExperimentD
     """Make a dataset of the same cells in their order, with their joinids as a last column of obs."""
     settings, selection = dataset._settings, dataset._selection
     size = settings.batch_size if batch_size is None else batch_size
-    ordered = settings.changed(
-        batch_size=size, shuffle=False, drop_last=False, remainder="uneven",
-        mixing=None, soma_chunk_size=None, shuffle_chunk_count=None,
-    )  # fmt: skip
+    ordered = settings.changed(**IN_ORDER, remainder="uneven", batch_size=size)
     _, world_size = find_ranks(settings.rank, settings.world_size)
     ordered = ordered.changed(batch_size=even_batch_size(selection.n_obs, world_size, size))
     return with_joinids(dataset, ordered)
@@ -119,10 +118,8 @@ def _in_order(dataset: ExperimentDataset, batch_size: int | None) -> ExperimentD
 
 def with_joinids(dataset: ExperimentDataset, settings: Settings | None = None) -> ExperimentDataset:
     """Make a dataset of the same cells that has their joinids as a last column of obs, and may have other settings."""
-    other = ExperimentDataset.__new__(ExperimentDataset)
     selection = replace(dataset._selection, codes=(*dataset._selection.codes, None))
-    other._set_up(selection, dataset._settings if settings is None else settings)
-    return other
+    return ExperimentDataset._made_of(selection, settings or dataset._settings)
 
 
 def even_batch_size(n_obs: int, world_size: int, batch_size: int) -> int:
@@ -177,15 +174,13 @@ def gather_ordered(joinids: Any, values: Any) -> tuple[IntArray, npt.NDArray[Any
         torch.distributed.all_gather_object(parts, own)
     parts = [part for part in parts if len(part[0])] or parts[:1]  # a rank without cells does not know their width
     ids, rows = (np.concatenate(pieces) for pieces in zip(*parts, strict=True))
-    order = np.argsort(ids, kind="stable")
-    ids = ids[order]
-    twice = ids[1:][ids[1:] == ids[:-1]]
+    order, twice = in_order(ids)
     if len(twice):
         raise PlanError(
             f"soma_joinid {twice[0]} came more than once ({len(twice)} such); take the cells of each rank from "
             f"inference_dataloader, once"
         )
-    return ids, rows[order]
+    return ids[order], rows[order]
 
 
 def _whole(rows: Any) -> npt.NDArray[Any]:

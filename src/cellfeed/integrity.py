@@ -45,26 +45,30 @@ class VerifyingReader:
     def read(self, joinids: IntArray, space: RowSpace) -> PlacedRows:
         """Put the rows of ascending ``joinids`` where there is room; a mismatch is a :class:`ReadError`."""
         rows = self._reader.read(joinids, space)
-        positions = self._selection.joinids.positions_of(joinids)
-        self._check_sizes(joinids, rows, positions)
-        self._check_values(joinids, rows, positions)
+        nnz, raw_sum = self._told(joinids)
+        if nnz is not None:
+            self._check_sizes(joinids, rows, nnz.astype(np.int64))
+        if raw_sum is not None or rows.value_dtype.kind == "f":
+            self._check_values(joinids, rows, raw_sum)
         return rows
 
-    def _check_sizes(self, joinids: IntArray, rows: PlacedRows, positions: IntArray) -> None:
-        if self._selection.nnz is None:
-            return
-        told = self._selection.nnz[positions].astype(np.int64)
+    def _told(self, joinids: IntArray) -> tuple[npt.NDArray[Any] | None, npt.NDArray[Any] | None]:
+        """Return what obs tells of cells: how many values, and their sum where that can be compared."""
+        nnz, raw_sum = self._selection.nnz, self._selection.raw_sum if self._all_genes else None
+        if nnz is None and raw_sum is None:
+            return None, None
+        positions = self._selection.joinids.positions_of(joinids)
+        return None if nnz is None else nnz[positions], None if raw_sum is None else raw_sum[positions]
+
+    def _check_sizes(self, joinids: IntArray, rows: PlacedRows, told: IntArray) -> None:
         wrong = rows.sizes != told if self._all_genes else rows.sizes > told
         if wrong.any():
             of_them = "" if self._all_genes else " of the selected genes"
             self._refuse(joinids, wrong, rows.sizes, f"values{of_them}", "nnz", told)
 
-    def _check_values(self, joinids: IntArray, rows: PlacedRows, positions: IntArray) -> None:
+    def _check_values(self, joinids: IntArray, rows: PlacedRows, told: npt.NDArray[Any] | None) -> None:
         from cellfeed import kernels
 
-        told = self._selection.raw_sum if self._all_genes else None
-        if rows.value_dtype.kind != "f" and told is None:
-            return
         sums = kernels.sum_rows(rows.values, rows.sizes, rows.types[1])
         # A sum of finite values can be infinite, which no store of counts or logarithms holds.
         if not np.isfinite(sums).all():
@@ -74,7 +78,7 @@ class VerifyingReader:
                 f'model could not be trained with it; write the layer again, or take it as it is with verify="off"'
             )
         if told is not None:
-            expected = told[positions].astype(np.float64)
+            expected = told.astype(np.float64)
             exact = (told.dtype == np.uint32) & (expected < EXACT_BELOW)
             wrong = np.abs(sums - expected) > np.where(exact, 0.0, SUM_TOLERANCE * np.abs(expected))
             if wrong.any():

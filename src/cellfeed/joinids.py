@@ -88,6 +88,19 @@ class JoinIds:
         return np.unique(np.concatenate(([0], starts, [n]))).astype(np.int64)
 
 
+def in_order(joinids: IntArray) -> tuple[IntArray, IntArray]:
+    """Return the order in which joinids ascend, and those that come more than once.
+
+    Examples
+    --------
+    >>> [part.tolist() for part in in_order(np.array([7, 3, 7]))]
+    [[1, 0, 2], [7]]
+    """
+    order = np.argsort(joinids, kind="stable")
+    ascending = joinids[order]
+    return order, ascending[1:][ascending[1:] == ascending[:-1]]
+
+
 def expand(low: IntArray, high: IntArray) -> tuple[IntArray, IntArray]:
     """Return all integers of half-open ranges, end to end, and the range that each belongs to.
 

@@ -55,7 +55,7 @@ class DenseBuffers:
     def __init__(self, keep: int) -> None:
         self._keep = keep
         self._free: list[npt.NDArray[Any]] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # memory may be given back while this very thread takes some
 
     def borrow(self, shape: tuple[int, int], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """Return an array of ``shape`` with unknown contents; hand itself, no view of it, to PyTorch."""

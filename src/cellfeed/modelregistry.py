@@ -11,16 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from cellfeed.errors import StateError
+from cellfeed.errors import StateError, lacking, some
 
 OWN = "cellfeed"
 """Where a registry keeps the keys and the provenance of a data module."""
 
 MODEL_FILE = "model.pt"
 """The file of a saved model in its folder."""
-
-MAX_SHOWN = 5
-"""Names that a message lists."""
 
 
 @dataclass(frozen=True)
@@ -96,18 +93,12 @@ def compare(known: Mapping[str, Any], own: Mapping[str, Any], *, extended: bool 
 def _compare(what: str, model: Sequence[str], data: Sequence[str], *, extended: bool = False) -> None:
     if list(data[: len(model)] if extended else data) == list(model):
         return
-    lacking = [name for name in model if name not in set(data)]
-    more = [name for name in data if name not in set(model)]
-    told = [f"the data lack {_some(lacking)}"] * bool(lacking) + [f"the model lacks {_some(more)}"] * bool(more)
+    missing, more = lacking(model, data), lacking(data, model)
+    told = [f"the data lack {some(missing)}"] * bool(missing) + [f"the model lacks {some(more)}"] * bool(more)
     raise StateError(
         f"{what} of the data are not those of the model: {', '.join(told) or 'their order differs'}; make the data "
         f"module with SCVIDataModule.from_reference(model, experiment)"
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, names[:MAX_SHOWN]))
-    return f"{shown} and {len(names) - MAX_SHOWN} others" if len(names) > MAX_SHOWN else shown
 
 
 def make_registry(

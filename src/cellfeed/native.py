@@ -8,6 +8,7 @@ tell which of its settings the user made. Set ``CELLFEED_PUBLIC_API=1`` to use p
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -85,16 +86,22 @@ def user_config(context: Any) -> dict[str, str]:
     A context that is in use lists all settings; those that were given when it was made are known to
     tiledbsoma alone.
     """
-    import tiledbsoma as soma
-
     config = {key: str(value) for key, value in context.tiledb_config.items()}
     given = getattr(context, "_initial_config", None)
     if _library() is not None and isinstance(given, dict):
         return {key: str(value) for key, value in given.items()}
+    default = _default_config()
+    return {key: value for key, value in config.items() if default.get(key) != value}
+
+
+@functools.cache
+def _default_config() -> dict[str, str]:
+    """Return TileDB's own settings: to ask for them takes a context, with its threads."""
+    import tiledbsoma as soma
+
     bare = soma.SOMATileDBContext()
     _ = bare.native_context  # from now on it lists all settings, as a context in use does
-    default = {key: str(value) for key, value in bare.tiledb_config.items()}
-    return {key: value for key, value in config.items() if default.get(key) != value}
+    return {key: str(value) for key, value in bare.tiledb_config.items()}
 
 
 def describe_queries(axis_query: Any) -> tuple[Any, Any]:

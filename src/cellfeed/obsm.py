@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from cellfeed import native
 from cellfeed.errors import SelectionError, nearest
-from cellfeed.joinids import IntArray
+from cellfeed.joinids import IntArray, in_order
 from cellfeed.redact import public_uri, secrets_of, told_as
 
 ROWS_PER_TILE = 2048
@@ -108,12 +108,11 @@ def _check_rows(joinids: Any, embeddings: Any) -> tuple[IntArray, npt.NDArray[np
             f"embeddings must be numbers of shape ({len(ids)}, n_dims), a row per joinid; got {rows.dtype} of shape "
             f"{rows.shape}"
         )
-    order = np.argsort(ids, kind="stable")
-    ids = ids[order].astype(np.int64)
-    twice = ids[1:][ids[1:] == ids[:-1]]
+    ids = ids.astype(np.int64)
+    order, twice = in_order(ids)
     if len(twice):
         raise SelectionError(f"joinids holds {twice[0]} more than once; give each cell one row")
-    return ids, rows[order].astype(np.float32)
+    return ids[order], rows[order].astype(np.float32)
 
 
 def _count_rows(obs: Any, ids: IntArray) -> int:

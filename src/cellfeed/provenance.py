@@ -7,7 +7,7 @@ import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cellfeed.errors import StateError
+from cellfeed.errors import StateError, lacking, some
 from cellfeed.redact import public_uri
 from cellfeed.selection import Selection
 from cellfeed.settings import Settings
@@ -16,9 +16,6 @@ from cellfeed.transforms import name_of
 
 VERSIONS = ("cellfeed", "tiledbsoma", "torch", "numpy")
 """Packages whose versions are recorded."""
-
-MAX_SHOWN = 5
-"""Genes that a message lists."""
 
 
 def make_record(selection: Selection, settings: Settings, genes: Sequence[str]) -> dict[str, Any]:
@@ -67,10 +64,9 @@ def check_record(
         It names the genes.
     """
     if list(saved_genes) != list(own_genes):
-        lacking = [gene for gene in saved_genes if gene not in set(own_genes)]
-        more = [gene for gene in own_genes if gene not in set(saved_genes)]
-        told = [f"{len(lacking)} are missing ({_some(lacking)})"] * bool(lacking)
-        told += [f"{len(more)} are new ({_some(more)})"] * bool(more)
+        missing, more = lacking(saved_genes, own_genes), lacking(own_genes, saved_genes)
+        told = [f"{len(missing)} are missing ({some(missing)})"] * bool(missing)
+        told += [f"{len(more)} are new ({some(more)})"] * bool(more)
         raise StateError(
             f"the genes are not those that the model was trained on: {', '.join(told) or 'their order differs'}; "
             f"take them by name, in its order, with dataset.select_genes(genes)"
@@ -96,10 +92,6 @@ def check_classes(saved: Mapping[str, Sequence[Any]], own: Mapping[str, Sequence
             continue
         differing = [value for value in [*known, *met] if value not in known or value not in met]
         raise StateError(
-            f"codes of {name!r} stand for other values than those that the model was trained on: {_some(differing)} "
+            f"codes of {name!r} stand for other values than those that the model was trained on: {some(differing)} "
             f"are on one side only; give encoders=[LabelEncoder({name!r}, classes=...)] with the model's values"
         )
-
-
-def _some(names: Sequence[Any]) -> str:
-    return ", ".join([*map(repr, names[:MAX_SHOWN]), *["..."] * (len(names) > MAX_SHOWN)])

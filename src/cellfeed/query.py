@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -263,31 +263,49 @@ def _encode(encoder: Encoder, frame: pd.DataFrame) -> npt.NDArray[Any]:
 def read_obs_column(selection: Selection, column: str) -> pd.Series[Any]:
     """Read one column of obs for the cells of a selection, in their order."""
     _check_name("a column of obs", column)
-    address = selection.obs
-    with told_as(SelectionError, f"column {column!r} of {str(address)!r} cannot be read", address.secrets):
-        return _read_column(selection, column)
+
+    def choose(known: Sequence[str]) -> str:
+        if column not in known:
+            raise SelectionError(f"obs has no column {column!r}; {nearest(column, known)}")
+        return column
+
+    return read_column(selection.obs, selection.joinids[:], f"column {column!r}", choose)
 
 
-def _read_column(selection: Selection, column: str) -> pd.Series[Any]:
+def read_column(
+    address: ArrayAddress, joinids: IntArray, what: str, choose: Callable[[Sequence[str]], str]
+) -> pd.Series[Any]:
+    """Read one column of a data frame for ascending joinids, in their order.
+
+    Parameters
+    ----------
+    what
+        Says in messages what is read.
+    choose
+        Told the columns that there are; returns the one to read.
+    """
+    with told_as(SelectionError, f"{what} of {str(address)!r} cannot be read", address.secrets):
+        return _read_column(address, joinids, what, choose)
+
+
+def _read_column(
+    address: ArrayAddress, wanted: IntArray, what: str, choose: Callable[[Sequence[str]], str]
+) -> pd.Series[Any]:
     import tiledbsoma as soma
 
-    address = selection.obs
     context = soma.SOMATileDBContext(tiledb_config=dict(address.config))
-    with soma.DataFrame.open(address.uri, context=context, tiledb_timestamp=address.timestamp_ms) as obs:
-        if column not in obs.schema.names:
-            raise SelectionError(f"obs has no column {column!r}; {nearest(column, obs.schema.names)}")
-        if selection.n_obs == 0:
+    with soma.DataFrame.open(address.uri, context=context, tiledb_timestamp=address.timestamp_ms) as opened:
+        column = choose(opened.schema.names)
+        if len(wanted) == 0:
             return pd.Series([], dtype=object)
-        ends = selection.joinids[np.array([0, selection.n_obs - 1])]
-        indexed = tuple(obs.index_column_names) == (JOINID,)
-        coords = (slice(int(ends[0]), int(ends[1])),) if indexed else ()
+        indexed = tuple(opened.index_column_names) == (JOINID,)
+        coords = (slice(int(wanted[0]), int(wanted[-1])),) if indexed else ()
 
         def read(column_names: list[str]) -> Any:
-            return obs.read(coords, column_names=column_names)
+            return opened.read(coords, column_names=column_names)
 
-        joinids, frame = _read_obs(read, [column], f"column {column!r}", address.secrets)
-    wanted = selection.joinids[:]
+        joinids, frame = _read_obs(read, [column], what, address.secrets)
     places = np.minimum(np.searchsorted(joinids, wanted), len(joinids) - 1)
     if not bool(np.all(joinids[places] == wanted)):
-        raise SelectionError(f"obs of {selection.experiment_uri!r} has lost cells since they were selected")
+        raise SelectionError(f"{str(address)!r} has lost rows since they were selected")
     return frame[column].iloc[places].reset_index(drop=True)

@@ -138,7 +138,7 @@ class SomaReader:
             self._meter.add(bytes_read=page.nbytes)
             built_s += time.perf_counter() - asked
 
-        with told_as(ReadError, _reading(joinids, self._address), self._secrets):
+        with told_as(ReadError, reading(joinids, self._address), self._secrets):
             if len(joinids):
                 native.read_pages(self._open(), rows, self._columns, take)
             read_s = time.perf_counter() - started - built_s
@@ -155,9 +155,10 @@ class SomaReader:
             array.close()
 
 
-def _reading(joinids: IntArray, address: ArrayAddress) -> str:
+def reading(joinids: IntArray, place: object) -> str:
+    """Say of a read of some place that it failed."""
     cells = f"soma_joinid {joinids[0]} to {joinids[-1]}" if len(joinids) else "nothing"
-    return f"reading {cells} of {str(address)!r} failed"
+    return f"reading {cells} of {str(place)!r} failed"
 
 
 def _numpy(column: Any) -> npt.NDArray[Any]:

@@ -21,6 +21,11 @@ VERIFY = ("error", "off")
 
 MAX_CELLS = (1 << 31) - 1
 
+IN_ORDER = {
+    "shuffle": False, "drop_last": False, "mixing": None, "soma_chunk_size": None, "shuffle_chunk_count": None,
+}  # fmt: skip
+"""Parameters with which cells come in the order of their joinids, whatever was said of shuffling."""
+
 
 @dataclass(frozen=True)
 class Settings:

@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cellfeed.errors import CellfeedError, ReadError
+from cellfeed.errors import ReadError
 from cellfeed.fragments import FIELDS, Fragment
 from cellfeed.joinids import IntArray, runs_of
+from cellfeed.reader import reading
+from cellfeed.redact import told_as
 from cellfeed.rowbuilder import GeneTable
 from cellfeed.rowspace import PlacedRows, RowSpace
 from cellfeed.stats import Meter
@@ -145,13 +147,8 @@ class TileReader:
         """Put the rows of ascending ``joinids`` where there is room for them."""
         bench = self._take_bench()
         try:
-            return self._read(joinids, space, bench)
-        except CellfeedError:
-            raise
-        except Exception as cause:
-            raise ReadError(
-                f"reading soma_joinid {joinids[0]} to {joinids[-1]} of {str(self._index.folder)!r} failed: {cause}"
-            ) from cause
+            with told_as(ReadError, reading(joinids, self._index.folder)):
+                return self._read(joinids, space, bench)
         finally:
             self._give_bench(bench)
 

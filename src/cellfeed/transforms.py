@@ -10,6 +10,7 @@ own are any such callables. A loader applies the one that is given as its datase
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,20 +18,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cellfeed.errors import PlanError, SelectionError, warn_user
+from cellfeed.errors import PlanError, SelectionError, some, warn_user
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
 
-MAX_SHOWN = 5
-"""Genes that a message lists."""
 
+class OfValues(abc.ABC):
+    """A transform that changes values where they lie; zeros stay zeros, so that CSR stays as sparse as it was."""
 
-class Scale:
-    """Scale rows to a total, take log(1 + x), or both."""
-
-    def __init__(self, target_sum: float | None, log: bool) -> None:
-        self._target = 0.0 if target_sum is None else float(target_sum)
-        self._log = log
+    @abc.abstractmethod
+    def _change(self, values: torch.Tensor, X: torch.Tensor) -> None:
+        """Change the values of X, which are floats, in place: all of a dense X, the stored ones of CSR."""
 
     def __call__(self, X: torch.Tensor) -> torch.Tensor:
         """Return a new tensor of float32, or of X's own type if that is a float."""
@@ -40,15 +38,11 @@ class Scale:
         """Do it in X's own memory where that holds floats."""
         if not X.is_floating_point():
             X = X.to(torch.float32)
-        values = X.values() if _is_csr(X) else X
-        if self._target > 0:
-            values.mul_(_factors(X, self._target))
-        if self._log:
-            values.log1p_()
+        self._change(X.values() if _is_csr(X) else X, X)
         return X
 
 
-class NormalizeTotal(Scale):
+class NormalizeTotal(OfValues):
     """Scale each cell so that its values sum to ``target_sum``; a cell without values stays as it is.
 
     The sum is over the genes that X has at this point: normalise before :class:`SelectGenes`, or read all genes, for
@@ -73,13 +67,16 @@ class NormalizeTotal(Scale):
             or not 0 < target_sum < float("inf")
         ):
             raise PlanError(f"target_sum={target_sum!r} must be a number above 0, such as 1e4")
-        super().__init__(target_sum, log=False)
+        self._target = float(target_sum)
+
+    def _change(self, values: torch.Tensor, X: torch.Tensor) -> None:
+        values.mul_(_factors(X, self._target))
 
     def __repr__(self) -> str:
         return f"NormalizeTotal({self._target:g})"
 
 
-class Log1p(Scale):
+class Log1p(OfValues):
     """Take the natural logarithm of 1 + x.
 
     Examples
@@ -89,8 +86,8 @@ class Log1p(Scale):
     tensor([[0.0000, 0.6931]])
     """
 
-    def __init__(self) -> None:
-        super().__init__(None, log=True)
+    def _change(self, values: torch.Tensor, X: torch.Tensor) -> None:
+        values.log1p_()
 
     def __repr__(self) -> str:
         return "Log1p()"
@@ -177,7 +174,8 @@ def find_genes(
     if missing not in ("error", "zeros"):
         raise PlanError(f'missing={missing!r} must be "error" or "zeros"')
     if isinstance(genes, str) or len(set(genes)) != len(genes):
-        raise SelectionError(f"genes={_some(genes)} must be a list of names, none of them twice")
+        shown = repr(genes) if isinstance(genes, str) else some(genes)
+        raise SelectionError(f"genes={shown} must be a list of names, none of them twice")
     place: dict[str, int] = {}
     wanted, twice = set(genes), []
     for k, name in enumerate(among):
@@ -185,25 +183,18 @@ def find_genes(
             twice.append(name)
     if twice:
         raise SelectionError(
-            f"genes {_some(twice)} stand for several columns each; name genes by a column of var whose values differ, "
+            f"genes {some(twice)} stand for several columns each; name genes by a column of var whose values differ, "
             f"such as feature_id"
         )
     absent = [name for name in genes if name not in place]
     if absent:
-        told = f"{len(absent)} of {len(genes)} genes are not in the store: {_some(absent)}"
+        told = f"{len(absent)} of {len(genes)} genes are not in the store: {some(absent)}"
         if missing == "error" or len(absent) == len(genes):
             raise SelectionError(
                 f'{told}; leave them out, name genes by the right column of var, or take missing="zeros"'
             )
         warn_user(f"{told}; their columns are zeros")
     return np.array([place.get(name, -1) for name in genes], np.int64)
-
-
-def _some(names: Sequence[str]) -> str:
-    if isinstance(names, str):
-        return repr(names)
-    shown = ", ".join(map(repr, names[:MAX_SHOWN]))
-    return f"{shown}{' and others' if len(names) > MAX_SHOWN else ''}"
 
 
 class Compose:

@@ -13,6 +13,7 @@ import torch
 from cellfeed.dataset import ExperimentDataset
 from cellfeed.errors import PlanError
 from cellfeed.genes import name_columns
+from cellfeed.settings import IN_ORDER
 from cellfeed.transforms import NormalizeTotal
 
 N_BINS = 20
@@ -69,8 +70,8 @@ def highly_variable_genes(
 def moments(dataset: ExperimentDataset, transform: Any) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return the mean and the variance of each column of X over all cells, after a transform."""
     ordered = dataset._with(
-        shuffle=False, drop_last=False, remainder="uneven", mixing=None, soma_chunk_size=None, shuffle_chunk_count=None,
-        return_sparse_X=True, X_dtype="float32", transform=transform, batch_size=1024, rank=0, world_size=1,
+        **IN_ORDER, remainder="uneven", rank=0, world_size=1,
+        return_sparse_X=True, X_dtype="float32", transform=transform, batch_size=1024,
     )  # fmt: skip
     n_obs, n_vars = ordered.shape
     sums = torch.zeros(2, n_vars, dtype=torch.float64)
