@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import cellfeed
+from tests.programs import end_ranks
 
 
 def main():
@@ -37,7 +38,7 @@ def main():
             passes.append({"length": length, "received": received})
         record[num_workers] = passes
     Path(folder, f"rank{rank}.json").write_text(json.dumps(record))
-    dist.destroy_process_group()
+    end_ranks()
 
 
 if __name__ == "__main__":

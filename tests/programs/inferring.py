@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import cellfeed
+from tests.programs import end_ranks
 
 
 def main():
@@ -29,10 +30,7 @@ def main():
     ids, values = cellfeed.gather_ordered(joinids, sums)
     record = {"n_minibatches": len(sums), "joinids": ids.tolist(), "sums": values.tolist()}
     Path(folder, f"rank{dist.get_rank()}.json").write_text(json.dumps(record))
-    # A thread of Gloo lets go of what was gathered, for which it needs Python; PyTorch aborts if that ends just then.
-    # While this one waits for the other rank, it can.
-    dist.barrier()
-    dist.destroy_process_group()
+    end_ranks()
 
 
 if __name__ == "__main__":

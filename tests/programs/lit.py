@@ -11,6 +11,7 @@ import torch
 
 import cellfeed
 from cellfeed.lightning import ExperimentDataModule, lightning
+from tests.programs import end_ranks
 
 SPLIT = (60 / 101, 21 / 101, 20 / 101)
 """Of 21 cells, in minibatches of 5, one rank would make three steps and the other two if none were left out."""
@@ -56,6 +57,7 @@ def main():
     joinids, _ = cellfeed.gather_ordered(predicted, predicted)
     record = {**model.record, "predicted": joinids.tolist()}
     Path(folder, f"rank{trainer.global_rank}.json").write_text(json.dumps(record))
+    end_ranks()
 
 
 if __name__ == "__main__":
