@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import tiledbsoma as soma
-from benchmarks import scvi_knn, training
+from benchmarks import scvi_epoch, scvi_knn, training
 from benchmarks.run import run_suite, summary
 from benchmarks.stores import StoreSpec, write_store
 
@@ -57,3 +57,14 @@ def test_scvi_by_both_paths(tmp_path):
     records = scvi_knn.run(str(tmp_path / "c.h5ad"), n_seeds=1, n_epochs=1)
     assert [record["path"] for record in records] == ["cellfeed", "anndata"]
     assert "accuracy" in scvi_knn.summary(records)
+
+
+def test_an_epoch_of_scvi(tmp_path):
+    pytest.importorskip("scvi", reason="scvi-tools is not installed")
+    uri, out, picture = str(tmp_path / "tiny.soma"), tmp_path / "records.jsonl", tmp_path / "epoch.png"
+    write_store(uri, StoreSpec(n_obs=500, n_vars=60, nnz_per_cell=10, n_expressed=40, n_datasets=3))
+    options = {"repeat": 1, "n_genes": 40, "batch_size": 100}
+    records = scvi_epoch.run(uri, tmp_path / "none", out, only=("cellfeed, CSR",), **options)
+    assert records[0]["n_steps"] == 5
+    scvi_epoch.draw(records, picture)
+    assert picture.stat().st_size > 5_000
