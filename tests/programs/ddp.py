@@ -24,7 +24,7 @@ def main():
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
     record = {}
     for num_workers in map(int, workers):
-        loader = cellfeed.experiment_dataloader(dataset, num_workers=num_workers)
+        loader = cellfeed.experiment_dataloader(dataset, num_workers=num_workers, persistent_workers=num_workers == 2)
         dataset.set_epoch(0)
         passes = []
         for _ in range(2):
