@@ -12,6 +12,7 @@ import scipy.sparse as sp
 
 from cellfeed import EncodeError, SelectionError, StateError
 from tests.stores import write_experiment
+from tests.test_processes import torchrun
 
 pytest.importorskip("scvi", reason="scvi-tools is not installed")
 
@@ -266,3 +267,26 @@ def test_numbers_that_are_none_are_refused(uri, cells, var, tmp_path):
         make(bad, continuous_covariate_keys=["age"])
     with pytest.raises(StateError, match="holds no model.pt"):
         SCVIDataModule.from_reference(tmp_path, uri)
+
+
+def test_two_ranks_train_one_model_and_embed_all_cells(uri, tmp_path):
+    """DDP ends: each cell once an epoch over the ranks, fewer than two left out; all ranks hold one model, which
+    embeds the cells of all, in the order of their joinids, as it does in one process.
+    """
+    torchrun(2, "tests.programs.scvi_ranks", uri, tmp_path)
+    ranks = [json.loads((tmp_path / f"rank{r}.json").read_text()) for r in range(2)]
+    whole = make(uri, split={"train": 0.8, "validation": 0.2})
+    for stage, part in (("train", "train"), ("validate", "validation")):
+        own = set(whole.parts[part].obs_joinids.tolist())
+        for epoch in range(2):
+            one, other = (rank[stage][epoch] for rank in ranks)
+            assert len(one) == len(other)
+            assert len({*one, *other}) == len(one) + len(other) > len(own) - 2
+            assert {*one, *other} <= own
+    assert set(ranks[0]["train"][0]) != set(ranks[0]["train"][1])
+    assert sum(rank["own"] for rank in ranks) == N
+    model = cellfeed.scvi.load(scvi.model.SCVI, tmp_path / "model", whole)
+    for rank in range(2):
+        assert ranks[rank]["joinids"] == whole.dataset.obs_joinids.tolist()
+        np.testing.assert_allclose(np.load(tmp_path / f"rank{rank}.npy"), embed(model, whole), atol=1e-6)
+    np.testing.assert_allclose(np.load(tmp_path / "alone.npy"), embed(model, whole), atol=1e-6)

@@ -12,6 +12,13 @@
     query = SCVIDataModule.from_reference("model", other_experiment)      # its genes, categories and covariates
     model = cellfeed.scvi.load(scvi.model.SCVI, "model", query)
     latent = model.get_latent_representation(dataloader=query.inference_dataloader())
+
+Processes under ``torchrun`` train one model, each on its part of an epoch, and embed a stretch of the cells each::
+
+    model.train(datamodule=datamodule, devices=2, strategy="ddp_find_unused_parameters_true")
+    loader = datamodule.inference_dataloader()
+    latent = model.get_latent_representation(dataloader=loader)
+    joinids, latent = cellfeed.gather_ordered(loader.joinids, latent)           # of all cells, on every rank
 """
 
 from __future__ import annotations
