@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import queue
 import random
 import re
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -51,6 +53,10 @@ def is_transient(error: BaseException) -> bool:
 
 GRACE_S = 1.0
 """Seconds that an attempt which begins at the deadline has left."""
+
+
+_at_work: weakref.WeakSet[Retries] = weakref.WeakSet()
+_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
 
 class Retries:
@@ -97,6 +103,7 @@ class Retries:
         self.sleep = sleep or self._closed.wait
         self.changed = threading.Condition()
         self._failing = False
+        _at_work.add(self)
 
     def call(self, attempt: Callable[[], T]) -> T:
         """Return what an attempt returns once one succeeds."""
@@ -113,8 +120,9 @@ class Retries:
             needed = self._n_running < self._n_threads
             self._n_running += needed
         if needed:
-            # Daemons: one that waits for TileDB must not hold up the end of the process.
-            threading.Thread(target=self._run, name="cellfeed-request", daemon=True).start()
+            thread = threading.Thread(target=self._run, name="cellfeed-request", daemon=True)
+            _threads.add(thread)
+            thread.start()
         return request
 
     def _run(self) -> None:
@@ -237,6 +245,15 @@ class Request(Generic[T]):
         if self._error is not None:
             raise self._error
         return self._value
+
+
+@atexit.register
+def _end_threads() -> None:
+    """Wait for threads that are in TileDB: it crashes if the process ends under it."""
+    for retries in list(_at_work):
+        retries.close()
+    for thread in list(_threads):
+        thread.join()
 
 
 ONCE = Retries(0.0)
