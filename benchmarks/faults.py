@@ -3,8 +3,8 @@
     python -m benchmarks.faults table --out benchmarks/results/faults.jsonl
     python -m benchmarks.faults soak --minutes 30 --out benchmarks/results/soak.jsonl
 
-A fault begins when the first minibatch is there. Each pass is a process of its own; the server and the proxy that makes the
-faults are others.
+A fault begins when the first minibatch is there. Each pass is a process of its own; the server and the proxy that makes
+the faults are others.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,9 @@ def outcome(record: dict[str, Any], undisturbed: list[str]) -> str:
     return "exact" if digests == undisturbed else "cells missing"
 
 
-def table(out: Path | None, names: list[str] | None = None, n_obs: int = N_OBS) -> list[dict[str, Any]]:
+def table(
+    out: Path | None, *, names: Sequence[str] | None = None, paths: Sequence[str] = tuple(PATHS), n_obs: int = N_OBS
+) -> list[dict[str, Any]]:
     """Try each fault with each way of reading."""
     records = []
     about = {"commit": commit(), "cores": os.cpu_count(), "versions": versions(), "n_obs": n_obs}
@@ -168,7 +171,7 @@ def table(out: Path | None, names: list[str] | None = None, n_obs: int = N_OBS) 
         uri = s3.upload(write(folder, n_obs))
         undisturbed = attempt(TRIALS[0], "public", uri, proxy)["digests"]
         for trial in TRIALS:
-            for path in PATHS if names is None or trial.name in names else ():
+            for path in paths if names is None or trial.name in names else ():
                 came = attempt(trial, path, uri, proxy)
                 came = {"outcome": outcome(came, undisturbed), "minibatches": len(came.pop("digests")), **came}
                 records.append({**about, "path": path, **asdict(trial), **came})
@@ -207,6 +210,7 @@ def main() -> None:
         a_pass.add_argument(name, type=kind)
     a_table = commands.add_parser("table", help="each fault with each way of reading")
     a_table.add_argument("--only", action="append", dest="names", metavar="FAULT", help="default: all")
+    a_table.add_argument("--path", action="append", dest="paths", choices=PATHS, help="default: all")
     a_table.add_argument("--out", type=Path, help="append records here, a JSON line each")
     a_soak = commands.add_parser("soak", help="epochs with faults at random: exact, and memory stays where it is?")
     a_soak.add_argument("--minutes", type=float, default=30.0)
@@ -216,7 +220,8 @@ def main() -> None:
     if options.command == "pass":
         one_pass(options.uri, options.config, options.deadline_s)
     elif options.command == "table":
-        print(f"\n{markdown(table(options.out, options.names))}")
+        records = table(options.out, names=options.names, paths=options.paths or tuple(PATHS))
+        print(f"\n{markdown(records)}")
     else:
         from benchmarks import soak  # which needs what is above
 

@@ -92,9 +92,8 @@ def gauges() -> dict[str, int]:
     return {"rss": me.memory_info().rss, "threads": me.num_threads(), "files": me.num_fds()}
 
 
-def epochs(seconds: float, path: str, *, n_obs: int, least: int = 6, seed: int = 0) -> Iterator[dict[str, Any]]:
+def epochs(seconds: float, *, n_obs: int, least: int = 6, seed: int = 0) -> Iterator[dict[str, Any]]:
     """Yield a record of each epoch until the time is over, and at least so many."""
-    os.environ.update(faults.PATHS[path])
     with tempfile.TemporaryDirectory() as folder, s3_server() as s3, ProxyProcess(s3.endpoint, seed=seed) as proxy:
         uri = s3.upload(faults.write(folder, n_obs))
         X = addressed(n_obs, faults.N_VARS, faults.DENSITY)
@@ -130,9 +129,10 @@ def flat(records: list[dict[str, Any]]) -> dict[str, bool]:
 
 def run(minutes: float, path: str, out: Path | None) -> None:
     """Soak, write records and print what came of it."""
+    os.environ.update(faults.PATHS[path])
     about = {"suite": "soak", "commit": commit(), "cores": os.cpu_count(), "versions": versions(), "path": path}
     records = []
-    for record in epochs(minutes * 60, path, n_obs=faults.N_OBS):
+    for record in epochs(minutes * 60, n_obs=faults.N_OBS):
         records.append(record)
         faults.write_record(out, about | record)
         print(
