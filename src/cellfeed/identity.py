@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cellfeed.address import ArrayAddress
 from cellfeed.errors import ReadError
-from cellfeed.reader import ArrayAddress
 
 ADVICE = "it was overwritten or damaged since the dataset was made. Restore it, or make the dataset anew"
 
