@@ -253,6 +253,7 @@ class ProxyProcess:
 
     def __init__(self, upstream: str, *, seed: int = 0) -> None:
         self._command = [sys.executable, "-m", "tests.fault_proxy", upstream, str(seed)]
+        self._lock = threading.Lock()
 
     def __enter__(self) -> ProxyProcess:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -283,9 +284,10 @@ class ProxyProcess:
         return self._process.pid
 
     def _tell(self, order: dict[str, Any]) -> dict[str, Any]:
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        return self._hear()
+        with self._lock:
+            self._process.stdin.write(json.dumps(order) + "\n")
+            self._process.stdin.flush()
+            return self._hear()
 
     def _hear(self) -> dict[str, Any]:
         line = self._process.stdout.readline()
