@@ -33,9 +33,12 @@ class Case:
     batch_size: int = 1024
     n_genes: int | None = None  # the first so many; None takes all
     passes: int = 1
+    seconds: float = 0.0  # go on with further passes until so much time has gone
     max_cells: int | None = None  # stop a pass here: slow contenders need not finish it
+    max_seconds: float | None = None  # or here
     sleep_s: float = 0.0  # a consumer that takes its time
     num_workers: int = 0  # of cellfeed's loader
+    tiledb_config: dict[str, str] = field(default_factory=dict)  # where the store is no local one
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -48,8 +51,9 @@ def cellfeed(case: Case) -> Callable[[], Minibatches]:
     import cellfeed
 
     genes = None if case.n_genes is None else soma.AxisQuery(coords=(slice(0, case.n_genes - 1),))
+    context = soma.SOMATileDBContext(tiledb_config=case.tiledb_config)
     dataset = cellfeed.ExperimentDataset(
-        case.uri,
+        soma.open(case.uri, context=context) if case.tiledb_config else case.uri,
         var_query=genes,
         obs_column_names=["cell_type"],
         batch_size=case.batch_size,
@@ -71,7 +75,7 @@ def tiledbsoma_ml(case: Case) -> Callable[[], Minibatches]:
     import tiledbsoma_ml as ml
 
     options = dict(case.options)
-    config = options.pop("tiledb_config", {})
+    config = case.tiledb_config | options.pop("tiledb_config", {})
     if options.pop("malloc", False):  # the allocator's settings that cellfeed uses
         import ctypes
 
@@ -218,7 +222,7 @@ def measure(name: str, case: Case) -> dict[str, Any]:
         "idle_bytes": resident_bytes(),
         "passes": [],
     }
-    for _ in range(case.passes):
+    while len(record["passes"]) < case.passes or sum(one["seconds"] for one in record["passes"]) < case.seconds:
         forget_peak()
         started, cpu, n, first = time.perf_counter(), time.process_time(), 0, None
         seconds, cpu_s = 0.0, 0.0
@@ -232,7 +236,7 @@ def measure(name: str, case: Case) -> dict[str, Any]:
             workers = max(workers, workers_peak_bytes())
             # Taken here: leaving an iterator early may wait for a read that nobody will use.
             seconds, cpu_s = now - started, time.process_time() - cpu
-            if case.max_cells is not None and n >= case.max_cells:
+            if n >= (case.max_cells or float("inf")) or seconds >= (case.max_seconds or float("inf")):
                 break
             if case.sleep_s:
                 time.sleep(case.sleep_s)

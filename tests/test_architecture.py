@@ -9,10 +9,11 @@ import cellfeed
 
 SOURCE = Path(cellfeed.__file__).parent
 ORDER = [
-    "errors", "redact", "valuefilter", "memory", "keyed", "joinids", "schedule", "plan", "walk", "effective",
-    "delivered", "stats", "progress", "state", "splits", "zstd", "kernels", "unfilter", "tilerows", "fragments",
-    "allocator", "slabs", "rowspace", "rowbuilder", "watch", "rows", "native", "reader", "vocabulary", "encoders",
-    "obsframe", "selection", "integrity", "tileindex", "tilereader", "identity", "experiment", "query", "genes",
+    "errors", "redact", "valuefilter", "memory", "backoff", "keyed", "joinids", "schedule", "plan", "walk", "effective",
+    "delivered", "stats", "retry", "address", "progress", "state", "splits", "zstd", "kernels", "unfilter",
+    "tilerows", "fragments", "allocator", "slabs", "rowspace", "rowbuilder", "watch", "rows", "native", "files", "vfs",
+    "reader", "vocabulary", "encoders", "obsframe", "selection", "integrity", "tileindex", "tilereader", "identity",
+    "experiment", "query", "genes",
     "transforms", "topology", "epochs", "settings", "provenance", "budget", "report", "target", "forecast", "planner",
     "prefetch", "feed", "minibatch", "pipeline", "passes", "dataset", "datapipe", "dataloader", "inference",
     "variability", "obsm", "datamodule", "lightning", "covariates", "modelregistry", "scvi", "demo", "bench",
@@ -21,10 +22,10 @@ ORDER = [
 PURE = {
     "errors", "memory", "keyed", "joinids", "schedule", "plan", "walk", "effective", "progress", "state", "splits",
     "target", "forecast", "kernels", "unfilter", "tilerows", "fragments", "report", "budget", "vocabulary",
-    "redact", "valuefilter",
+    "redact", "valuefilter", "backoff",
 }  # fmt: skip
 MAY_IMPORT = {
-    "tiledbsoma": {"native", "reader", "identity", "experiment", "query", "genes", "obsm", "demo", "cli"},
+    "tiledbsoma": {"native", "address", "identity", "experiment", "query", "genes", "obsm", "demo", "cli"},
     "torch": {
         "transforms", "topology", "epochs", "watch", "minibatch", "pipeline", "dataset", "datapipe", "dataloader",
         "inference", "variability", "modelregistry", "scvi", "demo",

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import tiledbsoma as soma
-from benchmarks import scvi_epoch, scvi_knn, training
+from benchmarks import cloud, faults, scvi_epoch, scvi_knn, training
 from benchmarks.run import run_suite, summary
 from benchmarks.stores import StoreSpec, write_store
 
@@ -68,3 +68,20 @@ def test_an_epoch_of_scvi(tmp_path):
     assert records[0]["n_steps"] == 5
     scvi_epoch.draw(records, picture)
     assert picture.stat().st_size > 5_000
+
+
+def test_a_store_far_away(tmp_path):
+    uri = tmp_path / "tiny.soma"
+    write_store(str(uri), StoreSpec(n_obs=2000, n_vars=500, nnz_per_cell=40, n_expressed=300, n_datasets=3))
+    records = list(cloud.run(uri, peers=tmp_path / "none", repeat=1, seconds=0, labels=["cellfeed"]))
+    assert [record["cells"] for record in records] == [2000]
+    assert records[0]["sent"]["bytes"] > 2000 * records[0]["bytes_per_cell"]
+    assert "of the line" in cloud.summary(records)
+
+
+def test_the_table_of_faults(tmp_path):
+    out = tmp_path / "faults.jsonl"
+    records = faults.table(out, names=["outage of 1 s"], paths=["direct"], n_obs=2048)
+    assert [record["outcome"] for record in records] == ["exact"]
+    assert len(out.read_text().splitlines()) == 1
+    assert "| outage of 1 s | exact" in faults.markdown(records)

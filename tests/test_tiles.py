@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellfeed import ExperimentDataset, ReadError
+from cellfeed.address import ArrayAddress
 from cellfeed.fragments import UnknownLayout, parse_fragment, visible_fragments
 from cellfeed.query import _geometry
-from cellfeed.reader import ArrayAddress
 from cellfeed.rowbuilder import GeneTable
 from cellfeed.stats import Meter
 from cellfeed.tileindex import open_tiles
@@ -117,7 +117,7 @@ def test_what_is_not_known_is_left_to_tiledb(tmp_path, monkeypatch):
     assert opened(overlapping)[0] is None
     Path(tmp_path / "plain/ms/RNA/X/raw/__commits/__1_1_00_22.del").touch()
     assert opened(plain)[0] is None
-    assert open_tiles(ArrayAddress("s3://bucket/X", LATEST, {}), opened(plain)[1]) is None
+    assert open_tiles(ArrayAddress("tiledb://space/X", LATEST, {}), opened(plain)[1]) is None
     assert not np.array_equal(X.toarray()[0, 0], 7)
     rows = np.concatenate([m.X.numpy() for m in ExperimentDataset(overlapping, batch_size=20, shuffle=False)])
     changed = X.toarray()

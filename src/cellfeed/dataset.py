@@ -16,10 +16,11 @@ import pandas as pd
 from torch.utils.data import IterableDataset, get_worker_info
 
 from cellfeed import budget, query, splits
+from cellfeed.address import RETRY_DEADLINE_S
 from cellfeed.delivered import Delivered
 from cellfeed.encoders import Encoder
 from cellfeed.errors import CellfeedError, PlanError, SelectionError, nearest
-from cellfeed.experiment import open_experiment
+from cellfeed.experiment import open_experiment, retrying
 from cellfeed.genes import identify_columns, name_columns, read_genes
 from cellfeed.joinids import IntArray
 from cellfeed.keyed import check_seed
@@ -89,6 +90,10 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
         ``"error"`` compares each row of X, when it is read, with what obs tells of it: finite values, as many as its
         column ``nnz`` says and, in the layer ``raw``, of the sum in ``raw_sum``, where obs has these columns. A row
         that differs is a :class:`ReadError` that names it. ``"off"`` takes X as it is.
+    retry_deadline_s
+        Seconds within which a request to an object store must succeed; until then it is tried again, with growing
+        pauses, if it fails for a reason that may pass: no answer, a lost connection, a response of 5xx or "slow down",
+        or one cut short. 0 tries once.
     remainder
         Where several ranks share an epoch: ``"drop"`` leaves out fewer cells than there are ranks (with
         ``drop_last``: than make a minibatch a rank), others each epoch; ``"pad"`` repeats some and yields
@@ -107,6 +112,8 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
     ------
     SelectionError
         If the experiment, measurement, layer, column or query does not exist or cannot be read.
+    ReadError
+        If an object store does not answer until ``retry_deadline_s``.
     PlanError
         If a number makes no plan, the budget holds not one row-block, or ``mixing`` is not possible within it.
     EncodeError
@@ -149,6 +156,7 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
         remainder: Remainder = "drop",
         rank: int | None = None,
         world_size: int | None = None,
+        retry_deadline_s: float = RETRY_DEADLINE_S,
         transform: Transform | None = None,
         context: Any = None,
     ) -> None:
@@ -168,12 +176,17 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
             remainder=remainder,
             rank=rank,
             world_size=world_size,
+            retry_deadline_s=retry_deadline_s,
             transform=transform,
         )
-        with open_experiment(experiment, context) as opened:
-            axis_query = query.make_axis_query(opened, measurement_name, obs_query, var_query)
-            selection = query.select(axis_query, X_name, obs_column_names, encoders)
-        self._set_up(selection, settings)
+        meter = Meter()
+        with (
+            retrying(experiment, context, settings.retry_deadline_s, meter) as retries,
+            open_experiment(experiment, context, retries) as opened,
+        ):
+            axis_query = query.make_axis_query(opened, measurement_name, obs_query, var_query, retries)
+            selection = query.select(axis_query, X_name, obs_column_names, encoders, retries)
+        self._set_up(selection, settings, meter)
 
     @classmethod
     def from_query(
@@ -213,19 +226,22 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
                 f'experiment.axis_query("RNA", obs_query=...)'
             )
         settings = Settings.check(**_with_defaults(parameters))
-        return cls._made_of(query.select(axis_query, X_name, obs_column_names, encoders), settings)
+        meter = Meter()
+        with retrying(axis_query.experiment, None, settings.retry_deadline_s, meter) as retries:
+            selection = query.select(axis_query, X_name, obs_column_names, encoders, retries)
+        return cls._made_of(selection, settings, meter)
 
     @classmethod
-    def _made_of(cls, selection: Selection, settings: Settings) -> Self:
+    def _made_of(cls, selection: Selection, settings: Settings, meter: Meter | None = None) -> Self:
         """Make a dataset of cells that have been selected; nothing is read for it."""
         self = cls.__new__(cls)
-        self._set_up(selection, settings)
+        self._set_up(selection, settings, meter or Meter())
         return self
 
-    def _set_up(self, selection: Selection, settings: Settings) -> None:
+    def _set_up(self, selection: Selection, settings: Settings, meter: Meter) -> None:
         self._selection = selection
         self._settings = settings
-        self._meter = Meter()
+        self._meter = meter
         self._delivered = Delivered(selection.label_names, selection.codes, settings.batch_size)
         self._settle()
         self._planner = Planner(selection, settings)

@@ -103,6 +103,10 @@ class ReadError(CellfeedError, RuntimeError):
     """
 
 
+class GaveUp(Exception):  # noqa: N818 - what failed is told by others, as a ReadError
+    """Nothing came from an object store until the deadline, or until it was not wanted any more."""
+
+
 class PictureError(CellfeedError, RuntimeError):
     """A picture that cannot be drawn, or not be written where it should be.
 

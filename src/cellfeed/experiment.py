@@ -8,12 +8,35 @@ from pathlib import Path
 from typing import Any
 
 from cellfeed import native
+from cellfeed.address import ArrayAddress
 from cellfeed.errors import SelectionError
 from cellfeed.redact import public_uri, secrets_of, told_as
+from cellfeed.retry import ONCE, Retries
+from cellfeed.stats import Meter
 
 
 @contextlib.contextmanager
-def open_experiment(experiment: Any, context: Any = None) -> Iterator[Any]:
+def retrying(experiment: Any, context: Any, deadline_s: float, meter: Meter) -> Iterator[Retries]:
+    """Give what tries again to read an experiment, or what lies at a URI, as long as that fails."""
+    import tiledbsoma as soma
+
+    uri, config = "", {}
+    if isinstance(experiment, (str, Path)):
+        uri, config = str(experiment), _config(context)
+    elif isinstance(experiment, soma.Experiment):
+        uri, config = experiment.uri, _config(experiment.context)
+    with contextlib.closing(ArrayAddress(uri, 0, config, deadline_s).retries(meter=meter)) as retries:
+        yield retries
+
+
+def _config(context: Any) -> dict[str, str]:
+    import tiledbsoma as soma
+
+    return native.user_config(context) if isinstance(context, soma.SOMATileDBContext) else {}
+
+
+@contextlib.contextmanager
+def open_experiment(experiment: Any, context: Any = None, retries: Retries = ONCE) -> Iterator[Any]:
     """Give an open experiment: the one passed in, or that of a URI for as long as it is needed."""
     import tiledbsoma as soma
 
@@ -26,7 +49,7 @@ def open_experiment(experiment: Any, context: Any = None) -> Iterator[Any]:
             secrets_of(uri, None if context is None else native.user_config(context)),
             "; give a tiledbsoma.Experiment or the URI of one",
         ):
-            opened = soma.open(uri, context=context)
+            opened = retries.call(lambda: soma.open(uri, context=context))
         with opened:
             yield check_experiment(opened, repr(public_uri(uri)))
         return

@@ -1,8 +1,9 @@
 """The one place that touches what tiledbsoma keeps private; everything has a public way round.
 
 Private, because the public ``read`` takes one range or a list of points, and a selection is many ranges;
-because the number of stored values can be had from the fragments' footers; and because a context does not
-tell which of its settings the user made. Set ``CELLFEED_PUBLIC_API=1`` to use public calls only.
+because the number of stored values can be had from the fragments' footers; because a context does not
+tell which of its settings the user made; and because the files of an array on an object store can be read through the
+library that tiledbsoma brings. Set ``CELLFEED_PUBLIC_API=1`` to use public calls only.
 """
 
 from __future__ import annotations
@@ -32,6 +33,15 @@ def _library() -> Any | None:
     query = getattr(pytiledbsoma, "ManagedQuery", None)
     needed = ("set_layout", "set_dim_ranges_int64", "next")
     return pytiledbsoma if query is not None and all(hasattr(query, name) for name in needed) else None
+
+
+def library_file() -> str | None:
+    """Return the file of a library through which TileDB's C interface can be called; ``None`` if it is not to be used.
+
+    Functions of the libraries with which it was linked are found through it.
+    """
+    library = _library()
+    return None if library is None else str(library.__file__)
 
 
 def read_pages(array: Any, rows: IntArray, columns: IntArray | None, take: Callable[[pa.Table], None]) -> None:

@@ -20,6 +20,8 @@ from cellfeed.minibatch import HALVES, Assembler, DenseBuffers, HalvingReader, M
 from cellfeed.planner import Resources
 from cellfeed.prefetch import Prefetch
 from cellfeed.reader import SomaReader
+from cellfeed.redact import told_as
+from cellfeed.retry import Retries
 from cellfeed.rowbuilder import GeneTable
 from cellfeed.rows import Rows
 from cellfeed.rowspace import Reader
@@ -48,12 +50,17 @@ def stream(
 
     ``watched`` may wrap the reader.
     """
-    source = _produce(selection, settings, windows, resources, buffers=buffers, meter=meter, watched=watched)
+    retries = selection.X.retries(n_threads=resources.n_requests, meter=meter)
+    source = _produce(
+        selection, settings, windows, resources, buffers=buffers, meter=meter, retries=retries, watched=watched
+    )
     ahead: Generator[Yielded, None, None] | Prefetch[Yielded] = source
     if settings.use_eager_fetch:
-        ahead = Prefetch(source, depth=1, waited=lambda seconds: meter.add(producer_wait_s=seconds))
+        ahead = Prefetch(
+            source, depth=1, ending=retries.close, waited=lambda seconds: meter.add(producer_wait_s=seconds)
+        )
     first = True
-    with contextlib.closing(ahead):
+    with contextlib.closing(ahead), contextlib.closing(retries):
         while True:
             asked = time.perf_counter()
             minibatch = next(ahead, None)
@@ -101,11 +108,12 @@ def _produce(
     *,
     buffers: DenseBuffers,
     meter: Meter,
+    retries: Retries,
     watched: Callable[[Reader], Reader],
 ) -> Generator[Yielded, None, None]:
     geometry = selection.geometry
     reader, rows_per_read, n_threads = _open_reader(
-        selection, resources, verify=settings.verify == "error", meter=meter
+        selection, resources, verify=settings.verify == "error", meter=meter, retries=retries
     )
     if settings.verify == "error":
         reader = VerifyingReader(reader, selection)
@@ -142,7 +150,9 @@ def _produce(
             del minibatch
 
 
-def _open_reader(selection: Selection, resources: Resources, *, verify: bool, meter: Meter) -> tuple[Reader, int, int]:
+def _open_reader(
+    selection: Selection, resources: Resources, *, verify: bool, meter: Meter, retries: Retries
+) -> tuple[Reader, int, int]:
     """Read the files of the array where their layout is known, else ask TileDB.
 
     Also says how many rows a read may take, and how many reads may be under way.
@@ -152,14 +162,24 @@ def _open_reader(selection: Selection, resources: Resources, *, verify: bool, me
     geometry = selection.geometry
     genes = GeneTable.from_joinids(selection.var_joinids, geometry.n_columns)
     columns = column_ranges(selection.var_joinids, extent=geometry.column_extent, n_columns=geometry.n_columns)
-    check_same(selection.X, geometry.created)
     check = partial(check_count, selection.X, selected_from=geometry.n_values)
-    tiles = open_tiles(selection.X, geometry)
+    with told_as(ReadError, f"reading {str(selection.X)!r} failed", selection.X.secrets):
+        check_same(selection.X, geometry.created, retries)
+        tiles = open_tiles(selection.X, geometry, retries)
     if tiles is not None:
         check(tiles.n_values)
     if tiles is not None and genes.joinids is None:  # genes too far apart for a table are looked up page by page
-        direct = TileReader(tiles, genes, resources.pool_dtype, columns=columns, verify=verify, meter=meter)
-        return direct, max(geometry.row_extent, budget.MIN_ROWS_PER_READ), resources.n_file_reads
+        direct = TileReader(
+            tiles,
+            genes,
+            resources.pool_dtype,
+            columns=columns,
+            secrets=selection.X.secrets,
+            n_decoding=resources.n_threads,
+            verify=verify,
+            meter=meter,
+        )
+        return direct, resources.rows_per_file_read, resources.n_file_reads
     queries = SomaReader(
         selection.X,
         genes,
@@ -167,6 +187,7 @@ def _open_reader(selection: Selection, resources: Resources, *, verify: bool, me
         columns=columns,
         buffer_bytes=resources.buffer_bytes,
         meter=meter,
+        retries=retries,
         check=check,
     )
     return queries, resources.rows_per_read, resources.n_queries

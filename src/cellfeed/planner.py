@@ -35,6 +35,10 @@ class Resources:
         Threads that make a minibatch together.
     n_file_reads, n_queries
         Reads under way at once: of files, or by TileDB.
+    n_requests
+        Requests under way at once, on an object store.
+    rows_per_file_read
+        Wanted rows of one read of files at most.
     buffer_bytes
         Bytes of each buffer that TileDB fills, three to a query.
     rows_per_read
@@ -50,6 +54,8 @@ class Resources:
     n_threads: int
     n_file_reads: int
     n_queries: int
+    n_requests: int
+    rows_per_file_read: int
     buffer_bytes: int
     rows_per_read: int
     windows_ahead: int
@@ -150,14 +156,18 @@ class Planner:
         """Divide cores and budget among the processes of a loader."""
         share = self._settings.memory_budget // num_workers
         cores, per_query = max(1, available_threads() // num_workers), self._bytes_per_query(share)
-        per_file_read = budget.bytes_per_file_read(self._values_per_read(share))
         room = budget.reads_bytes(share, per_query)
+        rows_per_file_read = self._rows_per_file_read(room)
+        per_file_read = budget.bytes_per_file_read(self._values_of(max(rows_per_file_read, self._rows_per_read(share))))
+        n_reads = budget.REMOTE_READS if self._selection.X.is_remote else cores
         mixing = self.mixing(num_workers)
         pool = mixing.held * float(self._chunk_bytes.mean()) if len(self._chunk_bytes) else 0.0
         return Resources(
             n_threads=cores,
-            n_file_reads=max(1, min(cores, room // per_file_read)),
-            n_queries=max(1, min(cores, room // per_query)),
+            n_file_reads=max(1, min(n_reads, room // per_file_read)),
+            n_queries=max(1, min(n_reads, room // per_query)),
+            n_requests=max(budget.MIN_REQUESTS, min(budget.MAX_REQUESTS, budget.REQUESTS_PER_CORE * cores)),
+            rows_per_file_read=rows_per_file_read,
             buffer_bytes=budget.buffer_bytes(share),
             rows_per_read=self._rows_per_read(share),
             windows_ahead=mixing.ahead if self._settings.use_eager_fetch else 0,
@@ -170,6 +180,14 @@ class Planner:
         row_blocks = budget.row_blocks_per_read(geometry, kept_bytes=self._kept_bytes, memory_budget=memory_budget)
         return max(row_blocks * geometry.row_extent, budget.MIN_ROWS_PER_READ)
 
+    def _rows_per_file_read(self, room: int) -> int:
+        """Rows of a read of files: a row-block; on an object store as many as are worth its latency, if they fit."""
+        least = max(self._selection.geometry.row_extent, budget.MIN_ROWS_PER_READ)
+        if not self._selection.X.is_remote:
+            return least
+        affordable = room / budget.REMOTE_READS / budget.PACKED_BYTES_PER_VALUE
+        return max(least, int(min(budget.REMOTE_READ_VALUES, affordable) / max(self._deepest, 1.0)))
+
     @cached_property
     def _deepest(self) -> float:
         """Values of a row at most: those of the deepest row-block, on average."""
@@ -180,8 +198,11 @@ class Planner:
         return float(self._row_block_values.sum())
 
     def _values_per_read(self, memory_budget: int) -> float:
-        """Values of a read at most: the deepest row-block tells how deep its rows can be."""
-        return min(self._deepest * self._rows_per_read(memory_budget), self._n_values)
+        return self._values_of(self._rows_per_read(memory_budget))
+
+    def _values_of(self, n_rows: int) -> float:
+        """Values of so many rows at most: the deepest row-block tells how deep they can be."""
+        return min(self._deepest * n_rows, self._n_values)
 
     def _bytes_per_query(self, memory_budget: int) -> int:
         return budget.bytes_per_query(
@@ -236,7 +257,8 @@ class Planner:
             self._refuse_budget(share, num_workers)
         if not settings.shuffle:
             return Mixing(max(1, min(memory.neighbours_that_fit(share), self._chunks_of(budget.ORDERED_VALUES))))
-        first = 0 if settings.mixing is not None else self._chunks_of(budget.FIRST_VALUES)
+        at_first = budget.FIRST_REMOTE_VALUES if self._selection.X.is_remote else budget.FIRST_VALUES
+        first = 0 if settings.mixing is not None else self._chunks_of(at_first)
         found = best_mixing(room, ahead=memory.ahead, first=first)
         if settings.mixing is not None:
             target.check(settings.mixing, found, self.bounds, settings.batch_size, num_workers)

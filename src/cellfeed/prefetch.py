@@ -36,12 +36,19 @@ class Prefetch(Iterator[T], Generic[T]):
         A generator; this object owns it from now on.
     depth
         Items that wait at most; one more may be in the making.
+    ending
+        Called before anybody waits for the thread to end, so that it may.
     waited
         Told, item by item, the seconds that one was ready and found no room.
     """
 
     def __init__(
-        self, source: Generator[T, None, None], *, depth: int, waited: Callable[[float], None] = lambda seconds: None
+        self,
+        source: Generator[T, None, None],
+        *,
+        depth: int,
+        ending: Callable[[], None] = lambda: None,
+        waited: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self._items: queue.Queue[T | _End] = queue.Queue(maxsize=depth)
         self._ended = False
@@ -51,7 +58,7 @@ class Prefetch(Iterator[T], Generic[T]):
             target=_produce, args=(source, self._items, stop, waited), name="cellfeed-prefetch", daemon=True
         )
         thread.start()
-        self._finalizer = weakref.finalize(self, _shut_down, thread, self._items, stop)
+        self._finalizer = weakref.finalize(self, _shut_down, thread, self._items, stop, ending)
 
     def __next__(self) -> T:
         if self._ended:
@@ -98,8 +105,11 @@ def _put(items: queue.Queue[T | _End], item: T | _End, stop: threading.Event) ->
     return False
 
 
-def _shut_down(thread: threading.Thread, items: queue.Queue[T | _End], stop: threading.Event) -> None:
+def _shut_down(
+    thread: threading.Thread, items: queue.Queue[T | _End], stop: threading.Event, ending: Callable[[], None]
+) -> None:
     stop.set()
+    ending()
     with contextlib.suppress(queue.Empty):  # wake a producer that waits for room
         while True:
             items.get_nowait()

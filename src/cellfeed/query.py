@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,14 +13,15 @@ import numpy.typing as npt
 import pandas as pd
 
 from cellfeed import native
+from cellfeed.address import ArrayAddress
 from cellfeed.encoders import Encoder, LabelEncoder
 from cellfeed.errors import EncodeError, SelectionError, nearest, warn_user
 from cellfeed.experiment import check_experiment, reading
 from cellfeed.identity import created_as
 from cellfeed.joinids import IntArray, JoinIds
 from cellfeed.obsframe import FrameBuilder
-from cellfeed.reader import ArrayAddress
 from cellfeed.redact import public_uri, redacted, secrets_of, told_as
+from cellfeed.retry import ONCE, Retries
 from cellfeed.selection import ArrayGeometry, Selection
 from cellfeed.vocabulary import code_dtype
 
@@ -31,7 +34,9 @@ RAW_SUM, RAW = "raw_sum", "raw"
 """The column of obs in which a Census tells what the values of each cell add up to, and the layer of which it does."""
 
 
-def make_axis_query(experiment: Any, measurement_name: str, obs_query: Any, var_query: Any) -> Any:
+def make_axis_query(
+    experiment: Any, measurement_name: str, obs_query: Any, var_query: Any, retries: Retries = ONCE
+) -> Any:
     """Combine the parts of a query; an unknown measurement is an error."""
     import tiledbsoma as soma
 
@@ -43,13 +48,16 @@ def make_axis_query(experiment: Any, measurement_name: str, obs_query: Any, var_
             )
     _check_name("measurement_name", measurement_name)
     with reading(experiment):
-        if measurement_name not in experiment.ms:
+        measurements = retries.call(lambda: list(experiment.ms))
+        if measurement_name not in measurements:
             raise SelectionError(
                 f"measurement_name={measurement_name!r} is not in the experiment; "
-                f"{nearest(measurement_name, experiment.ms)}"
+                f"{nearest(measurement_name, measurements)}"
             )
-        return experiment.axis_query(
-            measurement_name, obs_query=obs_query or soma.AxisQuery(), var_query=var_query or soma.AxisQuery()
+        return retries.call(
+            lambda: experiment.axis_query(
+                measurement_name, obs_query=obs_query or soma.AxisQuery(), var_query=var_query or soma.AxisQuery()
+            )
         )
 
 
@@ -64,17 +72,29 @@ def is_axis_query(candidate: Any) -> bool:
 
 
 def select(
-    axis_query: Any, X_name: str, obs_column_names: Sequence[str], encoders: Sequence[Encoder] | None
+    axis_query: Any,
+    X_name: str,
+    obs_column_names: Sequence[str],
+    encoders: Sequence[Encoder] | None,
+    retries: Retries = ONCE,
 ) -> Selection:
     """Read obs and var once: the selected cells and genes, and their codes."""
     experiment = check_experiment(axis_query.experiment, "the query's experiment")
     _check_name("X_name", X_name)
     chosen = _choose_encoders(obs_column_names, encoders)
     with reading(experiment):
-        return _select(axis_query, X_name, chosen)
+        selection, frame = retries.call(lambda: _read(axis_query, X_name, chosen, retries.deadline_s))
+    for name, found in (("obs_query", selection.n_obs), ("var_query", selection.n_vars)):
+        if found == 0:
+            warn_user(f"{name} selects nothing; the dataset is empty")
+    codes = tuple(_encode(encoder, frame) if encoder else None for encoder in chosen)
+    return replace(selection, encoders={encoder.name: encoder for encoder in chosen if encoder}, codes=codes)
 
 
-def _select(axis_query: Any, X_name: str, chosen: list[Encoder | None]) -> Selection:
+def _read(
+    axis_query: Any, X_name: str, chosen: list[Encoder | None], retry_deadline_s: float
+) -> tuple[Selection, pd.DataFrame]:
+    """Read what is selected, without codes, and the columns of obs of which encoders make them."""
     experiment = axis_query.experiment
     measurement = experiment.ms[axis_query.measurement_name]
     array = _layer(measurement, X_name)
@@ -87,16 +107,13 @@ def _select(axis_query: Any, X_name: str, chosen: list[Encoder | None]) -> Selec
     told = [column for column in about_x if column in experiment.obs.schema.names]
     joinids, frame = _read_obs(axis_query.obs, list(dict.fromkeys([*columns, *told])), "obs_query", secrets)
     var_joinids, _ = _read_obs(axis_query.var, [], "var_query", secrets)
-    for query, found in (("obs_query", joinids), ("var_query", var_joinids)):
-        if len(found) == 0:
-            warn_user(f"{query} selects nothing; the dataset is empty")
     ids = JoinIds.from_sorted(joinids)
     _check_within(array, joinids, var_joinids)
 
     def address(item: Any) -> ArrayAddress:
-        return ArrayAddress(item.uri, item.tiledb_timestamp_ms, config)
+        return ArrayAddress(item.uri, item.tiledb_timestamp_ms, config, retry_deadline_s)
 
-    return Selection(
+    selection = Selection(
         experiment_uri=public_uri(experiment.uri),
         measurement_name=axis_query.measurement_name,
         X_name=X_name,
@@ -106,12 +123,13 @@ def _select(axis_query: Any, X_name: str, chosen: list[Encoder | None]) -> Selec
         geometry=replace(_geometry(array), created=created_as(address(array))),
         joinids=ids,
         var_joinids=JoinIds.from_sorted(var_joinids)[:],
-        encoders={encoder.name: encoder for encoder in chosen if encoder},
-        codes=tuple(_encode(encoder, frame) if encoder else None for encoder in chosen),
+        encoders={},
+        codes=(),
         nnz=_counts(frame[NNZ]) if NNZ in told else None,
         raw_sum=_sums(frame[RAW_SUM]) if RAW_SUM in told else None,
         queries=native.describe_queries(axis_query),
     )
+    return selection, frame
 
 
 def _counts(column: pd.Series[Any]) -> npt.NDArray[Any] | None:
@@ -284,8 +302,11 @@ def read_column(
     choose
         Told the columns that there are; returns the one to read.
     """
-    with told_as(SelectionError, f"{what} of {str(address)!r} cannot be read", address.secrets):
-        return _read_column(address, joinids, what, choose)
+    with (
+        told_as(SelectionError, f"{what} of {str(address)!r} cannot be read", address.secrets),
+        contextlib.closing(address.retries()) as retries,
+    ):
+        return retries.call(partial(_read_column, address, joinids, what, choose))
 
 
 def _read_column(

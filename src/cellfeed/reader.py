@@ -2,70 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cellfeed import native
+from cellfeed.address import ArrayAddress
 from cellfeed.errors import ReadError
 from cellfeed.joinids import IntArray, merge_runs, runs_of
-from cellfeed.redact import public_uri, secrets_of, told_as
+from cellfeed.redact import told_as
+from cellfeed.retry import ONCE, Retries
 from cellfeed.rowbuilder import GeneTable, RowBuilder
 from cellfeed.rowspace import PlacedRows, RowSpace
 from cellfeed.stats import Meter
 
-READ_SETTINGS = {
-    # Without it every finished query gives all free memory back to the system and faults it in again.
-    "sm.mem.malloc_trim": "false",
-    # Threads of ours each run a query of one thread: queries overlap, the stages of one query do not.
-    "sm.compute_concurrency_level": "1",
-}
-"""TileDB settings for reading, used where the user's context does not set them."""
-
 MAX_GAP = 64
 """Unwanted rows between two wanted ones that are read rather than stepped over."""
-
-
-@dataclass(frozen=True, repr=False)
-class ArrayAddress:
-    """What is needed to open the array again, in this process or another.
-
-    The user's own configuration and timestamp are part of it. Both configuration and URI may hold credentials: the
-    one is not shown, and the other without them.
-    """
-
-    uri: str
-    timestamp_ms: int
-    config: dict[str, str]
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({str(self)!r}, timestamp_ms={self.timestamp_ms})"
-
-    def __str__(self) -> str:
-        return public_uri(self.uri)
-
-    @property
-    def secrets(self) -> frozenset[str]:
-        """What must not be shown of it."""
-        return secrets_of(self.uri, self.config)
-
-    def open(self, buffer_bytes: int) -> Any:
-        """Open the array as the user's experiment would, with settings for reading added."""
-        import tiledbsoma as soma
-
-        settings = {"soma.init_buffer_bytes": str(buffer_bytes), **READ_SETTINGS, **self.config}
-        if not self.uri.startswith(("s3://", "gs://", "azure://", "tiledb://", "http")):
-            # Keeps tiles in the cache between decoding and copying; on object stores it would make
-            # tiny requests.
-            settings = {"sm.mem.tile_upper_memory_limit": str(16 << 20)} | settings
-        context = soma.SOMATileDBContext(tiledb_config=settings)
-        return soma.SparseNDArray.open(self.uri, context=context, tiledb_timestamp=self.timestamp_ms)
 
 
 class SomaReader:
@@ -85,6 +44,8 @@ class SomaReader:
         Bytes of each buffer that TileDB fills, three to a query.
     meter
         Told of what is read.
+    retries
+        Makes the queries, which are tried again as a whole.
     check
         Told how many values the array holds when it is opened, if that can be had; it may refuse.
     """
@@ -98,10 +59,12 @@ class SomaReader:
         columns: IntArray | None = None,
         buffer_bytes: int,
         meter: Meter,
+        retries: Retries = ONCE,
         check: Callable[[int], None] = lambda n_values: None,
     ) -> None:
         self._buffer_bytes = buffer_bytes
         self._meter = meter
+        self._retries = retries
         self._check = check
         self._columns = columns
         self._address = address
@@ -109,13 +72,13 @@ class SomaReader:
         self._genes = genes
         self._value_dtype = value_dtype
         self._lock = threading.Lock()
+        self._opening = threading.Lock()
         self._array: Any = None
+        self._n_queries = 0
         self._closed = False
 
     def _open(self) -> Any:
-        with self._lock:
-            if self._closed:
-                raise ReadError(f"the reader of {str(self._address)!r} is closed")
+        with self._opening:  # which may take as long as the store pleases; nobody else shall have to wait for it
             if self._array is None:
                 array = self._address.open(self._buffer_bytes)
                 count = native.count_in_fragments(array)
@@ -124,11 +87,32 @@ class SomaReader:
                 self._array = array
             return self._array
 
+    @contextlib.contextmanager
+    def _querying(self) -> Iterator[None]:
+        """Keep the array open."""
+        with self._lock:
+            if self._closed:
+                raise ReadError(f"the reader of {str(self._address)!r} is closed")
+            self._n_queries += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._n_queries -= 1
+
     def read(self, joinids: IntArray, space: RowSpace) -> PlacedRows:
         """Put the rows of ascending ``joinids`` where there is room for them."""
-        builder = RowBuilder(joinids, self._genes, self._value_dtype)
-        rows = merge_runs(runs_of(joinids), max_gap=MAX_GAP)
         started = time.perf_counter()
+        with told_as(ReadError, reading(joinids, self._address), self._secrets):
+            builder, built_s = self._retries.call(partial(self._query, joinids))
+            read_s = time.perf_counter() - started - built_s
+            placed = builder.finish(space)
+        self._meter.add(read_s=read_s, build_s=time.perf_counter() - started - read_s, nnz=placed.nnz)
+        return placed
+
+    def _query(self, joinids: IntArray) -> tuple[RowBuilder, float]:
+        """Make one attempt to read rows, and say how long it took to build them of what was read."""
+        builder = RowBuilder(joinids, self._genes, self._value_dtype)
         built_s = 0.0
 
         def take(page: Any) -> None:
@@ -138,21 +122,21 @@ class SomaReader:
             self._meter.add(bytes_read=page.nbytes)
             built_s += time.perf_counter() - asked
 
-        with told_as(ReadError, reading(joinids, self._address), self._secrets):
+        with self._querying():
             if len(joinids):
+                rows = merge_runs(runs_of(joinids), max_gap=MAX_GAP)
                 native.read_pages(self._open(), rows, self._columns, take)
-            read_s = time.perf_counter() - started - built_s
-            placed = builder.finish(space)
-        self._meter.add(read_s=read_s, build_s=time.perf_counter() - started - read_s, nnz=placed.nnz)
-        return placed
+        return builder, built_s
 
     def close(self) -> None:
         """Close the array; reading again is an error."""
         with self._lock:
             self._closed = True
-            array, self._array = self._array, None
-        if array is not None:
-            array.close()
+            is_idle = self._n_queries == 0
+        # A query that nobody waits for any more has the array until it ends, which closes it, too.
+        if is_idle and self._array is not None:
+            self._array.close()
+            self._array = None
 
 
 def reading(joinids: IntArray, place: object) -> str:

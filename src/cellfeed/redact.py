@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from urllib.parse import quote, unquote
 
-from cellfeed.errors import CellfeedError
+from cellfeed.errors import CellfeedError, GaveUp, ReadError
 
 HIDDEN = "***"
 """Stands for what was taken out."""
@@ -89,6 +89,8 @@ def told_as(
         yield
     except CellfeedError:
         raise
+    except GaveUp as cause:
+        raise ReadError(f"{redacted(what, secrets)}: {cause}") from cause.__cause__
     except Exception as cause:
         reason = redacted(cause, secrets) or type(cause).__name__
         raise error(f"{redacted(what, secrets)}: {reason}{advice}") from public_cause(cause, secrets)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cellfeed.address import ArrayAddress
 from cellfeed.encoders import Encoder
 from cellfeed.joinids import IntArray, JoinIds
-from cellfeed.reader import ArrayAddress
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, get_args
 
+from cellfeed.address import RETRY_DEADLINE_S
 from cellfeed.errors import PlanError
 from cellfeed.keyed import check_seed, fresh_seed
 from cellfeed.memory import parse_bytes
@@ -20,6 +21,8 @@ VERIFY = ("error", "off")
 
 
 MAX_CELLS = (1 << 31) - 1
+
+MAX_DEADLINE_S = 1e6
 
 IN_ORDER = {
     "shuffle": False, "drop_last": False, "mixing": None, "soma_chunk_size": None, "shuffle_chunk_count": None,
@@ -47,12 +50,13 @@ class Settings:
     remainder: Remainder
     rank: int | None
     world_size: int | None
+    retry_deadline_s: float = RETRY_DEADLINE_S
     transform: Any = None
 
     PARAMETERS: ClassVar = (
         "batch_size", "shuffle", "seed", "drop_last", "return_sparse_X", "X_dtype", "soma_chunk_size",
         "shuffle_chunk_count", "memory_budget", "mixing", "use_eager_fetch", "verify", "remainder", "rank",
-        "world_size", "transform",
+        "world_size", "retry_deadline_s", "transform",
     )  # fmt: skip
     """The parameters of a dataset from which settings are made."""
 
@@ -79,6 +83,7 @@ class Settings:
             raise PlanError(f"verify={given['verify']!r} must be one of {', '.join(map(repr, VERIFY))}")
         if not isinstance(given["X_dtype"], str) or given["X_dtype"] not in X_DTYPES:
             raise PlanError(f"X_dtype={given['X_dtype']!r} must be one of {', '.join(map(repr, X_DTYPES))}")
+        _check_deadline(given["retry_deadline_s"])
         if given["transform"] is not None:
             check_transform(given["transform"])
         _check_alone(**given)
@@ -95,6 +100,18 @@ class Settings:
         kept = {name: getattr(self, name) for name in self.PARAMETERS}
         made = self.check(**{**kept, **parameters})
         return replace(made, seed_given=self.seed_given or "seed" in parameters)
+
+
+def _check_deadline(retry_deadline_s: float) -> None:
+    if (
+        isinstance(retry_deadline_s, bool)
+        or not isinstance(retry_deadline_s, (int, float))
+        or not 0 <= retry_deadline_s <= MAX_DEADLINE_S
+    ):
+        raise PlanError(
+            f"retry_deadline_s={retry_deadline_s!r} must be a number of seconds from 0, which tries once, to "
+            f"{MAX_DEADLINE_S:g}"
+        )
 
 
 def check_mixing(mixing: float) -> None:

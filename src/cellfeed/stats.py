@@ -35,6 +35,8 @@ class Stats:
         Seconds that finished minibatches waited for the training loop.
     elapsed_s
         Seconds from the first ``next`` of each pass to its last.
+    n_retries, retry_wait_s
+        Requests to an object store that failed and were made again, and seconds that passed before they were.
     peak_pool_bytes
         Largest number of bytes that decoded rows have held.
     effective_batch_sizes
@@ -61,6 +63,8 @@ class Stats:
     first_wait_s: float = 0.0
     producer_wait_s: float = 0.0
     elapsed_s: float = 0.0
+    n_retries: int = 0
+    retry_wait_s: float = 0.0
     peak_pool_bytes: int = 0
     effective_batch_sizes: Mapping[str, float] = field(default_factory=dict)
 
@@ -82,6 +86,8 @@ class Stats:
             f"{self.producer_wait_s:.2f} s by minibatches",
             "peak pool": format_bytes(self.peak_pool_bytes),
         }
+        if self.n_retries:
+            shown["retries"] = f"{self.n_retries:,}, after {self.retry_wait_s:.2f} s of waiting in all threads"
         if self.effective_batch_sizes:
             sizes = (f"{size:,.4g} for {name}" for name, size in self.effective_batch_sizes.items())
             shown["effective batch size"] = ", ".join(sizes)

@@ -1,4 +1,4 @@
-"""Where the tiles of an array lie on a local disk, and whether they can be read without TileDB.
+"""Where the tiles of an array lie in its files, and whether they can be read without TileDB.
 
 Everything that is not known here, from encryption to deletions, is left to TileDB: :func:`open_tiles` says so by
 returning ``None``, and logs why.
@@ -16,12 +16,19 @@ from typing import Any
 
 import numpy as np
 
+from cellfeed.address import OBJECT_STORES, ArrayAddress
+from cellfeed.files import ArrayFiles, LocalFiles
 from cellfeed.fragments import Fragment, UnknownLayout, parse_fragment, visible_fragments
-from cellfeed.reader import ArrayAddress
+from cellfeed.redact import redacted
+from cellfeed.retry import ONCE, Retries
 from cellfeed.selection import ArrayGeometry
+from cellfeed.vfs import VfsFiles, has_vfs
 from cellfeed.zstd import find_zstd
 
 logger = logging.getLogger(__name__)
+
+COMMITS, FRAGMENTS = "__commits", "__fragments"
+"""Folders of an array."""
 
 PIPELINES = {(): 0, ("ZSTD",): 1, ("BYTESHUFFLE", "ZSTD"): 2}
 """Filters that are undone here, and the number by which the kernels know them."""
@@ -33,8 +40,8 @@ class TileIndex:
 
     Attributes
     ----------
-    folder
-        Of its fragments.
+    files
+        Of the array.
     fragments
         Oldest first; an array that forbids duplicates has at most one value at any place of them.
     extent, capacity, n_columns
@@ -45,7 +52,7 @@ class TileIndex:
         Of the values.
     """
 
-    folder: Path
+    files: ArrayFiles
     fragments: tuple[Fragment, ...]
     extent: int
     capacity: int
@@ -59,8 +66,11 @@ class TileIndex:
         return sum((len(one.rows) - 1) * self.capacity + one.last_values for one in self.fragments)
 
 
-def open_tiles(address: ArrayAddress, geometry: ArrayGeometry) -> TileIndex | None:
-    """Find the tiles of an array as it was at its timestamp; ``None`` if TileDB has to read it."""
+def open_tiles(address: ArrayAddress, geometry: ArrayGeometry, retries: Retries = ONCE) -> TileIndex | None:
+    """Find the tiles of an array as it was at its timestamp; ``None`` if TileDB has to read it.
+
+    ``retries`` makes the requests, now and later.
+    """
     if os.environ.get("CELLFEED_DIRECT", "1") in ("", "0"):
         return None
     try:
@@ -71,17 +81,19 @@ def open_tiles(address: ArrayAddress, geometry: ArrayGeometry) -> TileIndex | No
         if geometry.n_columns > 1 << 32:
             raise UnknownLayout(f"it has {geometry.n_columns} columns")
         rows, columns, values = (PIPELINES[pipeline] for pipeline in geometry.filters)
-        array = local_path(address.uri)
         dtype = np.dtype(np.uint8 if geometry.dtype == "bool" else geometry.dtype)
-        commits = tuple(sorted(path.name for path in (array / "__commits").iterdir()))
-        fragments = _load_fragments(array, commits, address.timestamp_ms, geometry.row_extent, dtype)
+        files = files_of(address, retries)
+        root, commits = files.list_folders("", COMMITS)
+        if any(name.startswith("__") and name[2:3].isdigit() for name in root):
+            raise UnknownLayout("it has fragments of TileDB before 2.8")
+        fragments = _load_fragments(files, tuple(sorted(commits)), address.timestamp_ms, geometry.row_extent, dtype)
         if not geometry.allows_duplicates:
             _check_disjoint(fragments)
     except (UnknownLayout, OSError) as reason:
-        logger.info("%s is read through TileDB: %s", address, reason)
+        logger.info("%s is read through TileDB: %s", address, redacted(reason, address.secrets))
         return None
     return TileIndex(
-        folder=array / "__fragments",
+        files=files,
         fragments=fragments,
         extent=geometry.row_extent,
         capacity=geometry.capacity,
@@ -91,28 +103,28 @@ def open_tiles(address: ArrayAddress, geometry: ArrayGeometry) -> TileIndex | No
     )
 
 
-def local_path(uri: str) -> Path:
-    """Path of an array on a local disk."""
-    scheme, separator, rest = uri.partition("://")
-    if not separator:
-        return Path(uri)
-    if scheme != "file":
+def files_of(address: ArrayAddress, retries: Retries = ONCE) -> ArrayFiles:
+    """Return the files of an array, if they can be had without TileDB's reader."""
+    scheme, separator, rest = address.uri.partition("://")
+    if not address.is_remote:
+        return LocalFiles(Path(rest if separator else address.uri))
+    if scheme not in OBJECT_STORES:
         raise UnknownLayout(f"it lies on {scheme}://")
-    return Path(rest)
+    if not has_vfs():
+        raise UnknownLayout("TileDB's file system is not to be called")
+    return VfsFiles(address.uri, str(address), address.config, retries)
 
 
 @lru_cache(maxsize=4)
 def _load_fragments(
-    array: Path, commits: tuple[str, ...], timestamp_ms: int, extent: int, dtype: np.dtype[Any]
+    files: ArrayFiles, commits: tuple[str, ...], timestamp_ms: int, extent: int, dtype: np.dtype[Any]
 ) -> tuple[Fragment, ...]:
     """Load what the files say once for all passes of a process: what was committed does not change."""
-    texts = {name: (array / "__commits" / name).read_bytes() for name in commits if name.endswith((".con", ".ign"))}
-    if any(path.name.startswith("__") and path.name[2:3].isdigit() for path in array.iterdir()):
-        raise UnknownLayout("it has fragments of TileDB before 2.8")
-    found = []
-    for name in visible_fragments(commits, texts, timestamp_ms):
-        metadata = (array / "__fragments" / name / "__fragment_metadata.tdb").read_bytes()
-        found.append(parse_fragment(name, metadata, extent, dtype))
+    listed = [name for name in commits if name.endswith((".con", ".ign"))]
+    texts = dict(zip(listed, files.read_whole([f"{COMMITS}/{name}" for name in listed]), strict=True))
+    names = visible_fragments(commits, texts, timestamp_ms)
+    metadata = files.read_whole([f"{FRAGMENTS}/{name}/__fragment_metadata.tdb" for name in names])
+    found = [parse_fragment(name, data, extent, dtype) for name, data in zip(names, metadata, strict=True)]
     return tuple(fragment for fragment in found if fragment is not None)
 
 

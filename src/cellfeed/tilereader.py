@@ -10,25 +10,22 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cellfeed.errors import ReadError
+from cellfeed.files import Piece
 from cellfeed.fragments import FIELDS, Fragment
 from cellfeed.joinids import IntArray, runs_of
-from cellfeed.reader import reading
+from cellfeed.reader import available_threads, reading
 from cellfeed.redact import told_as
 from cellfeed.rowbuilder import GeneTable
 from cellfeed.rowspace import PlacedRows, RowSpace
 from cellfeed.stats import Meter
-from cellfeed.tileindex import TileIndex
+from cellfeed.tileindex import FRAGMENTS, TileIndex
 from cellfeed.zstd import Zstd, find_zstd
-
-MAX_FILE_GAP = 64 << 10
-"""Unwanted bytes between two wanted tiles of a file that are read rather than stepped over."""
 
 VALUES_PER_CUT = 32
 """Values of one row that lie together, by guess; a Census has about 90. Lowered where there are fewer."""
@@ -115,6 +112,10 @@ class TileReader:
         Where the tiles are.
     genes, value_dtype, columns, meter
         As for :class:`~cellfeed.reader.SomaReader`.
+    secrets
+        Not to be told in messages.
+    n_decoding
+        Reads that unpack tiles at once; others wait for their files.
     verify
         Whether tiles must add up to what their writer noted in the metadata.
     """
@@ -126,6 +127,8 @@ class TileReader:
         value_dtype: npt.DTypeLike,
         *,
         columns: IntArray | None = None,
+        secrets: frozenset[str] = frozenset(),
+        n_decoding: int | None = None,
         verify: bool = True,
         meter: Meter,
     ) -> None:
@@ -136,9 +139,11 @@ class TileReader:
         self._genes = genes
         self._value_dtype = np.dtype(value_dtype)
         self._columns = columns
+        self._secrets = secrets
         self._verify = verify
         self._meter = meter
         self._holds_counts = True  # until a value says otherwise
+        self._decoding = threading.Semaphore(n_decoding or available_threads())
         self._lock = threading.Lock()
         self._free: list[_Workbench] = []
         self._closed = False
@@ -147,45 +152,52 @@ class TileReader:
         """Put the rows of ascending ``joinids`` where there is room for them."""
         bench = self._take_bench()
         try:
-            with told_as(ReadError, reading(joinids, self._index.folder)):
-                return self._read(joinids, space, bench)
-        finally:
-            self._give_bench(bench)
+            with told_as(ReadError, reading(joinids, self._index.files), self._secrets):
+                rows = self._read(joinids, space, bench)
+        except BaseException:
+            bench.close()  # and not used again: a request that was given up may still write to it
+            raise
+        self._give_bench(bench)
+        return rows
 
     def _read(self, joinids: IntArray, space: RowSpace, bench: _Workbench) -> PlacedRows:
         started = time.perf_counter()
         runs = runs_of(joinids)
+        pieces: list[Piece] = []
         packed = [
-            self._fetch(fragment, tiles, bench, str(k))
+            self._locate(fragment, tiles, bench, str(k), pieces)
             for k, fragment in enumerate(self._index.fragments)
             if len(tiles := fragment.tiles_of(runs, self._columns, self._index.extent))
         ]
+        self._index.files.read(pieces)
         read_s = time.perf_counter() - started
-        cuts = self._cut(joinids, runs, packed, bench)
-        rows = None
-        while rows is None:  # the second time nothing is assumed
-            rows = self._fill(space, joinids, packed, cuts, bench)
+        with self._decoding:
+            began = time.perf_counter()
+            cuts = self._cut(joinids, runs, packed, bench)
+            rows = None
+            while rows is None:  # the second time nothing is assumed
+                rows = self._fill(space, joinids, packed, cuts, bench)
         self._meter.add(
             read_s=read_s,
-            build_s=time.perf_counter() - started - read_s,
+            build_s=time.perf_counter() - began,
             bytes_read=sum(tiles.n_bytes for tiles in packed),
             nnz=rows.nnz,
         )
         return rows
 
-    def _fetch(self, fragment: Fragment, tiles: IntArray, bench: _Workbench, name: str) -> _Packed:
-        """Read the files of a fragment where tiles lie."""
+    def _locate(
+        self, fragment: Fragment, tiles: IntArray, bench: _Workbench, name: str, pieces: list[Piece]
+    ) -> _Packed:
+        """Add the pieces of a fragment's files where tiles lie to those that are to be read."""
         data, places = [], np.empty((len(tiles), len(FIELDS), 2), np.int64)
         for k, field in enumerate(FIELDS):
             begin, end = fragment.offsets[k][tiles], fragment.offsets[k][tiles + 1]
-            starts, stops = _ranges(begin, end)
+            starts, stops = _ranges(begin, end, self._index.files.max_gap)
             into = np.append(0, np.cumsum(stops - starts))
             target = bench.room(name + field, int(into[-1]), np.uint8)
-            path = self._index.folder / fragment.name / f"{field}.tdb"
-            with path.open("rb", buffering=0) as file:
-                for start, low, high in zip(starts.tolist(), into[:-1].tolist(), into[1:].tolist(), strict=True):
-                    file.seek(start)
-                    _read_fully(file, target[low:high].data, path)
+            file = f"{FRAGMENTS}/{fragment.name}/{field}.tdb"
+            bounds = zip(starts.tolist(), into[:-1].tolist(), into[1:].tolist(), strict=True)
+            pieces += [Piece(file, start, target[low:high]) for start, low, high in bounds]
             shift = (into[:-1] - starts)[np.searchsorted(starts, begin, side="right") - 1]
             places[:, k, 0], places[:, k, 1] = begin + shift, end + shift
             data.append(target)
@@ -262,14 +274,14 @@ class TileReader:
 
     def _damaged(self, tiles: _Packed, k: int) -> ReadError:
         return ReadError(
-            f"tile {tiles.tiles[k]} of fragment {tiles.fragment.name!r} of {str(self._index.folder)!r} is damaged: its "
+            f"tile {tiles.tiles[k]} of fragment {tiles.fragment.name!r} of {str(self._index.files)!r} is damaged: its "
             f"bytes are not those of its {tiles.counts(self._index.capacity)[k]} values"
         )
 
     def _take_bench(self) -> _Workbench:
         with self._lock:
             if self._closed:
-                raise ReadError(f"the reader of {str(self._index.folder)!r} is closed")
+                raise ReadError(f"the reader of {str(self._index.files)!r} is closed")
             return self._free.pop() if self._free else _Workbench(self._zstd, self._index)
 
     def _give_bench(self, bench: _Workbench) -> None:
@@ -280,25 +292,16 @@ class TileReader:
         bench.close()
 
     def close(self) -> None:
-        """Give the memory back; reading again is an error."""
+        """Give memory and files back; reading again is an error."""
         with self._lock:
             self._closed = True
             benches, self._free = self._free, []
         for bench in benches:
             bench.close()
+        self._index.files.close()
 
 
-def _read_fully(file: object, target: memoryview, path: Path) -> None:
-    while len(target):
-        got = file.readinto(target)  # type: ignore[attr-defined]
-        if not got:
-            raise ReadError(
-                f"{str(path)!r} is shorter than its metadata says: the store is damaged or has been removed"
-            )
-        target = target[got:]
-
-
-def _ranges(begin: IntArray, end: IntArray) -> tuple[IntArray, IntArray]:
+def _ranges(begin: IntArray, end: IntArray, max_gap: int) -> tuple[IntArray, IntArray]:
     """Join pieces of a file that lie side by side, or nearly so."""
-    breaks = np.flatnonzero(begin[1:] - end[:-1] > MAX_FILE_GAP)
+    breaks = np.flatnonzero(begin[1:] - end[:-1] > max_gap)
     return begin[np.append(0, breaks + 1)], end[np.append(breaks, len(end) - 1)]

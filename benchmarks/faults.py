@@ -1,0 +1,232 @@
+"""Faults of the network while a store is read from S3: which passes end, exactly as without, and which in an error.
+
+    python -m benchmarks.faults table --out benchmarks/results/faults.jsonl
+    python -m benchmarks.faults soak --minutes 30 --out benchmarks/results/soak.jsonl
+
+A fault begins when the first minibatch is there. Each pass is a process of its own; the server and the proxy that makes
+the faults are others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tiledbsoma as soma
+from tests.fault_proxy import ProxyProcess
+from tests.s3 import object_settings, s3_server
+from tests.stores import addressed, labelled_obs, write_experiment
+
+import cellfeed
+from benchmarks.contenders import versions
+from benchmarks.run import ROOT, commit
+
+N_OBS, N_VARS, DENSITY = 16_384, 1_000, 0.1
+CHUNKS = {"soma_chunk_size": 64, "shuffle_chunk_count": 16}  # sixteen windows: reading goes on to the end of a pass
+PATHS = {
+    "direct": {"CELLFEED_DIRECT": "1", "CELLFEED_PUBLIC_API": "0"},
+    "private": {"CELLFEED_DIRECT": "0", "CELLFEED_PUBLIC_API": "0"},
+    "public": {"CELLFEED_DIRECT": "0", "CELLFEED_PUBLIC_API": "1"},
+}
+"""Ways of reading: the array's files, tiledbsoma's private query, and its public API."""
+
+DEADLINE_S = 30.0
+PATIENCE_S = 180.0
+"""A pass that takes longer counts as hung."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A fault, how long it lasts, and what it should come to."""
+
+    name: str
+    faults: dict[str, Any] = field(default_factory=dict)
+    seconds: float | None = None  # to the end of the pass
+    deadline_s: float = DEADLINE_S
+    expected: str = "exact"
+
+
+TRIALS = [
+    Trial("none"),
+    Trial("latency of 50 ± 25 ms", {"latency_s": 0.05, "jitter_s": 0.025}),
+    Trial("2 MB/s in all", {"bandwidth": 2e6}),
+    Trial("outage of 1 s", {"down": True}, 1),
+    Trial("outage of 5 s", {"down": True}, 5),
+    Trial("outage of 10 s", {"down": True}, 10),
+    Trial("30 % of requests reset", {"reset": 0.3}),
+    Trial("503 to all for 5 s", {"error": 1.0, "status": 503}, 5),
+    Trial("503 to half", {"error": 0.5, "status": 503}),
+    Trial("30 % of bodies cut", {"limit_data": 1000, "limit_share": 0.3}),
+    Trial("10 % never answered", {"timeout": 0.1}),
+    Trial("outage beyond the deadline of 5 s", {"down": True}, None, 5.0, "error"),
+    Trial("403 to all", {"error": 1.0, "status": 403}, expected="error"),
+    Trial("404 to all", {"error": 1.0, "status": 404}, expected="error"),
+]
+
+
+def write(folder: Path | str, n_obs: int = N_OBS) -> Path:
+    """Write the store: values tell their row and column."""
+    path = Path(folder) / "cells.soma"
+    write_experiment(
+        path, addressed(n_obs, N_VARS, DENSITY), labelled_obs(n_obs), extent=64, column_extent=N_VARS, capacity=4096
+    )
+    return path
+
+
+def make(uri: str, config: dict[str, str], **options: Any) -> cellfeed.ExperimentDataset:
+    """Open a store and make a dataset of all of it."""
+    experiment = soma.open(uri, context=soma.SOMATileDBContext(tiledb_config=config))
+    return cellfeed.ExperimentDataset(
+        experiment,
+        obs_column_names=["soma_joinid"],
+        batch_size=128,
+        seed=1,
+        return_sparse_X=True,
+        **{**CHUNKS, **options},
+    )
+
+
+def one_pass(uri: str, config: dict[str, str], deadline_s: float) -> None:
+    """Make a pass; prints what has come: digests of the minibatches, the error, seconds, retries.
+
+    After the first minibatch it tells so, and waits for a line on stdin.
+    """
+    dataset = make(uri, config, retry_deadline_s=deadline_s)
+    digests: list[str] = []
+    error = None
+    started = time.perf_counter()
+    try:
+        for X, obs in dataset:
+            digests.append(digest(X, obs))
+            if len(digests) == 1:
+                print("begun", flush=True)
+                sys.stdin.readline()
+                started = time.perf_counter()
+            time.sleep(0.01)  # a training loop
+    except cellfeed.CellfeedError as caught:
+        error = f"{type(caught).__name__}: {caught}"
+    seconds = time.perf_counter() - started
+    print(json.dumps({"digests": digests, "error": error, "seconds": seconds, "retries": dataset.stats().n_retries}))
+
+
+def digest(X: Any, obs: Any) -> str:
+    """Sum up a minibatch: joinids and the values of X in their places, and their order."""
+    parts = (X.crow_indices(), X.col_indices(), X.values(), obs)
+    return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()[:16]
+
+
+def attempt(trial: Trial, path: str, uri: str, proxy: ProxyProcess) -> dict[str, Any]:
+    """Run one pass under one fault in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.faults", "pass", uri, json.dumps(object_settings(proxy.endpoint))]
+    environment = {**os.environ, **PATHS[path], "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    proxy.set()
+    before = proxy.counts
+    process = subprocess.Popen([*command, str(trial.deadline_s)], env=environment, **pipes)
+    timers = [threading.Timer(PATIENCE_S, process.kill)]
+    if trial.seconds is not None:
+        timers.append(threading.Timer(trial.seconds, proxy.set))
+    if process.stdout.readline() == "begun\n":
+        proxy.set(**trial.faults)
+    for timer in timers:
+        timer.start()
+    out, err = process.communicate("\n")
+    for timer in timers:
+        timer.cancel()
+        timer.join()
+    struck = {name: n - before.get(name, 0) for name, n in proxy.counts.items()}
+    if process.returncode:
+        out = json.dumps({"digests": [], "error": f"ended with {process.returncode}: {err[-500:]}", "hung": True})
+    return {**json.loads(out.splitlines()[-1]), "proxy": struck}
+
+
+def outcome(record: dict[str, Any], undisturbed: list[str]) -> str:
+    """Say what a pass came to: what was yielded before an error must be right as well."""
+    digests = record["digests"]
+    if digests != undisturbed[: len(digests)]:
+        return "wrong cells"
+    if record["error"] is not None:
+        return "error"
+    return "exact" if digests == undisturbed else "cells missing"
+
+
+def table(
+    out: Path | None, *, names: Sequence[str] | None = None, paths: Sequence[str] = tuple(PATHS), n_obs: int = N_OBS
+) -> list[dict[str, Any]]:
+    """Try each fault with each way of reading."""
+    records = []
+    about = {"commit": commit(), "cores": os.cpu_count(), "versions": versions(), "n_obs": n_obs}
+    with tempfile.TemporaryDirectory() as folder, s3_server() as s3, ProxyProcess(s3.endpoint) as proxy:
+        uri = s3.upload(write(folder, n_obs))
+        undisturbed = attempt(TRIALS[0], "public", uri, proxy)["digests"]
+        for trial in TRIALS:
+            for path in paths if names is None or trial.name in names else ():
+                came = attempt(trial, path, uri, proxy)
+                came = {"outcome": outcome(came, undisturbed), "minibatches": len(came.pop("digests")), **came}
+                records.append({**about, "path": path, **asdict(trial), **came})
+                print(f"{trial.name}, {path}: {came['outcome']}, {came.get('seconds', 0):.1f} s", flush=True)
+                write_record(out, records[-1])
+    return records
+
+
+def write_record(out: Path | None, record: dict[str, Any]) -> None:
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("a") as lines:
+            lines.write(json.dumps(record) + "\n")
+
+
+def markdown(records: list[dict[str, Any]]) -> str:
+    """One row for each fault, one column for each way of reading."""
+    lines = [f"| fault | {' | '.join(PATHS)} |", "|---" * (len(PATHS) + 1) + "|"]
+    for name in dict.fromkeys(record["name"] for record in records):
+        cells = {r["path"]: shown(r) for r in records if r["name"] == name}
+        lines.append(f"| {name} | {' | '.join(cells.get(path, '') for path in PATHS)} |")
+    return "\n".join(lines)
+
+
+def shown(record: dict[str, Any]) -> str:
+    mark = "" if record["outcome"] == record["expected"] else "**!** "
+    retries = f", {record['retries']} retries" if record.get("retries") else ""
+    return f"{mark}{record['outcome']}, {record.get('seconds', 0):.1f} s{retries}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    a_pass = commands.add_parser("pass", help="one pass; of use to the table")
+    for name, kind in {"uri": str, "config": json.loads, "deadline_s": float}.items():
+        a_pass.add_argument(name, type=kind)
+    a_table = commands.add_parser("table", help="each fault with each way of reading")
+    a_table.add_argument("--only", action="append", dest="names", metavar="FAULT", help="default: all")
+    a_table.add_argument("--path", action="append", dest="paths", choices=PATHS, help="default: all")
+    a_table.add_argument("--out", type=Path, help="append records here, a JSON line each")
+    a_soak = commands.add_parser("soak", help="epochs with faults at random: exact, and memory stays where it is?")
+    a_soak.add_argument("--minutes", type=float, default=30.0)
+    a_soak.add_argument("--path", choices=PATHS, default="direct")
+    a_soak.add_argument("--out", type=Path, help="append records here, a JSON line each")
+    options = parser.parse_args()
+    if options.command == "pass":
+        one_pass(options.uri, options.config, options.deadline_s)
+    elif options.command == "table":
+        records = table(options.out, names=options.names, paths=options.paths or tuple(PATHS))
+        print(f"\n{markdown(records)}")
+    else:
+        from benchmarks import soak  # which needs what is above
+
+        soak.run(options.minutes, options.path, options.out)
+
+
+if __name__ == "__main__":
+    main()

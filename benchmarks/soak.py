@@ -1,0 +1,147 @@
+"""Epochs over S3 with faults at random, for half an hour: is each exact, and do memory, threads and files stay flat?
+
+Started by ``python -m benchmarks.faults soak``. The loader is this process; server and proxy are others.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import scipy.sparse as sp
+from tests.fault_proxy import ProxyProcess
+from tests.s3 import object_settings, s3_server
+from tests.stores import addressed
+
+import cellfeed
+from benchmarks import faults
+from benchmarks.contenders import versions
+from benchmarks.run import commit
+
+WEATHER: list[dict[str, Any]] = [
+    {},
+    {"latency_s": 0.05, "jitter_s": 0.05},
+    {"bandwidth": 4e6},
+    {"reset": 0.3},
+    {"error": 0.3, "status": 503},
+    {"error": 0.3, "status": 500},
+    {"limit_data": 1000, "limit_share": 0.3},
+    {"slicer_bytes": 20_000, "slicer_delay_s": 0.002},
+    {"timeout": 0.05},
+    {"down": True},
+]
+CHANGES_S = (0.5, 3.0)
+"""The weather changes after so many seconds, at random between the two."""
+
+GAUGES = ("rss", "threads", "files")
+MAY_GROW = {"rss": 0.05, "threads": 0.0, "files": 0.0}
+"""Growth that still counts as flat, as a share: from the third of the epochs after warming up to the last."""
+
+
+@contextmanager
+def weather(proxy: ProxyProcess, seed: int) -> Iterator[None]:
+    """Let the weather change at random."""
+    over = threading.Event()
+    chance = random.Random(seed)
+
+    def change() -> None:
+        while not over.wait(chance.uniform(*CHANGES_S)):
+            proxy.set(**chance.choice(WEATHER))
+        proxy.set()
+
+    thread = threading.Thread(target=change, name="weather")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def check_epoch(dataset: cellfeed.ExperimentDataset, X: sp.csr_matrix) -> None:
+    """Make a pass; raises unless each cell comes once, with the values that were written."""
+    seen = np.zeros(X.shape[0], np.int64)
+    for minibatch, obs in dataset:
+        joinids = obs[:, 0].numpy()
+        got = sp.csr_matrix(
+            (minibatch.values().numpy(), minibatch.col_indices().numpy(), minibatch.crow_indices().numpy()),
+            shape=(len(joinids), X.shape[1]),
+        )
+        if (got != X[joinids]).nnz:
+            raise AssertionError(f"wrong values among the cells {joinids.tolist()}")
+        seen[joinids] += 1
+    if (seen != 1).any():
+        raise AssertionError(f"{(seen == 0).sum()} cells did not come, {(seen > 1).sum()} came more than once")
+
+
+def gauges() -> dict[str, int]:
+    """Return what this process holds."""
+    gc.collect()
+    me = psutil.Process()
+    return {"rss": me.memory_info().rss, "threads": me.num_threads(), "files": me.num_fds()}
+
+
+def epochs(seconds: float, *, n_obs: int, least: int = 6, seed: int = 0) -> Iterator[dict[str, Any]]:
+    """Yield a record of each epoch until the time is over, and at least so many."""
+    with tempfile.TemporaryDirectory() as folder, s3_server() as s3, ProxyProcess(s3.endpoint, seed=seed) as proxy:
+        uri = s3.upload(faults.write(folder, n_obs))
+        X = addressed(n_obs, faults.N_VARS, faults.DENSITY)
+        dataset = faults.make(uri, object_settings(proxy.endpoint), retry_deadline_s=120.0)
+        started, k = time.perf_counter(), 0
+        with weather(proxy, seed):
+            while k < least or time.perf_counter() - started < seconds:
+                began, counts = time.perf_counter(), proxy.counts
+                check_epoch(dataset, X)
+                struck = {name: n - counts.get(name, 0) for name, n in proxy.counts.items()}
+                yield {
+                    "epoch": k,
+                    "at_s": time.perf_counter() - started,
+                    "seconds": time.perf_counter() - began,
+                    "retries": dataset.stats().n_retries,
+                    **gauges(),
+                    "proxy": struck,
+                }
+                k += 1
+
+
+def growth(records: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
+    """Of each gauge: its medians over the second and over the last third of the epochs; the first third warms up."""
+    third = max(1, len(records) // 3)
+    parts = records[third : 2 * third], records[-third:]
+    return {name: tuple(statistics.median(one[name] for one in part) for part in parts) for name in GAUGES}
+
+
+def flat(records: list[dict[str, Any]]) -> dict[str, bool]:
+    """Say of each gauge whether it stays where it is."""
+    return {name: late <= early * (1 + MAY_GROW[name]) for name, (early, late) in growth(records).items()}
+
+
+def run(minutes: float, path: str, out: Path | None) -> None:
+    """Soak, write records and print what came of it."""
+    os.environ.update(faults.PATHS[path])
+    about = {"suite": "soak", "commit": commit(), "cores": os.cpu_count(), "versions": versions(), "path": path}
+    records = []
+    for record in epochs(minutes * 60, n_obs=faults.N_OBS):
+        records.append(record)
+        faults.write_record(out, about | record)
+        print(
+            f"epoch {record['epoch']}: {record['seconds']:.1f} s, {record['retries']} retries so far, "
+            f"{record['rss'] / 1e6:.0f} MB, {record['threads']} threads, {record['files']} files",
+            flush=True,
+        )
+    kept = flat(records)
+    print(f"\n{len(records)} epochs in {records[-1]['at_s'] / 60:.0f} minutes, all exact")
+    for name, (early, late) in growth(records).items():
+        print(f"{name}: {early:,.0f}, later {late:,.0f}: {'flat' if kept[name] else 'GROWS'}")
+    faults.write_record(out, {**about, "epochs": len(records), "growth": growth(records), "flat": kept})

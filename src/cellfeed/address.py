@@ -1,0 +1,94 @@
+"""Where an array is, and all that is needed to open it again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cellfeed.redact import public_uri, secrets_of
+from cellfeed.retry import ONCE, Retries
+from cellfeed.stats import Meter
+
+READ_SETTINGS = {
+    # Without it every finished query gives all free memory back to the system and faults it in again.
+    "sm.mem.malloc_trim": "false",
+    # Threads of ours each run a query of one thread: queries overlap, the stages of one query do not.
+    "sm.compute_concurrency_level": "1",
+}
+"""TileDB settings for reading, used where the user's context does not set them."""
+
+LOCAL_SETTINGS = {
+    # Keeps tiles in the cache between decoding and copying; on object stores it would make tiny requests.
+    "sm.mem.tile_upper_memory_limit": str(16 << 20),
+}
+"""Those on a local disk."""
+
+REMOTE_SETTINGS = {
+    # Threads that wait for responses; there are as many as cores otherwise.
+    "sm.io_concurrency_level": "16",
+    "vfs.s3.connect_timeout_ms": "3000",
+}
+"""Those on an object store."""
+
+OBJECT_STORES = ("s3", "gcs", "gs", "azure")
+"""Schemes of URIs of object stores."""
+
+RETRY_DEADLINE_S = 120.0
+"""Seconds after which a request to an object store is given up, unless the user says otherwise."""
+
+
+def is_remote(uri: str) -> bool:
+    """Whether a URI is none of a local disk.
+
+    Examples
+    --------
+    >>> is_remote("s3://bucket/cells"), is_remote("file:///data/cells"), is_remote("cells")
+    (True, False, False)
+    """
+    scheme, separator, _ = uri.partition("://")
+    return bool(separator) and scheme != "file"
+
+
+@dataclass(frozen=True, repr=False)
+class ArrayAddress:
+    """What is needed to open the array again, in this process or another.
+
+    The user's own configuration and timestamp are part of it. Both configuration and URI may hold credentials: the
+    one is not shown, and the other without them.
+    """
+
+    uri: str
+    timestamp_ms: int
+    config: dict[str, str]
+    retry_deadline_s: float = RETRY_DEADLINE_S
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r}, timestamp_ms={self.timestamp_ms})"
+
+    def __str__(self) -> str:
+        return public_uri(self.uri)
+
+    @property
+    def secrets(self) -> frozenset[str]:
+        """What must not be shown of it."""
+        return secrets_of(self.uri, self.config)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is on no local disk."""
+        return is_remote(self.uri)
+
+    def retries(self, *, n_threads: int = 1, meter: Meter | None = None) -> Retries:
+        """Make what tries reading it again, to be closed; what fails on a local disk is not tried again."""
+        if not self.is_remote:
+            return ONCE
+        return Retries(self.retry_deadline_s, n_threads=n_threads, meter=meter, secrets=self.secrets)
+
+    def open(self, buffer_bytes: int) -> Any:
+        """Open the array as the user's experiment would, with settings for reading added."""
+        import tiledbsoma as soma
+
+        fitting = REMOTE_SETTINGS if self.is_remote else LOCAL_SETTINGS
+        settings = {"soma.init_buffer_bytes": str(buffer_bytes), **READ_SETTINGS, **fitting, **self.config}
+        context = soma.SOMATileDBContext(tiledb_config=settings)
+        return soma.SparseNDArray.open(self.uri, context=context, tiledb_timestamp=self.timestamp_ms)

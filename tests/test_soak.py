@@ -1,0 +1,9 @@
+"""A short soak: the half-hour one is `python -m benchmarks.faults soak`."""
+
+from benchmarks import soak
+
+
+def test_epochs_under_faults_are_exact_and_hold_no_more_from_one_to_the_next():
+    records = list(soak.epochs(12, n_obs=2048, least=9))
+    assert sum(records[-1]["proxy"].values()) > 0
+    assert all(soak.flat(records).values()), soak.growth(records)
