@@ -11,7 +11,7 @@ LONGEST_S = 5.0
 """Seconds before any attempt at most: so late, and on average half as late, is the end of an outage noticed."""
 
 
-def delays(deadline_s: float, *, clock: Callable[[], float], random: Callable[[], float]) -> Iterator[float]:
+def delays(until: float, *, clock: Callable[[], float], random: Callable[[], float]) -> Iterator[float]:
     """Yield the seconds to wait before each further attempt; the last one is at the deadline.
 
     The longest wait doubles from time to time up to a limit, and each is drawn evenly between nothing and that ("full
@@ -19,8 +19,8 @@ def delays(deadline_s: float, *, clock: Callable[[], float], random: Callable[[]
 
     Parameters
     ----------
-    deadline_s
-        Seconds from now on.
+    until
+        The deadline, as the clock tells it.
     clock
         Tells the seconds that have passed since some moment.
     random
@@ -28,11 +28,10 @@ def delays(deadline_s: float, *, clock: Callable[[], float], random: Callable[[]
 
     Examples
     --------
-    >>> list(delays(1.0, clock=iter([0.0, 0.1, 0.3, 0.6, 1.0]).__next__, random=lambda: 0.75))
+    >>> list(delays(1.0, clock=iter([0.1, 0.3, 0.6, 1.0]).__next__, random=lambda: 0.75))
     [0.15000000000000002, 0.30000000000000004, 0.4]
     """
-    end = clock() + deadline_s
     longest = FIRST_S
-    while (left := end - clock()) > 0:
+    while (left := until - clock()) > 0:
         yield min(random() * longest, left)
         longest = min(2 * longest, LONGEST_S)

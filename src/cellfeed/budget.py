@@ -59,8 +59,9 @@ REMOTE_READS = 8
 REMOTE_READ_VALUES = 5e6
 """Values of a read of files on an object store: 8 MB, so that it is worth the latency."""
 
-N_REQUESTS = 32
-"""Requests to an object store under way at once."""
+REQUESTS_PER_CORE, MIN_REQUESTS, MAX_REQUESTS = 4, 8, 32
+"""Requests to an object store under way at once. More hold up the first minibatch: with 8, 16 and 32 it came after 1.3,
+1.7 and 2.8 s over a line of 40 MB/s and 50 ms, which 8 fill (2026-11, 2 cores)."""
 
 ORDERED_VALUES = 25e6
 """Values of a window in the order of joinids: larger ones are of no use."""

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 
 from cellfeed.address import ArrayAddress
 from cellfeed.errors import ReadError
+from cellfeed.fragments import UnknownLayout
+from cellfeed.retry import Retries, is_transient
+from cellfeed.tileindex import files_of
 
 ADVICE = "it was overwritten or damaged since the dataset was made. Restore it, or make the dataset anew"
 
 
 def created_as(address: ArrayAddress) -> str | None:
-    """Name the creation of an array on a local disk: its first schema, whose name is unique; ``None`` elsewhere."""
-    scheme, separator, rest = address.uri.partition("://")
-    if separator and scheme != "file":
-        return None
+    """Name the creation of an array: its first schema, whose name is unique; ``None`` where that cannot be had."""
     try:
-        names = [path.name for path in Path(rest if separator else address.uri, "__schema").iterdir()]
-    except OSError:
+        (names,) = files_of(address).list_folders("__schema")
+    except (UnknownLayout, OSError) as cause:
+        if is_transient(cause):
+            raise
         return None
     return min((name for name in names if not name.startswith("__enum")), default=None)
 
 
-def check_same(address: ArrayAddress, created: str | None) -> None:
+def check_same(address: ArrayAddress, created: str | None, retries: Retries) -> None:
     """Refuse an array that is another than the one created under a name; one that is gone is for readers to tell."""
-    found = created_as(address)
-    if created is not None and found is not None and found != created:
+    found = None if created is None else retries.call(partial(created_as, address))
+    if found is not None and found != created:
         raise ReadError(f"the array {str(address)!r} is not the one from which cells were selected: {ADVICE}")
 
 

@@ -162,9 +162,9 @@ def _open_reader(
     geometry = selection.geometry
     genes = GeneTable.from_joinids(selection.var_joinids, geometry.n_columns)
     columns = column_ranges(selection.var_joinids, extent=geometry.column_extent, n_columns=geometry.n_columns)
-    check_same(selection.X, geometry.created)
     check = partial(check_count, selection.X, selected_from=geometry.n_values)
     with told_as(ReadError, f"reading {str(selection.X)!r} failed", selection.X.secrets):
+        check_same(selection.X, geometry.created, retries)
         tiles = open_tiles(selection.X, geometry, retries)
     if tiles is not None:
         check(tiles.n_values)

@@ -166,7 +166,7 @@ class Planner:
             n_threads=cores,
             n_file_reads=max(1, min(n_reads, room // per_file_read)),
             n_queries=max(1, min(n_reads, room // per_query)),
-            n_requests=budget.N_REQUESTS,
+            n_requests=max(budget.MIN_REQUESTS, min(budget.MAX_REQUESTS, budget.REQUESTS_PER_CORE * cores)),
             rows_per_file_read=rows_per_file_read,
             buffer_bytes=budget.buffer_bytes(share),
             rows_per_read=self._rows_per_read(share),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import queue
 import random
 import re
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -53,12 +55,18 @@ GRACE_S = 1.0
 """Seconds that an attempt which begins at the deadline has left."""
 
 
+_at_work: weakref.WeakSet[Retries] = weakref.WeakSet()
+_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
+
 class Retries:
     """Runs requests in threads of its own, each until it succeeds, fails for good or has reached the deadline.
 
     TileDB tries a request five times within a second, but one that is answered by "slow down" for two minutes and a
     half, whatever it is told. So nobody waits for TileDB: whoever asked is told at the deadline, and the thread is left
     to end when it can. What an attempt writes to must not be used again after :class:`GaveUp`.
+
+    With one request all others are given up: nobody would use what they bring.
 
     Parameters
     ----------
@@ -94,9 +102,11 @@ class Retries:
         self._meter = meter
         self._queue: queue.SimpleQueue[Request[Any] | None] = queue.SimpleQueue()
         self._closed = threading.Event()
+        self._ended_by: GaveUp | None = None
         self.sleep = sleep or self._closed.wait
         self.changed = threading.Condition()
         self._failing = False
+        _at_work.add(self)
 
     def call(self, attempt: Callable[[], T]) -> T:
         """Return what an attempt returns once one succeeds."""
@@ -113,8 +123,9 @@ class Retries:
             needed = self._n_running < self._n_threads
             self._n_running += needed
         if needed:
-            # Daemons: one that waits for TileDB must not hold up the end of the process.
-            threading.Thread(target=self._run, name="cellfeed-request", daemon=True).start()
+            thread = threading.Thread(target=self._run, name="cellfeed-request", daemon=True)
+            _threads.add(thread)
+            thread.start()
         return request
 
     def _run(self) -> None:
@@ -140,15 +151,23 @@ class Retries:
         """Return what an error says, without what nobody needs to read, or may."""
         return _HEADERS.sub("", redacted(cause, self.secrets)) or type(cause).__name__
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether nobody wants results any more."""
-        return self._closed.is_set()
+    def check_open(self) -> None:
+        """Raise the reason for which all requests were ended, if they were."""
+        if self._closed.is_set():
+            reason = self._ended_by or GaveUp("reading was ended")
+            raise GaveUp(str(reason)) from reason.__cause__
+
+    def give_up(self, reason: GaveUp) -> GaveUp:
+        """End all requests for some reason, and return it."""
+        with self.changed:
+            self._ended_by = self._ended_by or reason
+        self.close()
+        return reason
 
     def close(self) -> None:
         """End the waiting for all requests at once, and the threads as soon as each can."""
         if self._n_threads == 0:
-            return
+            return  # it has nothing to end
         with self.changed:
             self._closed.set()
             self.changed.notify_all()
@@ -169,23 +188,22 @@ class Request(Generic[T]):
         self._error: BaseException | None = None
         self._value: T
         self._done = False
-        self._unwanted = False
 
     def run(self) -> None:
         """Make attempts until one succeeds, or it makes no sense any more."""
         retries = self._retries
         with retries.changed:
-            self._began = retries.clock()
+            self._began = began = retries.clock()
             retries.changed.notify_all()
-        waits = delays(retries.deadline_s, clock=retries.clock, random=retries.draw)
+        waits = delays(began + retries.deadline_s, clock=retries.clock, random=retries.draw)
         try:
             while not self._try_once():
                 delay = next(waits, None)
                 if delay is None or self._cause is None:
-                    raise self._given_up("the last one failed")
+                    raise retries.give_up(self._given_up("the last one failed"))
                 retries.note_failure(self._cause, delay, self._n_attempts)
-                if retries.sleep(delay) or self._unwanted:
-                    raise GaveUp("reading was ended")
+                if retries.sleep(delay):
+                    retries.check_open()
         except BaseException as error:
             self._error = error
         finally:
@@ -223,20 +241,26 @@ class Request(Generic[T]):
         retries = self._retries
         with retries.changed:
             while not self._done:
-                if retries.is_closed:
-                    raise GaveUp("reading was ended")
+                retries.check_open()
                 left = None
                 if self._began is not None and retries.deadline_s > 0:
                     left = self._began + retries.deadline_s + GRACE_S - retries.clock()
                     if left <= 0:
-                        self._unwanted = True
-                        raise self._given_up(
-                            "the last one was not answered" + ", one before failed" * bool(self._cause)
-                        )
+                        before = ", one before it failed" if self._cause else ""
+                        raise retries.give_up(self._given_up(f"the last one was not answered{before}"))
                 retries.changed.wait(left)
         if self._error is not None:
             raise self._error
         return self._value
+
+
+@atexit.register
+def _end_threads() -> None:
+    """Wait for threads that are in TileDB: it crashes if the process ends under it."""
+    for retries in list(_at_work):
+        retries.close()
+    for thread in list(_threads):
+        thread.join()
 
 
 ONCE = Retries(0.0)

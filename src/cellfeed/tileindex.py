@@ -82,7 +82,7 @@ def open_tiles(address: ArrayAddress, geometry: ArrayGeometry, retries: Retries 
             raise UnknownLayout(f"it has {geometry.n_columns} columns")
         rows, columns, values = (PIPELINES[pipeline] for pipeline in geometry.filters)
         dtype = np.dtype(np.uint8 if geometry.dtype == "bool" else geometry.dtype)
-        files = _files_of(address, retries)
+        files = files_of(address, retries)
         root, commits = files.list_folders("", COMMITS)
         if any(name.startswith("__") and name[2:3].isdigit() for name in root):
             raise UnknownLayout("it has fragments of TileDB before 2.8")
@@ -103,7 +103,8 @@ def open_tiles(address: ArrayAddress, geometry: ArrayGeometry, retries: Retries 
     )
 
 
-def _files_of(address: ArrayAddress, retries: Retries) -> ArrayFiles:
+def files_of(address: ArrayAddress, retries: Retries = ONCE) -> ArrayFiles:
+    """Return the files of an array, if they can be had without TileDB's reader."""
     scheme, separator, rest = address.uri.partition("://")
     if not address.is_remote:
         return LocalFiles(Path(rest if separator else address.uri))

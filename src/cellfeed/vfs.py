@@ -114,7 +114,7 @@ class Vfs:
             self._check(library.tiledb_vfs_alloc(self._context, config, ctypes.byref(self._vfs)))
         finally:
             library.tiledb_config_free(ctypes.byref(config))
-        handles = self._handles = dict[str, ctypes.c_void_p]()
+        handles = self._opened = dict[str, ctypes.c_void_p]()
         self._lock = threading.Lock()
         # Not at the end of the process: a thread that nobody waits for may still be reading then.
         weakref.finalize(self, _free, library, self._context, self._vfs, handles).atexit = False
@@ -157,19 +157,19 @@ class Vfs:
 
     def read(self, uri: str, start: int, target: npt.NDArray[np.uint8]) -> None:
         """Fill ``target`` with the bytes of a file from ``start`` on."""
-        handle = self._handle(uri)
+        handle = self._open(uri)
         self._check(self._library.tiledb_vfs_read(self._context, handle, start, target.ctypes.data, target.nbytes))
 
-    def _handle(self, uri: str) -> ctypes.c_void_p:
+    def _open(self, uri: str) -> ctypes.c_void_p:
         """Open a file, which takes a request of its own, once."""
         with self._lock:
-            known = self._handles.get(uri)
+            known = self._opened.get(uri)
         if known is not None:
             return known
         opened = ctypes.c_void_p()
         self._check(self._library.tiledb_vfs_open(self._context, self._vfs, uri.encode(), _READ, ctypes.byref(opened)))
         with self._lock:
-            kept = self._handles.setdefault(uri, opened)
+            kept = self._opened.setdefault(uri, opened)
         if kept is not opened:
             self._library.tiledb_vfs_fh_free(ctypes.byref(opened))
         return kept

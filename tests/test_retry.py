@@ -1,0 +1,204 @@
+"""What fails for a while is tried again until a deadline; what fails for good is told at once."""
+
+import threading
+import time
+from itertools import islice, repeat
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cellfeed import ReadError
+from cellfeed.backoff import FIRST_S, LONGEST_S, delays
+from cellfeed.errors import GaveUp
+from cellfeed.redact import told_as
+from cellfeed.retry import ONCE, Retries, is_transient
+from cellfeed.stats import Meter
+
+SLOW_DOWN = "S3: Failed to read [Error Type: 19] [HTTP Response Code: 503] [Exception: SlowDown] : asked for"
+
+
+class Clock:
+    """Time that passes when somebody sleeps, or works."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+        return False
+
+
+@given(
+    deadline_s=st.floats(0, 1e4),
+    draws=st.lists(st.floats(0, 1, exclude_max=True), min_size=1),
+    work_s=st.floats(0.01, 9),
+)
+def test_delays_grow_and_end_at_the_deadline(deadline_s, draws, work_s):
+    clock, drawn = Clock(), (draw for _ in repeat(None) for draw in draws)
+    attempts = 0
+    for k, delay in enumerate(islice(delays(deadline_s, clock=clock, random=drawn.__next__), 10_000)):
+        assert 0 <= delay <= min(FIRST_S * 2 ** min(k, 60), LONGEST_S)
+        assert clock.now + delay <= deadline_s + 1e-6
+        clock.sleep(delay + work_s)
+        attempts += 1
+    assert attempts == 10_000 or clock.now >= deadline_s
+
+
+def test_delays_are_drawn_from_nothing_to_the_longest():
+    """Full jitter: those that failed together come back one by one."""
+    assert list(islice(delays(1e9, clock=Clock(), random=lambda: 0.0), 50)) == [0.0] * 50
+    longest = list(islice(delays(1e9, clock=Clock(), random=lambda: 1.0), 50))
+    assert longest[:3] == [FIRST_S, 2 * FIRST_S, 4 * FIRST_S]
+    assert longest[-1] == LONGEST_S
+
+
+@pytest.mark.parametrize(
+    ("text", "transient"),
+    {
+        SLOW_DOWN: True,
+        "[HTTP Response Code: 500] [Exception: InternalError]": True,
+        "[HTTP Response Code: -1] : curlCode: 28, Timeout was reached": True,
+        "[HTTP Response Code: -1] : curlCode: 7, Could not connect to server": True,
+        "[HTTP Response Code: 206] : curlCode: 18, Transferred a partial file": True,
+        "[HTTP Response Code: 200] [Headers: 'content-length' = '272']": True,
+        "[HTTP Response Code: 429] : too many": True,
+        "[HTTP Response Code: 400] [Exception: RequestTimeout] : idle": True,
+        "[HTTP Response Code: 400] [Exception: ExpiredToken]": False,
+        "[HTTP Response Code: 403] [Exception: AccessDenied]": False,
+        "[HTTP Response Code: 403] [Exception: RequestTimeTooSkewed]": False,
+        "[HTTP Response Code: 404] : no such key, after curlCode: 7": False,
+        "Cannot open array; Array does not exist": False,
+        "the array 's3://b/X' is not the one from which cells were selected": False,
+        "connection reset by peer": True,
+        "": False,
+    }.items(),
+)
+def test_which_errors_may_pass(text, transient):
+    assert is_transient(RuntimeError(text)) == transient
+
+
+def failing(n, error=SLOW_DOWN, value="cells", clock=None, work_s=0.0):
+    """An attempt that fails so many times before it succeeds."""
+    errors = repeat(error, n)
+
+    def attempt():
+        if clock is not None:
+            clock.sleep(work_s)
+        for text in errors:
+            raise RuntimeError(text)
+        return value
+
+    return attempt
+
+
+def with_clock(deadline_s, **options):
+    clock = Clock()
+    return Retries(deadline_s, clock=clock, sleep=clock.sleep, draw=lambda: 0.5, **options), clock
+
+
+def test_what_fails_for_a_while_succeeds():
+    meter = Meter()
+    retries, clock = with_clock(120, meter=meter)
+    assert retries.call(failing(6)) == "cells"
+    stats = meter.snapshot()
+    assert stats.n_retries == 6
+    assert stats.retry_wait_s == pytest.approx(clock.now) == pytest.approx(sum([0.1, 0.2, 0.4, 0.8, 1.6, 2.5]))
+    assert "6, after" in str(stats)
+
+
+def test_at_the_deadline_the_error_tells_how_often_how_long_and_why():
+    retries, clock = with_clock(10)
+    with (
+        pytest.raises(ReadError, match=r"reading cells failed: gave up after 9 attempts in 10\.1 s") as caught,
+        told_as(ReadError, "reading cells failed"),
+    ):
+        retries.call(failing(1000, clock=clock, work_s=0.1))
+    assert "(retry_deadline_s=10)" in str(caught.value)
+    assert "SlowDown" in str(caught.value)
+    assert "SlowDown" in str(caught.value.__cause__)
+
+
+def test_final_errors_are_not_tried_again():
+    retries, clock = with_clock(120, meter=(meter := Meter()))
+    with pytest.raises(RuntimeError, match="403"):
+        retries.call(failing(2, error="[HTTP Response Code: 403]"))
+    assert clock.now == meter.snapshot().n_retries == 0
+
+
+@pytest.mark.parametrize("retries", [ONCE, Retries(0)])
+def test_without_a_deadline_there_is_one_attempt(retries):
+    with pytest.raises(RuntimeError, match="SlowDown"):
+        retries.call(failing(1))
+
+
+def test_logs_tell_of_retries_without_secrets(caplog):
+    caplog.set_level("INFO", logger="cellfeed.retry")
+    retries, _ = with_clock(120, secrets=frozenset({"SESAME"}))
+    retries.call(failing(2, error=SLOW_DOWN + " SESAME [Headers: 'date' = 'now'] https://me:pass@host/?key=1"))
+    levels, texts = zip(*((record.levelname, record.getMessage()) for record in caplog.records), strict=True)
+    assert levels == ("WARNING", "INFO", "INFO")
+    assert all(word not in text for word in ("SESAME", "pass@", "key=1", "Headers") for text in texts)
+    assert texts[0].startswith("attempt 1 failed, the next is in 0.1 s: S3: Failed to read")
+    assert texts[-1] == "the store answers again"
+
+
+@pytest.fixture
+def threads():
+    """Requests in threads, which are gone afterwards."""
+    made = []
+
+    def make(deadline_s, n_threads=2):
+        made.append(Retries(deadline_s, n_threads=n_threads))
+        return made[-1]
+
+    before = threading.active_count()
+    yield make
+    for retries in made:
+        retries.close()
+    until = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < until:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+
+
+def test_several_requests_are_under_way(threads):
+    retries = threads(10, n_threads=3)
+    together = threading.Barrier(3, timeout=5)
+    requests = [retries.start(together.wait) for _ in range(3)]
+    assert sorted(request.result() for request in requests) == [0, 1, 2]
+
+
+def test_nobody_waits_for_an_attempt_that_does_not_return(threads, monkeypatch):
+    monkeypatch.setattr("cellfeed.retry.GRACE_S", 0.1)
+    retries, release = threads(0.2), threading.Event()
+    began = time.monotonic()
+    with pytest.raises(GaveUp, match=r"gave up after 1 attempt in 0\.\d s .*was not answered"):
+        retries.call(release.wait)
+    assert time.monotonic() - began < 2
+    release.set()
+
+
+def test_one_request_that_is_given_up_ends_all(threads):
+    """Those that wait for a thread would take as long again, and again."""
+    retries = threads(0.3, n_threads=1)
+    began = time.monotonic()
+    requests = [retries.start(failing(1000)) for _ in range(20)]
+    for request in requests:
+        with pytest.raises(GaveUp, match="SlowDown"):
+            request.result()
+    assert time.monotonic() - began < 2
+
+
+def test_closing_ends_all_waiting(threads):
+    retries = threads(1000)
+    requests = [retries.start(failing(10**6)) for _ in range(5)]
+    threading.Timer(0.2, retries.close).start()
+    began = time.monotonic()
+    for request in requests:
+        with pytest.raises(GaveUp, match="reading was ended"):
+            request.result()
+    assert time.monotonic() - began < 2

@@ -1,0 +1,267 @@
+"""Stores on S3, in calm and in storm: exactly the right cells, or an error in time."""
+
+import contextlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+import traceback
+
+import numpy as np
+import pytest
+import tiledbsoma as soma
+
+import cellfeed
+from cellfeed import CellfeedError, ExperimentDataset, ReadError, SelectionError
+from tests.fault_proxy import ProxyProcess
+from tests.s3 import object_settings, s3_server
+from tests.stores import addressed, collect, labelled_obs, write_experiment
+
+N_OBS, N_VARS = 800, 30
+SECRET = "S3SAME"
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory):
+    """A server with one store, and a proxy before it: the store's URI, the proxy, and the server."""
+    local = write_experiment(
+        tmp_path_factory.mktemp("local") / "cells", addressed(N_OBS, N_VARS), labelled_obs(N_OBS), n_fragments=2
+    )
+    with s3_server() as server, ProxyProcess(server.endpoint) as proxy:
+        yield server.upload(local), proxy, server
+
+
+@pytest.fixture
+def uri(s3):
+    return s3[0]
+
+
+@pytest.fixture
+def server(s3):
+    return s3[2]
+
+
+@pytest.fixture
+def proxy(s3):
+    s3[1].set()
+    yield s3[1]
+    s3[1].set()
+
+
+def context_of(proxy, **settings):
+    settings = {**object_settings(proxy.endpoint), "vfs.s3.request_timeout_ms": "1000", **settings}
+    return soma.SOMATileDBContext(tiledb_config=settings)
+
+
+@pytest.fixture
+def make(uri, proxy):
+    """Make a dataset of the store as it is seen through the proxy."""
+
+    def make(**parameters):
+        parameters = {"obs_column_names": ["soma_joinid"], "batch_size": 10, "seed": 3, **parameters}
+        return ExperimentDataset(uri, context=context_of(proxy), **parameters)
+
+    return make
+
+
+EXPECTED = addressed(N_OBS, N_VARS).toarray()
+
+
+def order(dataset):
+    """All cells of a pass in their order; each must be right."""
+    X, obs, _ = collect(dataset, N_VARS)
+    np.testing.assert_array_equal(X, EXPECTED[obs[:, 0]])
+    return obs[:, 0].tolist()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(s3):
+    uri, proxy, _ = s3
+    proxy.set()
+    return order(
+        ExperimentDataset(uri, context=context_of(proxy), obs_column_names=["soma_joinid"], batch_size=10, seed=3)
+    )
+
+
+def test_a_pass_over_s3_by_every_path(make, reading_path, undisturbed):
+    assert order(make()) == undisturbed
+    assert sorted(undisturbed) == list(range(N_OBS))
+
+
+PASSING = {
+    "outage of 1 s": {"down": True},
+    "silence for 1 s": {"timeout": 1.0},
+    "storm of 503 for 1 s": {"error": 0.5},
+    "30 % reset": {"reset": 0.3},
+    "30 % cut short": {"limit_data": 100, "limit_share": 0.3},
+    "30 % of 500": {"error": 0.3, "status": 500},
+    "50 ms of latency": {"latency_s": 0.05},
+    "2 MB/s": {"bandwidth": 2e6},
+}
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_faults_that_pass_change_no_cell(make, proxy, reading_path, undisturbed, fault):
+    dataset = make()
+    proxy.set(**PASSING[fault])
+    if fault.endswith("1 s"):
+        threading.Timer(1.0, proxy.set).start()
+    assert order(dataset) == undisturbed
+    stats = dataset.stats()
+    if fault == "outage of 1 s":
+        assert stats.n_retries > 0
+        assert stats.retry_wait_s > 0
+
+
+LASTING = {"nobody listens": {"down": True}, "silence": {"timeout": 1.0}, "slow down": {"error": 1.0}}
+
+
+@pytest.mark.parametrize("fault", LASTING)
+def test_an_outage_beyond_the_deadline_is_an_error_in_time(make, proxy, reading_path, undisturbed, fault):
+    dataset = make(retry_deadline_s=0.5)
+    proxy.set(**LASTING[fault])
+    began = time.monotonic()
+    with pytest.raises(
+        ReadError, match=r"reading .*s3://cells/cells/ms/RNA/X/raw.*gave up after \d+ attempts? in"
+    ) as caught:
+        list(dataset)
+    assert time.monotonic() - began < 2.5
+    assert "retry_deadline_s=0.5" in str(caught.value)
+    proxy.set()
+    dataset.set_epoch(0)
+    assert order(dataset) == undisturbed
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_what_is_final_is_told_at_once(make, proxy, reading_path, status):
+    dataset = make()
+    proxy.set(error=1.0, status=status)
+    began = time.monotonic()
+    with pytest.raises(ReadError, match=str(status)):
+        list(dataset)
+    with pytest.raises(CellfeedError, match=str(status)):
+        make()
+    assert time.monotonic() - began < 2
+    assert dataset.stats().n_retries == 0
+
+
+@pytest.mark.parametrize("direct", ["1", "0"])
+def test_an_array_made_anew_is_refused(tmp_path, server, monkeypatch, direct):
+    """It has as many values, at the same place; only its first schema has another name."""
+    monkeypatch.setenv("CELLFEED_DIRECT", direct)
+    X, obs = addressed(N_OBS, N_VARS), labelled_obs(N_OBS)
+    later = write_experiment(tmp_path / "2" / "cells", X * 1000, obs)
+    uri = server.upload(write_experiment(tmp_path / "1" / "cells", X, obs), f"anew{direct}")
+    dataset = ExperimentDataset(uri, context=soma.SOMATileDBContext(tiledb_config=server.config()))
+    assert sum(len(X) for X, _ in dataset) == N_OBS
+    with contextlib.closing(server.client()) as client:
+        for kept in client.list_objects_v2(Bucket=f"anew{direct}")["Contents"]:
+            client.delete_object(Bucket=f"anew{direct}", Key=kept["Key"])
+    server.upload(later, f"anew{direct}")
+    with pytest.raises(ReadError, match="is not the one from which cells were selected"):
+        list(dataset)
+
+
+def test_construction_outlives_an_outage(make, proxy, undisturbed):
+    proxy.set(down=True)
+    threading.Timer(1.0, proxy.set).start()
+    dataset = make()
+    assert dataset.stats().n_retries > 0
+    assert order(dataset) == undisturbed
+
+
+def test_construction_and_labels_beyond_the_deadline(make, proxy, uri):
+    dataset = make(retry_deadline_s=0.5)
+    with soma.open(uri, context=context_of(proxy)) as experiment:
+        proxy.set(down=True)
+        for attempt in (
+            lambda: make(retry_deadline_s=0.5),
+            lambda: ExperimentDataset(experiment, retry_deadline_s=0.5),
+            lambda: dataset.plan("label"),
+            lambda: dataset.random_split([0.5, 0.5], stratify="label"),
+        ):
+            began = time.monotonic()
+            with pytest.raises(ReadError, match="gave up after"):
+                attempt()
+            assert time.monotonic() - began < 2.5
+
+
+def test_what_does_not_exist_is_told_at_once(uri, proxy):
+    for wrong in ("s3://cells/nothing", "s3://nowhere/cells"):
+        began = time.monotonic()
+        with pytest.raises(SelectionError, match="is not a SOMA experiment"):
+            ExperimentDataset(wrong, context=context_of(proxy))
+        assert time.monotonic() - began < 2
+
+
+def test_leaving_the_loop_in_an_outage_waits_for_nobody(make, proxy, reading_path):
+    iterator = iter(make(soma_chunk_size=8, shuffle_chunk_count=1))
+    next(iterator)
+    proxy.set(down=True)
+    time.sleep(0.3)
+    began = time.monotonic()
+    iterator.close()
+    assert time.monotonic() - began < 1.5
+
+
+def test_workers_and_ordered_inference(make, proxy):
+    dataset = make()
+    proxy.set(reset=0.1)
+    inferred = [joinids for _, _, joinids in cellfeed.inference_dataloader(dataset)]
+    assert np.concatenate(inferred).tolist() == list(range(N_OBS))
+    assert sorted(order(cellfeed.experiment_dataloader(dataset, num_workers=2))) == list(range(N_OBS))
+
+
+def test_credentials_are_in_nothing_that_is_told(uri, proxy, reading_path, caplog):
+    caplog.set_level(logging.DEBUG, logger="cellfeed")
+    keys = {"vfs.s3.aws_access_key_id": f"{SECRET}-id", "vfs.s3.aws_secret_access_key": f"{SECRET}/key"}
+    context = context_of(
+        proxy, **keys, **{"vfs.s3.no_sign_request": "false", "vfs.s3.aws_session_token": f"{SECRET}-x"}
+    )
+    dataset = ExperimentDataset(uri, context=context, obs_column_names=["soma_joinid"], seed=3, retry_deadline_s=0.3)
+    order(dataset)
+    told = [repr(dataset), str(dataset.stats()), str(dataset.plan()), json.dumps(dataset.state_dict())]
+    for fault in ({"down": True}, {"error": 1.0, "status": 403}):
+        proxy.set(**fault)
+        for attempt in (lambda: list(dataset), lambda: ExperimentDataset(uri, context=context, retry_deadline_s=0.3)):
+            with pytest.raises(CellfeedError) as caught:
+                attempt()
+            told.append("".join(traceback.format_exception(caught.value)))
+    told += [record.getMessage() for record in caplog.records]
+    assert len(told) >= 8
+    assert not [text for text in told if SECRET in text]
+
+
+ENDING = """
+import sys, json, cellfeed, tiledbsoma
+uri, settings = sys.argv[1], json.loads(sys.argv[2])
+context = tiledbsoma.SOMATileDBContext(tiledb_config=settings)
+dataset = cellfeed.ExperimentDataset(uri, context=context, retry_deadline_s=0.2)
+print("made", flush=True)
+sys.stdin.readline()
+try:
+    list(dataset)
+except cellfeed.ReadError as error:
+    print("ReadError", flush=True)
+"""
+
+
+def test_a_process_ends_well_while_tiledb_still_tries(uri, proxy):
+    """TileDB asks a store that says "slow down" a hundred times, and crashes if the process ends meanwhile."""
+    command = [sys.executable, "-c", ENDING, uri, json.dumps(object_settings(proxy.endpoint))]
+    environment = {**os.environ, "CELLFEED_DIRECT": "0"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as process:
+        assert process.stdout.readline() == "made\n"
+        proxy.set(error=1.0)
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "ReadError\n"
+        time.sleep(0.5)
+        assert process.poll() is None
+        proxy.set()
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 0, told
