@@ -84,13 +84,19 @@ def bytes_per_cell(store: Path) -> float:
 
 def measure(line: Line, label: str, contender: str, case: Case, peers: Path) -> dict[str, Any] | None:
     """Run one contender over the line; adds what has gone over it from the opening of the store on."""
-    before = line.sent()
+    before, load = line.sent(), os.getloadavg()[0]  # of others on this machine
     record = run_once(label, contender, case, peers)
     if record is None:
         return None
     del record["case"]["tiledb_config"]  # an address that was this run's alone
     sent = {name: amount - before[name] for name, amount in line.sent().items()}
-    return {**record, "sent": sent, "first_s": record["passes"][0]["first_s"], **overall(record["passes"])}
+    return {
+        **record,
+        "load": load,
+        "sent": sent,
+        "first_s": record["passes"][0]["first_s"],
+        **overall(record["passes"]),
+    }
 
 
 def overall(passes: list[dict[str, Any]]) -> dict[str, float]:
@@ -102,7 +108,7 @@ def overall(passes: list[dict[str, Any]]) -> dict[str, float]:
 def run(store: Path, *, peers: Path, repeat: int, seconds: float, labels: list[str] | None) -> Iterator[dict[str, Any]]:
     """Yield a record of each run; contenders take turns."""
     cell_bytes = bytes_per_cell(store)
-    about = {"commit": commit(), "cores": os.cpu_count(), "line": LINE, "bytes_per_cell": cell_bytes}
+    about: dict[str, Any] = {"commit": commit(), "cores": os.cpu_count(), "line": LINE, "bytes_per_cell": cell_bytes}
     about |= {"server": f"moto {metadata.version('moto')}", "cells_per_s_of_line": LINE["bandwidth"] / cell_bytes}
     with tempfile.TemporaryDirectory() as folder, s3_server() as s3, ProxyProcess(s3.endpoint) as proxy:
         write_store(f"{folder}/warm.soma", StoreSpec(n_obs=2048, nnz_per_cell=500))

@@ -32,8 +32,8 @@ import cellfeed
 from benchmarks.contenders import versions
 from benchmarks.run import ROOT, commit
 
-N_OBS, N_VARS, DENSITY = 16_384, 1_000, 0.1
-CHUNKS = {"soma_chunk_size": 64, "shuffle_chunk_count": 16}  # sixteen windows: reading goes on to the end of a pass
+N_OBS, N_VARS, DENSITY = 8_192, 1_000, 0.1
+MEMORY_BUDGET = "9 MB"  # holds a few hundred cells: reading goes on to the end of a pass
 PATHS = {
     "direct": {"CELLFEED_DIRECT": "1", "CELLFEED_PUBLIC_API": "0"},
     "private": {"CELLFEED_DIRECT": "0", "CELLFEED_PUBLIC_API": "0"},
@@ -93,7 +93,8 @@ def make(uri: str, config: dict[str, str], **options: Any) -> cellfeed.Experimen
         batch_size=128,
         seed=1,
         return_sparse_X=True,
-        **{**CHUNKS, **options},
+        memory_budget=MEMORY_BUDGET,
+        **options,
     )
 
 
@@ -113,7 +114,7 @@ def one_pass(uri: str, config: dict[str, str], deadline_s: float) -> None:
                 print("begun", flush=True)
                 sys.stdin.readline()
                 started = time.perf_counter()
-            time.sleep(0.01)  # a training loop
+            time.sleep(0.03)  # a training loop
     except cellfeed.CellfeedError as caught:
         error = f"{type(caught).__name__}: {caught}"
     seconds = time.perf_counter() - started
@@ -132,13 +133,13 @@ def attempt(trial: Trial, path: str, uri: str, proxy: ProxyProcess) -> dict[str,
     environment = {**os.environ, **PATHS[path], "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     proxy.set()
-    before = proxy.counts
     process = subprocess.Popen([*command, str(trial.deadline_s)], env=environment, **pipes)
     timers = [threading.Timer(PATIENCE_S, process.kill)]
     if trial.seconds is not None:
         timers.append(threading.Timer(trial.seconds, proxy.set))
     if process.stdout.readline() == "begun\n":
         proxy.set(**trial.faults)
+    before = proxy.counts
     for timer in timers:
         timer.start()
     out, err = process.communicate("\n")
@@ -146,9 +147,9 @@ def attempt(trial: Trial, path: str, uri: str, proxy: ProxyProcess) -> dict[str,
         timer.cancel()
         timer.join()
     struck = {name: n - before.get(name, 0) for name, n in proxy.counts.items()}
-    if process.returncode:
-        out = json.dumps({"digests": [], "error": f"ended with {process.returncode}: {err[-500:]}", "hung": True})
-    return {**json.loads(out.splitlines()[-1]), "proxy": struck}
+    came = json.loads(out.splitlines()[-1]) if out else {"digests": [], "error": None, "seconds": None, "retries": None}
+    died = f"the process ended with {process.returncode}: {err[-500:]}" if process.returncode else None
+    return {**came, "died": died, "proxy": struck}
 
 
 def outcome(record: dict[str, Any], undisturbed: list[str]) -> str:
@@ -156,6 +157,8 @@ def outcome(record: dict[str, Any], undisturbed: list[str]) -> str:
     digests = record["digests"]
     if digests != undisturbed[: len(digests)]:
         return "wrong cells"
+    if record["died"] is not None:
+        return "died"
     if record["error"] is not None:
         return "error"
     return "exact" if digests == undisturbed else "cells missing"
@@ -175,7 +178,7 @@ def table(
                 came = attempt(trial, path, uri, proxy)
                 came = {"outcome": outcome(came, undisturbed), "minibatches": len(came.pop("digests")), **came}
                 records.append({**about, "path": path, **asdict(trial), **came})
-                print(f"{trial.name}, {path}: {came['outcome']}, {came.get('seconds', 0):.1f} s", flush=True)
+                print(f"{trial.name}, {path}: {shown(records[-1])}", flush=True)
                 write_record(out, records[-1])
     return records
 
@@ -198,8 +201,9 @@ def markdown(records: list[dict[str, Any]]) -> str:
 
 def shown(record: dict[str, Any]) -> str:
     mark = "" if record["outcome"] == record["expected"] else "**!** "
-    retries = f", {record['retries']} retries" if record.get("retries") else ""
-    return f"{mark}{record['outcome']}, {record.get('seconds', 0):.1f} s{retries}"
+    retries = f", {record['retries']} retries" if record["retries"] else ""
+    seconds = "" if record["seconds"] is None else f", {record['seconds']:.1f} s"
+    return f"{mark}{record['outcome']}{seconds}{retries}"
 
 
 def main() -> None:

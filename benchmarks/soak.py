@@ -6,6 +6,7 @@ Started by ``python -m benchmarks.faults soak``. The loader is this process; ser
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import random
 import statistics
@@ -130,6 +131,7 @@ def flat(records: list[dict[str, Any]]) -> dict[str, bool]:
 def run(minutes: float, path: str, out: Path | None) -> None:
     """Soak, write records and print what came of it."""
     os.environ.update(faults.PATHS[path])
+    logging.getLogger("cellfeed").setLevel(logging.ERROR)  # each fault is told as a warning
     about = {"suite": "soak", "commit": commit(), "cores": os.cpu_count(), "versions": versions(), "path": path}
     records = []
     for record in epochs(minutes * 60, n_obs=faults.N_OBS):
