@@ -1,0 +1,78 @@
+"""Train a classifier with Accelerate on two processes; a checkpoint holds the place in the data as well.
+
+torchrun --nproc-per-node 2 examples/train_accelerate.py                        # the 700 cells of `cellfeed demo`
+torchrun --nproc-per-node 2 examples/train_accelerate.py URI --label cell_type --checkpoint FOLDER
+accelerate launch examples/train_accelerate.py URI --label cell_type            # as `accelerate config` was told
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch.nn.functional import cross_entropy
+
+import cellfeed
+from cellfeed.demo import LABEL, example_experiment
+from cellfeed.transforms import Log1p
+
+
+def main(accelerator, uri, label, n_epochs, checkpoint):
+    dataset = cellfeed.ExperimentDataset(
+        uri or example_experiment(),  # each process writes the demo's cells for itself
+        obs_column_names=[label, "soma_joinid"],
+        batch_size=32,
+        seed=0,  # the same on all ranks, which share one order
+        transform=Log1p(),
+    )
+    train, test = dataset.random_split([0.8, 0.2], seed=0, stratify=label)
+    torch.manual_seed(0)
+    n_genes, n_labels = dataset.shape[1], len(dataset.obs_encoders[label].classes_)
+    model = torch.nn.Sequential(torch.nn.LayerNorm(n_genes), torch.nn.Linear(n_genes, n_labels))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    # Each rank's loader yields its own part already. Accelerate leaves it as it is, and keeps its state.
+    model, optimizer, loader = accelerator.prepare(model, optimizer, cellfeed.experiment_dataloader(train))
+    if checkpoint and checkpoint.exists():
+        accelerator.load_state(str(checkpoint))
+    while train.epoch < n_epochs:
+        epoch, joinids, losses = train.epoch, [], []
+        for X, obs in loader:
+            X, obs = X.to(accelerator.device), obs.to(accelerator.device)
+            loss = cross_entropy(model(X), obs[:, 0], reduction="none")
+            optimizer.zero_grad()
+            accelerator.backward(loss.mean())
+            optimizer.step()
+            joinids.append(obs[:, 1])
+            losses.append(loss.detach())
+        show(accelerator, f"epoch {epoch}: loss", joinids, losses)
+        if checkpoint:  # after any step it would do as well
+            accelerator.save_state(str(checkpoint))
+    joinids, correct = [], []
+    for X, obs, ids in cellfeed.inference_dataloader(test):  # in the order of the joinids, each rank a stretch
+        with torch.no_grad():
+            predicted = model(X.to(accelerator.device)).argmax(dim=1)
+        joinids.append(ids)
+        correct.append(predicted.cpu() == obs[:, 0])
+    show(accelerator, "test: accuracy", joinids, correct)
+
+
+def show(accelerator, what, joinids, values):
+    """Print the mean of what all ranks have met; a cell that came twice would be an error."""
+    cells, values = cellfeed.gather_ordered(joinids, values)
+    accelerator.print(f"{what} {values.mean():.6f} over {len(cells)} cells", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("uri", nargs="?", help="a SOMA experiment")
+    parser.add_argument("--label", default=LABEL, help="the column of obs to predict")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--checkpoint", type=Path, help="a folder to save to after each epoch, and to go on from")
+    arguments = parser.parse_args()
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    main(accelerator, arguments.uri, arguments.label, arguments.epochs, arguments.checkpoint)
+    # PyTorch aborts a process that ends while a thread of Gloo still lets go of tensors: wait for it, and for others.
+    accelerator.wait_for_everyone()
+    time.sleep(0.1)
+    accelerator.end_training()

@@ -1,0 +1,99 @@
+"""The scripts in examples/ as a reader runs them: two ranks, each cell once an epoch, on again where they stopped."""
+
+import re
+import subprocess
+import sys
+import tempfile
+
+import pytest
+
+from cellfeed.demo import write_experiment
+from tests.test_processes import ENVIRONMENT, ROOT
+
+N_TRAIN, N_TEST = 560, 140
+PER_STEP = 2 * 32
+
+
+def run(*command, **environment):
+    """Run Python, and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=ROOT, env={**ENVIRONMENT, **environment}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=250,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-20_000:]
+    return done.stdout
+
+
+def torchrun(script, *arguments):
+    return run("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, f"examples/{script}", *arguments)
+
+
+def epochs(output):
+    """Return loss and number of cells by epoch; the scripts' own check is that none of them came twice."""
+    found = re.findall(r"^epoch (\d+): loss ([\d.]+) over (\d+) cells$", output, re.MULTILINE)
+    return {int(epoch): (float(loss), int(n)) for epoch, loss, n in found}
+
+
+def accuracy(output):
+    """Return the fraction of right predictions, and of how many cells."""
+    ((fraction, n),) = re.findall(r"^test: accuracy ([\d.]+) over (\d+) cells$", output, re.MULTILINE)
+    return float(fraction), int(n)
+
+
+def assert_learned(output):
+    """All cells in each of three epochs, and a loss that falls."""
+    losses, sizes = zip(*(epochs(output)[k] for k in range(3)), strict=True)
+    assert sizes == (N_TRAIN,) * 3
+    assert losses[0] > losses[1] > losses[2]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    return write_experiment(tmp_path_factory.mktemp("examples") / "demo.soma")
+
+
+def test_torchrun_goes_on_in_the_middle_of_an_epoch(demo, tmp_path):
+    """Of a run that stopped behind its second epoch's first step, the rest is that of one that never stopped."""
+    whole = torchrun("train_torchrun.py")
+    assert_learned(whole)
+    assert accuracy(whole) == (pytest.approx(0.75, abs=0.1), N_TEST)
+    first = torchrun("train_torchrun.py", demo, "--checkpoint", tmp_path / "run.pt", "--stop-at", 12)
+    assert epochs(first) == {0: epochs(whole)[0]}
+    rest = torchrun("train_torchrun.py", demo, "--checkpoint", tmp_path / "run.pt")
+    assert epochs(rest)[1][1] == N_TRAIN - PER_STEP
+    assert epochs(rest)[2] == epochs(whole)[2]
+    assert accuracy(rest) == accuracy(whole)
+
+
+def test_accelerate_keeps_the_place_in_the_data(demo, tmp_path):
+    pytest.importorskip("accelerate", reason="Accelerate is not installed")
+    first = torchrun("train_accelerate.py", demo, "--checkpoint", tmp_path / "state", "--epochs", 2)
+    rest = torchrun("train_accelerate.py", demo, "--checkpoint", tmp_path / "state")
+    assert list(epochs(rest)) == [2]
+    assert_learned(first + rest)
+    assert accuracy(rest) == (pytest.approx(0.75, abs=0.1), N_TEST)
+
+
+def test_lightning_goes_on_from_its_last_checkpoint(demo, tmp_path):
+    """That of step 15, the sixth of the second epoch."""
+    pytest.importorskip("lightning", reason="Lightning is not installed")
+    first = run("examples/train_lightning.py", demo, "--checkpoints", tmp_path, "--epochs", 2)
+    rest = run("examples/train_lightning.py", demo, "--checkpoints", tmp_path)
+    assert epochs(rest)[1][1] == N_TRAIN - 6 * PER_STEP
+    assert_learned(rest + first)
+    assert accuracy(rest) == (pytest.approx(0.75, abs=0.1), N_TEST // 2)
+
+
+def test_ray_keeps_checkpoints_and_goes_on(demo, tmp_path):
+    pytest.importorskip("ray.train", reason="Ray Train is not installed")
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # short: it holds sockets
+        alone = {
+            "RAY_TMPDIR": folder,
+            "RAY_AUTH_MODE": "disabled",  # or it would write a token to the home folder
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less to start
+        }
+        first = run("examples/train_ray.py", demo, "--storage", tmp_path, "--epochs", 2, **alone)
+        rest = run("examples/train_ray.py", demo, "--storage", tmp_path, **alone)
+    assert rest.count("Reporting training result") <= 2  # by each worker, of the epoch that was left
+    assert {k: epochs(rest)[k] for k in (0, 1)} == epochs(first)
+    assert_learned(rest)
