@@ -41,11 +41,7 @@ def example_experiment() -> str:
 
 
 def write_experiment(path: str | Path) -> str:
-    """Write the 700 real blood cells that scanpy ships as a SOMA experiment.
-
-    They are ``scanpy.datasets.pbmc68k_reduced``: 765 genes of peripheral blood cells from Zheng et al. (2017),
-    with the type of each cell in the obs column ``bulk_labels``. The layer ``X["raw"]`` holds log-normalised
-    expression.
+    """Write the cells of :func:`example_cells` as a SOMA experiment, their counts as the layer ``X["raw"]``.
 
     Parameters
     ----------
@@ -64,15 +60,38 @@ def write_experiment(path: str | Path) -> str:
     path = Path(path)
     if path.exists():
         raise SelectionError(f"path={str(path)!r} exists; give a folder that does not")
+    cells = example_cells()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecations between scanpy, anndata and tiledbsoma
-        import anndata
-        import scanpy
+        warnings.simplefilter("ignore")  # deprecations between anndata and tiledbsoma
         import tiledbsoma.io
 
-        reduced = scanpy.datasets.pbmc68k_reduced()
-        cells = anndata.AnnData(X=reduced.raw.X, obs=reduced.obs, var=reduced.raw.var)
         return str(tiledbsoma.io.from_anndata(str(path), cells, measurement_name="RNA", X_layer_name="raw"))
+
+
+def example_cells() -> Any:
+    """Return the 700 real blood cells that scanpy ships, as an ``anndata.AnnData`` of counts.
+
+    They are ``scanpy.datasets.pbmc68k_reduced``: 765 genes of peripheral blood cells from Zheng et al. (2017), with
+    the type of each cell in the obs column ``bulk_labels``. scanpy ships the logarithms of counts scaled to 10,000
+    molecules a cell; obs tells how many molecules there were, so that the counts can be had back.
+
+    Examples
+    --------
+    >>> import cellfeed.demo
+    >>> cells = cellfeed.demo.example_cells()
+    >>> cells.shape, int(cells.X.max())
+    ((700, 765), 259)
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations between scanpy and anndata
+        import anndata
+        import scanpy
+
+        reduced = scanpy.datasets.pbmc68k_reduced()
+        counts = reduced.raw.X.tocsr(copy=True)
+        molecules = np.repeat(reduced.obs["n_counts"].to_numpy(), np.diff(counts.indptr))
+        counts.data = np.rint(np.expm1(counts.data) * molecules / 1e4).astype(np.float32)
+        return anndata.AnnData(X=counts, obs=reduced.obs, var=reduced.raw.var)
 
 
 @dataclass(frozen=True)
@@ -169,7 +188,7 @@ def run(
 
 
 class LogisticRegression(torch.nn.Module):
-    """Softmax regression on log-scaled expression; counts and log-values both serve as input."""
+    """Softmax regression on log-scaled counts."""
 
     def __init__(self, n_vars: int, n_labels: int) -> None:
         super().__init__()
