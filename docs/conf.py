@@ -1,19 +1,45 @@
 """Sphinx configuration."""
 
+import os
+import sys
+from pathlib import Path
+
 import cellfeed
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+# Tutorials call `cellfeed` and `torchrun`, which lie beside the interpreter, and the examples; and draw in one style.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+os.environ["EXAMPLES"] = str(Path(__file__).parents[1] / "examples")
+os.environ["OMP_NUM_THREADS"] = "1"  # their models are small: threads of PyTorch would wait for one another
+os.environ["MATPLOTLIBRC"] = str(Path(__file__).parent / "_static" / "matplotlibrc")
 
 project = "cellfeed"
 author = "The cellfeed developers"
 copyright = "2026, The cellfeed developers"
 version = release = cellfeed.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx_design",
+    "shown_tests",
+]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "cellfeed"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 nitpicky = False
 myst_heading_anchors = 3
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+# Tutorials run when the pages are built, again only where their code has changed; an error fails the build.
+nb_execution_mode = "cache"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_execution_in_temp = True  # they write stores
+nb_output_stderr = "remove"  # progress bars and the logs of other packages
 napoleon_google_docstring = False
 napoleon_use_rtype = False
 autodoc_typehints = "signature"
