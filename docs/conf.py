@@ -41,6 +41,7 @@ nb_execution_timeout = 300
 nb_execution_in_temp = True  # they write stores
 nb_code_prompt_show = "Show the code"
 nb_code_prompt_hide = "Hide the code"
+nb_merge_streams = True
 nb_output_stderr = "remove"  # progress bars and the logs of other packages
 napoleon_google_docstring = False
 napoleon_use_rtype = False
