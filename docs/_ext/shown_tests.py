@@ -1,7 +1,7 @@
 """Guarantees link to the tests that hold them: a role, and a page that shows the code of each test.
 
-``{test}`test_plan.py::test_coverage` `` links to that function on the page ``tests``, which is written before each build
-of the tests that ``guarantees.md`` names.
+``{test}`test_plan.py::test_coverage` `` links to that function on the page ``tests``, which is written before each
+build, of the tests that ``guarantees.md`` names.
 """
 
 import re
@@ -48,11 +48,14 @@ def link(name, rawtext, text, lineno, inliner, options=None, content=()):
 def write_page(app):
     source = Path(app.srcdir)
     named = dict.fromkeys(ROLE.findall((source / "guarantees.md").read_text()))
-    parts = (ONE.format(label=label_of(test), name=test, file=file, function=function) for test in named
-             for file, function in [test.split("::")])  # fmt: skip
-    page, text = source / "tests.md", HEAD + "".join(parts)
-    if not page.exists() or page.read_text() != text:
+    page, text = source / "tests.md", HEAD + "".join(map(show, named))
+    if not page.exists() or page.read_text() != text:  # else Sphinx would read it again
         page.write_text(text)
+
+
+def show(test):
+    file, function = test.split("::")
+    return ONE.format(label=label_of(test), name=test, file=file, function=function)
 
 
 def setup(app):

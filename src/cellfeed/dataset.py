@@ -197,6 +197,15 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
         Returns
         -------
         A dataset over the cells and genes of the query.
+
+        Examples
+        --------
+        >>> import tiledbsoma, cellfeed.demo
+        >>> with tiledbsoma.open(cellfeed.demo.example_experiment()) as experiment:
+        ...     query = experiment.axis_query("RNA", obs_query=tiledbsoma.AxisQuery(value_filter="phase == 'S'"))
+        ...     dataset = cellfeed.ExperimentDataset.from_query(query, seed=0)
+        >>> dataset.shape
+        (182, 765)
         """
         if not query.is_axis_query(axis_query):
             raise SelectionError(
@@ -280,6 +289,15 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
 
         A pass over epoch ``k`` has the same order whenever it is made. Without this call the first pass is
         epoch 0 and each further one takes the next.
+
+        Examples
+        --------
+        >>> import cellfeed.demo
+        >>> dataset = cellfeed.ExperimentDataset(cellfeed.demo.example_experiment(), seed=0)
+        >>> first = next(iter(dataset)).X
+        >>> dataset.set_epoch(0)
+        >>> bool((next(iter(dataset)).X == first).all())
+        True
         """
         self._passes.epochs.set(epoch)
 
@@ -423,6 +441,13 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
         ------
         SelectionError
             If var has no such column.
+
+        Examples
+        --------
+        >>> import cellfeed.demo
+        >>> dataset = cellfeed.ExperimentDataset(cellfeed.demo.example_experiment(), seed=0)
+        >>> dataset.gene_names()[:3].tolist()
+        ['HES4', 'TNFRSF4', 'SSU72']
         """
         return name_columns(self._selection, column)
 

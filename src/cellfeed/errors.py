@@ -26,35 +26,105 @@ T = TypeVar("T")
 
 
 class CellfeedError(Exception):
-    """Base of all errors that cellfeed raises on purpose."""
+    """Base of all errors that cellfeed raises on purpose.
+
+    Examples
+    --------
+    >>> try:
+    ...     cellfeed.ExperimentDataset("nowhere")
+    ... except cellfeed.CellfeedError as error:
+    ...     print(type(error).__name__)
+    SelectionError
+    """
 
 
 class SelectionError(CellfeedError, ValueError):
-    """The experiment, measurement, layer, column or query asked for cannot be served."""
+    """The experiment, measurement, layer, column or query asked for cannot be served.
+
+    Examples
+    --------
+    >>> import cellfeed.demo
+    >>> cellfeed.ExperimentDataset(cellfeed.demo.example_experiment(), X_name="rav")
+    Traceback (most recent call last):
+    cellfeed.errors.SelectionError: X_name='rav' is not a layer of X; did you mean 'raw'? There are: 'raw'
+    """
 
 
 class PlanError(CellfeedError, ValueError):
-    """Sizes, budgets, weights or ranks from which no epoch can be planned."""
+    """Sizes, budgets, weights or ranks from which no epoch can be planned.
+
+    Examples
+    --------
+    >>> import cellfeed.demo
+    >>> cellfeed.ExperimentDataset(cellfeed.demo.example_experiment(), batch_size=0)
+    Traceback (most recent call last):
+    cellfeed.errors.PlanError: batch_size=0 must be an integer of at least 1, and less than 2**31
+    """
 
 
 class EncodeError(CellfeedError, ValueError):
-    """A column or a label that an encoder cannot turn into codes."""
+    """A column or a label that an encoder cannot turn into codes.
+
+    Examples
+    --------
+    >>> encoder = cellfeed.LabelEncoder("phase", classes=["G1", "S"])
+    >>> encoder.fit(pd.DataFrame({"phase": ["G2M"]}))
+    >>> encoder.transform(pd.DataFrame({"phase": ["G2M"]}))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    cellfeed.errors.EncodeError: encoder 'phase' has not seen 'G2M' when it was fitted; ...
+    """
 
 
 class StateError(CellfeedError, ValueError):
-    """A saved state that does not belong to this dataset."""
+    """A saved state that does not belong to this dataset.
+
+    Examples
+    --------
+    >>> import cellfeed.demo
+    >>> one, other = (cellfeed.ExperimentDataset(cellfeed.demo.example_experiment(), seed=k) for k in (1, 2))
+    >>> other.load_state_dict(one.state_dict())  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    cellfeed.errors.StateError: the state was saved with seed=1, and this dataset has seed=2: ...
+    """
 
 
 class ReadError(CellfeedError, RuntimeError):
-    """Reading the store failed, or it holds what cannot be served exactly."""
+    """Reading the store failed, or it holds what cannot be served exactly.
+
+    Examples
+    --------
+    >>> import shutil, tempfile, cellfeed.demo
+    >>> uri = cellfeed.demo.write_experiment(tempfile.mkdtemp() + "/cells.soma")
+    >>> dataset = cellfeed.ExperimentDataset(uri)
+    >>> shutil.rmtree(uri.removeprefix("file://"))
+    >>> next(iter(dataset))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    cellfeed.errors.ReadError: reading soma_joinid 0 to 699 of ...
+    """
 
 
 class PictureError(CellfeedError, RuntimeError):
-    """A picture that cannot be drawn, or not be written where it should be."""
+    """A picture that cannot be drawn, or not be written where it should be.
+
+    Examples
+    --------
+    >>> import cellfeed.demo, cellfeed.calibrate
+    >>> cellfeed.calibrate.run(cellfeed.demo.example_experiment(), picture="settings.bmp")
+    Traceback (most recent call last):
+    cellfeed.errors.PictureError: picture='settings.bmp' must end in one of .png, .svg, .pdf
+    """
 
 
 class MissingDependencyError(CellfeedError, ImportError):
-    """An optional library that is needed and not installed."""
+    """An optional library that is needed and not installed.
+
+    Examples
+    --------
+    >>> try:
+    ...     import cellfeed.lightning
+    ... except cellfeed.MissingDependencyError as error:
+    ...     print(error)  # what to install
+    """
 
 
 def nearest(name: object, candidates: Iterable[str]) -> str:

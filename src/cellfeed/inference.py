@@ -31,6 +31,13 @@ class OrderedMinibatch(NamedTuple):
         int64, shape (B, n_columns): the columns of the dataset.
     joinids
         int64, shape (B,): the ``soma_joinid`` of each row.
+
+    Examples
+    --------
+    >>> import cellfeed.demo
+    >>> dataset = cellfeed.ExperimentDataset(cellfeed.demo.example_experiment(), batch_size=4, seed=0)
+    >>> next(iter(cellfeed.inference_dataloader(dataset))).joinids
+    tensor([0, 1, 2, 3])
     """
 
     X: torch.Tensor

@@ -30,6 +30,15 @@ class Minibatch(NamedTuple):
         columns ascend, none twice). With ``batch_size=1`` dense X has shape (n_vars,).
     obs
         int64, shape (B, n_columns): one column per encoder, in order. With ``batch_size=1``: (n_columns,).
+
+    Examples
+    --------
+    >>> import cellfeed.demo
+    >>> dataset = cellfeed.ExperimentDataset(cellfeed.demo.example_experiment(), obs_column_names=["phase"])
+    >>> minibatch = next(iter(dataset))
+    >>> X, obs = minibatch
+    >>> minibatch.X is X, minibatch.obs.shape
+    (True, torch.Size([128, 1]))
     """
 
     X: torch.Tensor
@@ -37,7 +46,17 @@ class Minibatch(NamedTuple):
 
 
 class PaddedMinibatch(NamedTuple):
-    """A minibatch under ``remainder="pad"``: ``mask`` (bool, shape (B,)) is False for repeated cells."""
+    """A minibatch under ``remainder="pad"``: ``mask`` (bool, shape (B,)) is False for repeated cells.
+
+    Examples
+    --------
+    >>> import cellfeed.demo
+    >>> dataset = cellfeed.ExperimentDataset(
+    ...     cellfeed.demo.example_experiment(), remainder="pad", rank=2, world_size=3, seed=0
+    ... )
+    >>> [(len(mask), int(mask.sum())) for X, obs, mask in dataset]  # ranks get 234 of 700 cells; 2 are repeated
+    [(128, 128), (106, 104)]
+    """
 
     X: torch.Tensor
     obs: torch.Tensor

@@ -198,6 +198,17 @@ def load(model_class: Any, path: str | Path, datamodule: Any = None) -> Any:
     ------
     StateError
         If there is no model, or its genes or categories are not those of ``datamodule``.
+
+    Examples
+    --------
+    >>> import tempfile, scvi, cellfeed.demo, cellfeed.scvi
+    >>> uri, folder = cellfeed.demo.example_experiment(), tempfile.mkdtemp()
+    >>> datamodule = cellfeed.scvi.SCVIDataModule(uri, batch_key="phase", seed=0)
+    >>> model = scvi.model.SCVI(adata=None, registry=datamodule.registry)  # and train it
+    >>> model.save(folder, datamodule=datamodule, overwrite=True)
+    >>> query = cellfeed.scvi.SCVIDataModule.from_reference(folder, uri)
+    >>> cellfeed.scvi.load(scvi.model.SCVI, folder, query).summary_stats.n_batch
+    3
     """
     saved = read_model(path)
     attributes = dict(saved["attr_dict"])
@@ -242,6 +253,18 @@ def load_query_data(model_class: Any, reference: Any, datamodule: Any, **options
     ------
     StateError
         If the module's genes are not those of the reference, or its categories do not begin with the reference's.
+
+    Examples
+    --------
+    >>> import scvi, tiledbsoma, cellfeed.demo, cellfeed.scvi
+    >>> uri = cellfeed.demo.example_experiment()
+    >>> some = tiledbsoma.AxisQuery(value_filter="phase != 'G2M'")
+    >>> reference = cellfeed.scvi.SCVIDataModule(uri, obs_query=some, batch_key="phase", seed=0)
+    >>> model = scvi.model.SCVI(adata=None, registry=reference.registry)  # and train it
+    >>> query = cellfeed.scvi.SCVIDataModule.from_reference(model, uri, unseen="extend")
+    >>> extended = cellfeed.scvi.load_query_data(scvi.model.SCVI, model, query)
+    >>> query.batch_labels
+    ['G1', 'S', 'G2M']
     """
     compare(find_registry(reference), datamodule.registry, extended=True)
     if "datamodule" in inspect.signature(model_class).parameters:

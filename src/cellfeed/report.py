@@ -42,6 +42,14 @@ class Plan:
         chunk has one of its own. For K chunks and a batch size of B they give about 1 / (1/B + 1/K).
     shuffle
         Whether cells are shuffled at all.
+
+    Examples
+    --------
+    >>> import cellfeed.demo
+    >>> dataset = cellfeed.ExperimentDataset(cellfeed.demo.example_experiment(), batch_size=64, seed=0)
+    >>> plan = dataset.plan()
+    >>> plan.n_obs, plan.n_minibatches, plan.effective_batch_size
+    (700, 11, 64.0)
     """
 
     n_obs: int

@@ -345,6 +345,17 @@ class InferenceTensors:
     joinids
         A tensor for each minibatch yielded so far: the ``soma_joinid`` of its rows. Under several ranks,
         :func:`cellfeed.gather_ordered` takes them with what the model made of the minibatches.
+
+    Examples
+    --------
+    >>> import cellfeed.demo
+    >>> from cellfeed.scvi import SCVIDataModule
+    >>> datamodule = SCVIDataModule(cellfeed.demo.example_experiment(), batch_key=None, batch_size=4, seed=0)
+    >>> loader = datamodule.inference_dataloader()
+    >>> sorted(next(iter(loader)))
+    ['X', 'batch', 'labels']
+    >>> loader.joinids
+    [tensor([0, 1, 2, 3])]
     """
 
     def __init__(self, datamodule: SCVIDataModule, dataset: ExperimentDataset, batch_size: int | None) -> None:

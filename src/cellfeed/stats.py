@@ -40,6 +40,14 @@ class Stats:
     effective_batch_sizes
         For each column of labels of obs: the size of the simple random sample whose label proportions would vary as
         much as those of the full minibatches received; see :class:`cellfeed.Plan`.
+
+    Examples
+    --------
+    >>> import cellfeed.demo
+    >>> dataset = cellfeed.ExperimentDataset(cellfeed.demo.example_experiment(), batch_size=64, seed=0)
+    >>> n_minibatches = sum(1 for minibatch in dataset)
+    >>> dataset.stats().n_obs, dataset.stats().n_minibatches
+    (700, 11)
     """
 
     n_obs: int = 0

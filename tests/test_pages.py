@@ -1,0 +1,114 @@
+"""What the pages say: their code runs, their links to tests lead somewhere, and public names have an example."""
+
+import ast
+import doctest
+import inspect
+import re
+from pathlib import Path
+
+import cellxgene_census
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import tiledbsoma as soma
+import torch
+
+import cellfeed
+import cellfeed.lightning
+import cellfeed.scvi
+from tests.stores import write_experiment
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"(?:^(.*)\n)?^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NOT_RUN = "% not run: "
+"""Stands before code that cannot run here, with the reason."""
+
+
+def blocks_of(page):
+    """Python that a page shows and does not run itself, from top to bottom."""
+    return [code for before, code in BLOCK.findall(page.read_text()) if not before.startswith(NOT_RUN)]
+
+
+def counts_with_census_columns():
+    """400 cells x 40 genes of counts, and obs as the pages suppose it."""
+    n_obs, n_vars = 400, 40
+    rng = np.random.default_rng(0)
+    X = sp.csr_matrix(rng.poisson(0.7, (n_obs, n_vars)).astype(np.float32))
+    obs = pd.DataFrame(
+        {
+            "cell_type": pd.Categorical(rng.choice(["basal cell", "fibroblast", "T cell"], n_obs)),
+            "tissue_general": pd.Categorical(rng.choice(["tongue", "heart"], n_obs)),
+            "is_primary_data": rng.random(n_obs) < 0.8,
+            "dataset_id": pd.Categorical([f"data set {k}" for k in np.arange(n_obs) // 100]),
+            "donor_id": pd.Categorical([f"donor {k}" for k in np.arange(n_obs) // 40]),
+            "assay": pd.Categorical(["10x 3' v3"] * n_obs),
+        }
+    )
+    var = pd.DataFrame({"feature_id": [f"ENSG{j:011}" for j in range(n_vars)]})
+    return X, obs, var
+
+
+@pytest.fixture
+def reader(tmp_path, monkeypatch):
+    """What a reader of the pages has: an experiment, a Census, and what the prose around the code speaks of."""
+    X, obs, var = counts_with_census_columns()
+    uri = write_experiment(tmp_path / "my_experiment", X, obs, var=var, extent=64, capacity=500)
+    experiment = soma.open(uri)
+    census = {"census_data": {"homo_sapiens": experiment, "mus_musculus": experiment}}
+    monkeypatch.setattr(cellxgene_census, "open_soma", lambda **_: census)
+    monkeypatch.chdir(tmp_path)
+    dataset = cellfeed.ExperimentDataset(uri, obs_column_names=["dataset_id"], seed=0)
+    prose = {"uri": uri, "census": census, "dataset": dataset, "test": dataset, "model": torch.nn.Linear(40, 3)}
+    yield {"soma": soma, "cellfeed": cellfeed, "torch": torch, **prose}
+    experiment.close()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page)], ids=lambda page: page.stem)
+def test_code_of_pages_runs(page, reader):
+    for code in blocks_of(page):
+        # TileDB remembers the folder in which its process began.
+        located = code.replace('"my_experiment"', repr(reader["uri"]))
+        exec(compile(located, page.name, "exec"), reader)
+
+
+def test_code_that_is_not_run_has_a_reason():
+    for page in PAGES:
+        for line in page.read_text().splitlines():
+            assert not line.startswith(NOT_RUN.strip()) or len(line) > len(NOT_RUN), page
+
+
+TESTS = re.compile(r"\{test\}`(\w+\.py)::(\w+)`")
+
+
+def test_every_guarantee_names_tests_that_are_there():
+    text = (ROOT / "docs" / "guarantees.md").read_text()
+    for section in text.split("\n## ")[1:]:
+        assert TESTS.search(section), section.splitlines()[0]
+    for file, function in TESTS.findall(text):
+        tree = ast.parse((ROOT / "tests" / file).read_text())
+        assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, f"{file}::{function}"
+
+
+def test_links_between_pages_lead_to_files():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            named = page.parent / target
+            assert named.exists() or named.with_suffix(".md").exists(), f"{page.name} links to {target}"
+
+
+def public_objects():
+    """All that users call: of the package, and of the modules for other libraries."""
+    yield from ((name, getattr(cellfeed, name)) for name in cellfeed.__all__)
+    yield from ((f"scvi.{name}", getattr(cellfeed.scvi, name)) for name in cellfeed.scvi.__all__)
+    yield "lightning.ExperimentDataModule", cellfeed.lightning.ExperimentDataModule
+
+
+def test_public_names_have_an_example():
+    """It runs with the other doctests."""
+    assert [name for name, thing in public_objects() if not examples_of(thing)] == []
+
+
+def examples_of(thing):
+    return doctest.DocTestParser().get_examples(inspect.getdoc(thing) or "")
