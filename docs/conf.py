@@ -8,9 +8,12 @@ import cellfeed
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 # Tutorials call `cellfeed` and `torchrun`, which lie beside the interpreter, and the examples; and draw in one style.
-os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+os.environ["PATH"] = os.pathsep.join(
+    [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+)
 os.environ["EXAMPLES"] = str(Path(__file__).parents[1] / "examples")
-os.environ["OMP_NUM_THREADS"] = "1"  # their models are small: threads of PyTorch would wait for one another
+# Their models are small: threads of PyTorch would wait for one another.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MATPLOTLIBRC"] = str(Path(__file__).parent / "_static" / "matplotlibrc")
 
 project = "cellfeed"
