@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 import cellfeed
 from cellfeed import CellfeedError, ExperimentDataPipe, ExperimentDataset, LabelEncoder
+from cellfeed.address import ArrayAddress
 from cellfeed.cli import main
+from cellfeed.retry import Retries
 
 
 def examples(n):
@@ -130,6 +132,14 @@ def only_ours():
 def parameters(draw, names=DATASET, least=1):
     chosen = draw(st.lists(st.sampled_from(names), min_size=least, max_size=3, unique=True))
     return {name: draw(junk | st.sampled_from(GOOD[name]) if name in GOOD else junk) for name in chosen}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _impatient():
+    """Object stores that do not exist are not asked for long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ArrayAddress, "retries", lambda self, n_threads=1, meter=None: Retries(0.1, n_threads=n_threads))
+        yield
 
 
 @pytest.fixture(scope="module")

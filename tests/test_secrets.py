@@ -133,7 +133,7 @@ def test_an_experiment_that_cannot_be_opened(uri, printed, capsys):
     context = soma.SOMATileDBContext(tiledb_config=settings)
     if uri.startswith(("s3://", "/")):
         with pytest.raises(CellfeedError) as caught:
-            ExperimentDataset(uri, context=context)
+            ExperimentDataset(uri, context=context, retry_deadline_s=0.1)
         printed.append(told(caught.value))
     for wrong in (lambda: ExperimentDataset.from_query(uri), lambda: ExperimentDataset("/nowhere", context=KEYS)):
         with pytest.raises(CellfeedError) as caught:

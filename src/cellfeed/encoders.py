@@ -60,6 +60,27 @@ class Encoder(abc.ABC):
         """Return the values that the codes stand for."""
 
 
+def encode(encoder: Encoder, frame: pd.DataFrame) -> npt.NDArray[Any]:
+    """Fit an encoder and keep its codes in the smallest integer type."""
+    try:
+        encoder.fit(frame[list(encoder.columns)])
+        codes = np.asarray(encoder.transform(frame[list(encoder.columns)]))
+    except EncodeError:
+        raise
+    except Exception as cause:
+        raise EncodeError(f"encoder {encoder.name!r} failed: {cause!r}") from cause
+    if codes.shape != (len(frame),) or (codes.dtype.kind not in "iub" and len(frame)):
+        raise EncodeError(
+            f"encoder {encoder.name!r}: transform must give one integer per cell, shape ({len(frame)},); "
+            f"it gave {codes.dtype} of shape {codes.shape}"
+        )
+    if len(codes) == 0:
+        return np.empty(0, np.int8)
+    low, high = int(codes.min()), int(codes.max())
+    dtype = code_dtype(max(high + 1, -low))
+    return codes.astype(dtype, copy=False)
+
+
 class NamedEncoder(Encoder):
     """An encoder that is told its name and its columns."""
 

@@ -14,7 +14,7 @@ import pandas as pd
 
 from cellfeed import native
 from cellfeed.address import ArrayAddress
-from cellfeed.encoders import Encoder, LabelEncoder
+from cellfeed.encoders import Encoder, LabelEncoder, encode
 from cellfeed.errors import EncodeError, SelectionError, nearest, warn_user
 from cellfeed.experiment import check_experiment, reading
 from cellfeed.identity import created_as
@@ -23,7 +23,6 @@ from cellfeed.obsframe import FrameBuilder
 from cellfeed.redact import public_uri, redacted, secrets_of, told_as
 from cellfeed.retry import ONCE, Retries
 from cellfeed.selection import ArrayGeometry, Selection
-from cellfeed.vocabulary import code_dtype
 
 JOINID = "soma_joinid"
 
@@ -87,7 +86,7 @@ def select(
     for name, found in (("obs_query", selection.n_obs), ("var_query", selection.n_vars)):
         if found == 0:
             warn_user(f"{name} selects nothing; the dataset is empty")
-    codes = tuple(_encode(encoder, frame) if encoder else None for encoder in chosen)
+    codes = tuple(encode(encoder, frame) if encoder else None for encoder in chosen)
     return replace(selection, encoders={encoder.name: encoder for encoder in chosen if encoder}, codes=codes)
 
 
@@ -255,27 +254,6 @@ def _read_obs(read: Any, columns: list[str], argument: str, secrets: frozenset[s
         order = np.argsort(ids, kind="stable")
         ids, values = ids[order], values.iloc[order]
     return ids, values
-
-
-def _encode(encoder: Encoder, frame: pd.DataFrame) -> npt.NDArray[Any]:
-    """Fit an encoder and keep its codes in the smallest integer type."""
-    try:
-        encoder.fit(frame[list(encoder.columns)])
-        codes = np.asarray(encoder.transform(frame[list(encoder.columns)]))
-    except EncodeError:
-        raise
-    except Exception as cause:
-        raise EncodeError(f"encoder {encoder.name!r} failed: {cause!r}") from cause
-    if codes.shape != (len(frame),) or (codes.dtype.kind not in "iub" and len(frame)):
-        raise EncodeError(
-            f"encoder {encoder.name!r}: transform must give one integer per cell, shape ({len(frame)},); "
-            f"it gave {codes.dtype} of shape {codes.shape}"
-        )
-    if len(codes) == 0:
-        return np.empty(0, np.int8)
-    low, high = int(codes.min()), int(codes.max())
-    dtype = code_dtype(max(high + 1, -low))
-    return codes.astype(dtype, copy=False)
 
 
 def read_obs_column(selection: Selection, column: str) -> pd.Series[Any]:
