@@ -50,6 +50,9 @@ from tests.stores import addressed, write_experiment
         ({"remainder": "pad", "drop_last": True}, PlanError, "contradict"),
         ({"rank": 1}, PlanError, "rank=1 and world_size=None go together"),
         ({"rank": 2, "world_size": 2}, PlanError, "rank=2 of 2 is impossible"),
+        ({"retry_deadline_s": -1}, PlanError, "retry_deadline_s=-1 must be a number of seconds from 0"),
+        ({"retry_deadline_s": float("nan")}, PlanError, "retry_deadline_s=nan must be"),
+        ({"retry_deadline_s": "long"}, PlanError, "retry_deadline_s='long' must be"),
         ({"context": soma.SOMATileDBContext()}, None, ""),
     ],
 )

@@ -95,6 +95,7 @@ DATASET = (
     "measurement_name", "X_name", "obs_query", "var_query", "obs_column_names", "encoders", "batch_size", "shuffle",
     "seed", "drop_last", "return_sparse_X", "X_dtype", "soma_chunk_size", "shuffle_chunk_count", "memory_budget",
     "mixing", "use_eager_fetch", "remainder", "rank", "world_size",
+    "retry_deadline_s",
 )  # fmt: skip
 GOOD = {
     "batch_size": [1, 7, 200],
@@ -109,6 +110,7 @@ GOOD = {
     "remainder": ["pad", "uneven"],
     "rank": [0, 1],
     "world_size": [2],
+    "retry_deadline_s": [0, 3.5],
 }
 
 
