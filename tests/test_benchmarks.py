@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import tiledbsoma as soma
-from benchmarks import scvi_epoch, scvi_knn, training
+from benchmarks import scvi_epoch, scvi_knn, training, transforms
 from benchmarks.run import run_suite, summary
 from benchmarks.stores import StoreSpec, write_store
 
@@ -68,3 +68,10 @@ def test_an_epoch_of_scvi(tmp_path):
     assert records[0]["n_steps"] == 5
     scvi_epoch.draw(records, picture)
     assert picture.stat().st_size > 5_000
+
+
+def test_what_transforms_cost(tmp_path):
+    uri = str(tmp_path / "tiny.soma")
+    write_store(uri, StoreSpec(n_obs=300, n_vars=100, nnz_per_cell=10, n_expressed=60, n_datasets=2))
+    lines = list(transforms.measure(uri, n_vars=50, batch_size=64, n_passes=1))
+    assert [line.split()[0] for line in lines] == ["dense"] * 3 + ["CSR"] * 3
