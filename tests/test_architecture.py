@@ -10,8 +10,8 @@ import cellfeed
 SOURCE = Path(cellfeed.__file__).parent
 ORDER = [
     "errors", "redact", "valuefilter", "memory", "backoff", "keyed", "joinids", "schedule", "plan", "walk", "effective",
-    "delivered", "stats", "retry", "address", "progress", "state", "splits", "zstd", "kernels", "unfilter",
-    "tilerows", "fragments", "allocator", "slabs", "rowspace", "rowbuilder", "watch", "rows", "native", "files", "vfs",
+    "delivered", "stats", "retry", "address", "progress", "state", "splits", "zstd", "kernels", "scaling",
+    "unfilter", "tilerows", "fragments", "allocator", "slabs", "rowspace", "rowbuilder", "watch", "rows", "native", "files", "vfs",
     "reader", "vocabulary", "encoders", "obsframe", "selection", "integrity", "tileindex", "tilereader", "identity",
     "experiment", "query", "genes",
     "transforms", "topology", "epochs", "settings", "provenance", "budget", "report", "target", "forecast", "planner",
@@ -21,7 +21,7 @@ ORDER = [
 ]  # fmt: skip
 PURE = {
     "errors", "memory", "keyed", "joinids", "schedule", "plan", "walk", "effective", "progress", "state", "splits",
-    "target", "forecast", "kernels", "unfilter", "tilerows", "fragments", "report", "budget", "vocabulary",
+    "target", "forecast", "kernels", "scaling", "unfilter", "tilerows", "fragments", "report", "budget", "vocabulary",
     "redact", "valuefilter", "backoff",
 }  # fmt: skip
 MAY_IMPORT = {

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import tiledbsoma as soma
-from benchmarks import cloud, faults, scvi_epoch, scvi_knn, training
+from benchmarks import cloud, faults, scvi_epoch, scvi_knn, training, transforms
 from benchmarks.run import run_suite, summary
 from benchmarks.stores import StoreSpec, write_store
 
@@ -85,3 +85,10 @@ def test_the_table_of_faults(tmp_path):
     assert [record["outcome"] for record in records] == ["exact"]
     assert len(out.read_text().splitlines()) == 1
     assert "| outage of 1 s | exact" in faults.markdown(records)
+
+
+def test_what_transforms_cost(tmp_path):
+    uri = str(tmp_path / "tiny.soma")
+    write_store(uri, StoreSpec(n_obs=300, n_vars=100, nnz_per_cell=10, n_expressed=60, n_datasets=2))
+    lines = list(transforms.measure(uri, n_vars=50, batch_size=64, n_passes=1))
+    assert [line.split()[0] for line in lines] == ["dense"] * 3 + ["CSR"] * 3

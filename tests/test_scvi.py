@@ -21,6 +21,7 @@ import scvi
 import cellfeed.scvi
 from cellfeed.scvi import SCVIDataModule
 from cellfeed.transforms import Log1p
+from tests.programs.embedding import SPLIT
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of scvi-tools and of Lightning, on small runs
 
@@ -122,22 +123,39 @@ def test_training_leaves_out_what_cannot_be_normalised(uri):
     assert len(left_out) > 1
 
 
-def test_a_model_comes_back_in_a_fresh_process(uri, tmp_path):
-    """Trained, saved, loaded elsewhere, by scvi-tools and by cellfeed: the test split is embedded as before."""
-    split = {"train": 0.7, "validation": 0.1, "test": 0.2}
-    plain = make(uri, split=split, labels_key="cell_type", continuous_covariate_keys=["age"])
-    full = make(uri, split=split, **COVARIATES)
+def test_a_model_comes_back_in_a_fresh_process(uri, cells, var, tmp_path):
+    """Trained, saved, loaded elsewhere, by scvi-tools and by cellfeed: the test split is embedded as before.
+
+    So it is from a store whose genes lie in another order. One that lacks genes is refused by their names, or these
+    count as zeros where that is asked for.
+    """
+    X, obs = cells
+    order = np.random.default_rng(1).permutation(G)
+    permuted, fewer = (
+        write_experiment(tmp_path / f"{len(genes)}.soma", sp.csr_matrix(X[:, genes]), obs, var=var.iloc[genes])
+        for genes in (order, np.arange(2, G))
+    )
+    plain = make(uri, split=SPLIT, labels_key="cell_type", continuous_covariate_keys=["age"])
+    full = make(uri, split=SPLIT, **COVARIATES)
     models = {"plain": train(plain), "full": train(full, encode_covariates=True)}
+    without = write_experiment(tmp_path / "zeros.soma", sp.csr_matrix(X * (np.arange(G) >= 2)), obs, var=var)
     for name, datamodule in (("plain", plain), ("full", full)):
         models[name].save(tmp_path / name, datamodule=datamodule)
         np.save(tmp_path / f"{name}.joinids.npy", datamodule.parts["test"].obs_joinids)
         np.save(tmp_path / f"{name}.before.npy", embed(models[name], datamodule, "test"))
-    subprocess.run([sys.executable, "-m", "tests.programs.embedding", uri, tmp_path], check=True)
+        zeroed = SCVIDataModule.from_reference(models[name], without, split=SPLIT, batch_size=50)
+        np.save(tmp_path / f"{name}.zeroed.npy", embed(models[name], zeroed, "test"))
+    subprocess.run([sys.executable, "-m", "tests.programs.embedding", uri, tmp_path, permuted, fewer], check=True)
     for name in ("plain", "full"):
         before = np.load(tmp_path / f"{name}.before.npy")
-        assert before.shape == (datamodule.parts["test"].shape[0], 4)
-        for path in ("own", "scvi") if name == "plain" else ("own",):
+        assert before.shape == (plain.parts["test"].shape[0], 4)
+        for path in ("own", "permuted", "scvi") if name == "plain" else ("own", "permuted"):
             assert np.array_equal(np.load(tmp_path / f"{name}.{path}.npy"), before), (name, path)
+        refused = (tmp_path / f"{name}.refused").read_text()
+        assert "2 of 12 genes are not in the store: 'ENSG0000', 'ENSG0001'" in refused
+        zeros, zeroed = np.load(tmp_path / f"{name}.zeros.npy"), np.load(tmp_path / f"{name}.zeroed.npy")
+        assert np.array_equal(zeros, zeroed)
+        assert not np.allclose(zeros, before, atol=1e-3)
 
 
 def test_another_store_is_read_by_the_names_of_its_genes(uri, cells, var, tmp_path):

@@ -1,15 +1,22 @@
 """Transforms compute what they say, on dense and CSR alike, in a loader or on a device; named genes are those genes."""
 
+import contextlib
 import warnings
 
+import anndata
 import numpy as np
 import pytest
+import scanpy
+import scipy.sparse as sp
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cellfeed import ExperimentDataset, PlanError, SelectionError, experiment_dataloader
-from cellfeed.transforms import Compose, Log1p, NormalizeTotal, SelectGenes, to_device
+from cellfeed.minibatch import Assembler, DenseBuffers
+from cellfeed.rows import Rows
+from cellfeed.transforms import Compose, Log1p, NormalizeTotal, OfValues, Scaling, SelectGenes, split_scaling, to_device
+from tests.fakes import place, row_space
 from tests.stores import addressed
 
 N, G = 100, 30
@@ -59,6 +66,80 @@ def test_halves_hold_totals_that_are_too_large_for_them():
         result = NormalizeTotal(1e4)(given_X)
         assert result.dtype == given_X.dtype
         np.testing.assert_allclose(result.to_dense().float().numpy(), 50, rtol=1e-2)
+
+
+def assembled(X, dtype, scaling):
+    """Dense and CSR minibatches of the rows of X, which lie in the pool as values of a type."""
+    space, shelves = row_space(np.zeros(len(X)))
+    rows = Rows.of(place(sp.csr_matrix(X), space, dtype), np.arange(len(X)), np.ones(len(X), bool))
+    buffers = DenseBuffers(keep=1)
+    with contextlib.closing(Assembler(X.shape[1], "float32", n_threads=2, buffers=buffers, scaling=scaling)) as make:
+        yield make.dense_X(rows)
+        yield make.sparse_X(rows)
+    del shelves
+
+
+@given(matrices(), st.sampled_from([(np.uint8, 1), (np.uint16, 150), (np.float32, 0.3)]), st.floats(1e-2, 1e5))
+def test_values_scaled_while_they_are_copied(X, values, target):
+    """What scanpy makes of them, from small counts, large ones and fractions, with empty rows, with either step."""
+    dtype, unit = values
+    X = (X * np.float32(unit)).astype(np.float32)
+    wanted = anndata.AnnData(X.astype(np.float64))
+    scaled = {Scaling(0.0, False): wanted.X.copy(), Scaling(0.0, True): np.log1p(wanted.X)}
+    with warnings.catch_warnings(action="ignore"):  # of empty rows
+        scanpy.pp.normalize_total(wanted, target_sum=target)
+        scaled[Scaling(target, False)] = wanted.X.copy()
+        scanpy.pp.log1p(wanted)
+        scaled[Scaling(target, True)] = wanted.X
+    for scaling, result in scaled.items():
+        for minibatch in assembled(X, dtype, scaling):
+            assert minibatch.dtype == torch.float32
+            np.testing.assert_allclose(minibatch.to_dense().numpy(), result, rtol=3e-7)
+
+
+def test_what_is_no_number_stays_what_it_was_to_torch():
+    """Infinite, negative and missing values: as the transforms themselves have it."""
+    X = np.array([[-0.5, 2, 0], [np.nan, 1, 0], [np.inf, 1, 0], [-3, 1, 1], [1e-30, 0, 0]], np.float32)
+    for scaling, transform in (
+        (Scaling(0.0, True), Log1p()),
+        (Scaling(10.0, True), Compose(NormalizeTotal(10), Log1p())),
+    ):
+        for minibatch in assembled(X, np.float32, scaling):
+            filled = minibatch.to_dense()
+            at = torch.from_numpy(X != 0)
+            torch.testing.assert_close(filled[at], transform(torch.from_numpy(X))[at], equal_nan=True)
+
+
+def test_what_is_done_in_the_copy():
+    """A leading library size, a logarithm behind it, and nothing else."""
+    total, log, other = NormalizeTotal(10), Log1p(), torch.neg
+    for transform, scaling, rest in [
+        (total, (10, False), ()),
+        (log, (0, True), ()),
+        (Compose(total, log), (10, True), ()),
+        (Compose(Compose(total), Compose(log, other)), (10, True), (other,)),
+        (Compose(log, total), (0, True), (total,)),
+    ]:
+        done, left = split_scaling(transform)
+        assert done == scaling
+        assert (left.transforms if rest else left) == (rest or None)
+    for transform in (None, other, Compose(other, log)):
+        assert split_scaling(transform) == (None, transform)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_no_pass_is_made_over_float32(store, sparse, monkeypatch):
+    passes = []
+    monkeypatch.setattr(OfValues, "apply_", lambda self, X: passes.append(self) or X)
+    options = {
+        "return_sparse_X": sparse,
+        "seed": 0,
+        "transform": Compose(NormalizeTotal(100), Log1p(), torch.neg, Log1p()),
+    }
+    for X_dtype, n in (("float32", 1), ("float16", 3)):
+        next(iter(ExperimentDataset(store, X_dtype=X_dtype, batch_size=100, use_eager_fetch=False, **options)))
+        assert len(passes) == n
+        passes.clear()
 
 
 @given(st.permutations(range(7)), st.integers(0, 7), st.integers(0, 3), matrices())

@@ -18,6 +18,7 @@ import torch
 from cellfeed.joinids import IntArray
 from cellfeed.rows import Rows
 from cellfeed.rowspace import PlacedRows, Reader, RowSpace
+from cellfeed.transforms import Scaling
 
 
 class Minibatch(NamedTuple):
@@ -111,10 +112,15 @@ class Assembler:
         Threads that share a minibatch, the caller's among them.
     buffers
         Where dense minibatches are made.
+    scaling
+        What is done to values on the way; then X is float32.
     """
 
-    def __init__(self, n_vars: int, dtype: str, *, n_threads: int, buffers: DenseBuffers) -> None:
+    def __init__(
+        self, n_vars: int, dtype: str, *, n_threads: int, buffers: DenseBuffers, scaling: Scaling | None = None
+    ) -> None:
         self._n_vars = n_vars
+        self._scaling = scaling
         self._stored, self._as_torch = _representation(dtype)
         self._buffers = buffers
         self._n_threads = min(n_threads, MAX_GATHERERS)
@@ -122,22 +128,22 @@ class Assembler:
 
     def dense_X(self, rows: Rows) -> torch.Tensor:
         """Make dense X: shape (B, n_vars)."""
-        from cellfeed import kernels
-
         out = self._buffers.borrow((len(rows), self._n_vars), self._stored)
-        self._share(rows, lambda part, low, high: kernels.gather_dense(*_memory(part), out[low:high]))
+        gather = self._kernels().gather_dense
+        how = self._scaling or ()
+        self._share(rows, lambda part, low, high: gather(*_memory(part), *how, out[low:high]))
         return torch.from_numpy(out).view(self._as_torch)
 
     def sparse_X(self, rows: Rows) -> torch.Tensor:
         """Make CSR X: int32 indices, shape (B, n_vars)."""
-        from cellfeed import kernels
-
         indptr = np.zeros(len(rows) + 1, np.int64)
         np.cumsum(rows.sizes, out=indptr[1:])
         index_dtype = np.int32 if indptr[-1] < 2**31 else np.int64
         genes = np.empty(indptr[-1], index_dtype)
         values = np.empty(indptr[-1], self._stored)
-        self._share(rows, lambda part, low, high: kernels.gather_csr(*_memory(part), indptr[low:high], genes, values))
+        gather = self._kernels().gather_csr
+        how = self._scaling or ()
+        self._share(rows, lambda part, low, high: gather(*_memory(part), indptr[low:high], *how, genes, values))
         return torch.sparse_csr_tensor(
             torch.from_numpy(indptr.astype(index_dtype)),
             torch.from_numpy(genes),
@@ -145,6 +151,12 @@ class Assembler:
             size=(len(rows), self._n_vars),
             check_invariants=False,  # canonical by construction, and tested to be
         )
+
+    def _kernels(self) -> Any:
+        """Return the module of the kernels that copy values as they are to come."""
+        from cellfeed import kernels, scaling
+
+        return kernels if self._scaling is None else scaling
 
     def _share(self, rows: Rows, gather: Callable[[Rows, int, int], None]) -> None:
         edges = [len(rows) * k // self._n_threads for k in range(self._n_threads + 1)]

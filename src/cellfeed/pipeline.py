@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -30,7 +30,7 @@ from cellfeed.settings import Settings
 from cellfeed.stats import Meter
 from cellfeed.tileindex import open_tiles
 from cellfeed.tilereader import TileReader
-from cellfeed.transforms import apply
+from cellfeed.transforms import Transform, apply, split_scaling
 from cellfeed.walk import Window
 
 Yielded = Minibatch | PaddedMinibatch
@@ -137,14 +137,16 @@ def _produce(
     )
     cuts = cut(loaded, settings.batch_size)
     dtype = geometry.dtype if settings.X_dtype == "store" else settings.X_dtype
-    assembler = Assembler(selection.n_vars, dtype, n_threads=resources.n_threads, buffers=buffers)
+    scaling, transform = split_scaling(settings.transform) if dtype == "float32" else (None, settings.transform)
+    transforms = [step for step in (selection.arrange, transform) if step is not None]
+    assembler = Assembler(selection.n_vars, dtype, n_threads=resources.n_threads, buffers=buffers, scaling=scaling)
     with contextlib.ExitStack() as stack:
         for open_ in (reader, assembler, loaded, cuts):
             stack.enter_context(contextlib.closing(open_))
         stack.enter_context(_told(settings))
         for rows in cuts:
             with meter.timing("assemble_s"):
-                minibatch = _assemble(rows, selection, settings, assembler)
+                minibatch = _assemble(rows, selection, settings, assembler, transforms)
             del rows  # it holds whole blocks
             yield minibatch
             del minibatch
@@ -193,12 +195,13 @@ def _open_reader(
     return queries, resources.rows_per_read, resources.n_queries
 
 
-def _assemble(rows: Rows, selection: Selection, settings: Settings, assembler: Assembler) -> Yielded:
+def _assemble(
+    rows: Rows, selection: Selection, settings: Settings, assembler: Assembler, transforms: Sequence[Transform]
+) -> Yielded:
     sparse = settings.return_sparse_X
     X = assembler.sparse_X(rows) if sparse else assembler.dense_X(rows)
-    for transform in (selection.arrange, settings.transform):
-        if transform is not None:
-            X = apply(transform, X)
+    for transform in transforms:
+        X = apply(transform, X)
     obs = torch.from_numpy(selection.obs_rows(rows.positions))
     if settings.batch_size == 1:
         X, obs = X if sparse else X[0], obs[0]

@@ -6,13 +6,16 @@ own are any such callables. A loader applies the one that is given as its datase
     transform = Compose(NormalizeTotal(1e4), Log1p())
     dataset = cellfeed.ExperimentDataset(uri, transform=transform)      # beside the training loop, or
     X = to_device(X, "cuda", transform)                                 # inside it
+
+In a loader, where a transform begins with :class:`NormalizeTotal`, :class:`Log1p`, or both in this order, and X is
+float32, they are done to the stored values while these are copied to the minibatch: no pass over X is made for them.
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -249,6 +252,41 @@ def apply(transform: Transform, X: torch.Tensor) -> torch.Tensor:
     """Apply a transform to a tensor that nobody else holds: in its memory, if the transform can."""
     in_place: Transform = getattr(transform, "apply_", transform)
     return in_place(X)
+
+
+class Scaling(NamedTuple):
+    """What may be done to values while they are copied to a minibatch."""
+
+    target: float
+    """Of :class:`NormalizeTotal`; 0 leaves totals as they are."""
+    log: bool
+    """Whether :class:`Log1p` follows."""
+
+
+def split_scaling(transform: Transform | None) -> tuple[Scaling | None, Transform | None]:
+    """Return the library size and logarithm with which a transform begins, and the rest of it; None for none.
+
+    Examples
+    --------
+    >>> split_scaling(Compose(NormalizeTotal(10), Log1p(), NormalizeTotal(1)))
+    (Scaling(target=10.0, log=True), Compose(NormalizeTotal(1)))
+    """
+    steps = list(_steps(transform))
+    target = steps.pop(0)._target if steps and type(steps[0]) is NormalizeTotal else 0.0
+    log = bool(steps) and type(steps[0]) is Log1p
+    rest = steps[log:]
+    if not (target or log):
+        return None, transform
+    return Scaling(target, log), Compose(*rest) if rest else None
+
+
+def _steps(transform: Any) -> Iterator[Any]:
+    """Yield the transforms of which one is composed, in order."""
+    if type(transform) is Compose:
+        for step in transform.transforms:
+            yield from _steps(step)
+    elif transform is not None:
+        yield transform
 
 
 def columns_after(transform: Any, n_vars: int) -> int:
