@@ -182,6 +182,8 @@ def _open_reader(
             meter=meter,
         )
         return direct, resources.rows_per_file_read, resources.n_file_reads
+    if tiles is not None:
+        tiles.files.close()
     queries = SomaReader(
         selection.X,
         genes,
