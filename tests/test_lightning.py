@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-import subprocess
-import sys
 
 import pytest
 import tiledbsoma as soma
@@ -168,23 +166,3 @@ def test_what_is_no_split_is_refused(store):
         ExperimentDataModule(whole, split={"train": 0.5, "test": whole})
     with pytest.raises(PlanError, match="no effect on parts that are given"):
         ExperimentDataModule(whole, split={"train": whole}, stratify="label")
-
-
-@pytest.mark.parametrize(("module", "extra"), [("cellfeed.lightning", "lightning"), ("cellfeed.scvi", "scvi")])
-def test_a_missing_library_is_told_with_the_line_that_installs_it(module, extra):
-    """Without the optional libraries cellfeed is imported, and what needs them says how to get them."""
-    told = f"""
-import sys
-sys.modules.update(dict.fromkeys(["lightning", "lightning.pytorch", "pytorch_lightning", "scvi"]))
-import importlib.util
-find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *more: None if name in sys.modules and not sys.modules[name] else find(name)
-import cellfeed
-try:
-    import {module}
-except cellfeed.MissingDependencyError as error:
-    assert isinstance(error, ImportError) and isinstance(error, cellfeed.CellfeedError)
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
-    assert f'pip install "cellfeed[{extra}]"' in done.stdout

@@ -1,0 +1,44 @@
+"""Uses cellfeed where no optional library can be imported, and tells what the modules say that need one.
+
+python -m tests.programs.bare URI
+"""
+
+import importlib
+import json
+import pkgutil
+import sys
+
+OPTIONAL = {"accelerate", "cellxgene_census", "lightning", "pytorch_lightning", "ray", "scvi"}
+
+
+class Without:
+    """A finder of modules that does not find the optional ones."""
+
+    def __init__(self, finder):
+        self._finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self._finder, name)
+
+    def find_spec(self, name, path=None, target=None):
+        return None if name.split(".")[0] in OPTIONAL else self._finder.find_spec(name, path, target)
+
+
+def main():
+    sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+    import cellfeed
+
+    dataset = cellfeed.ExperimentDataset(sys.argv[1], batch_size=10, seed=0, obs_column_names=["label"])
+    told = {"cells": sum(len(X) for X, obs in cellfeed.experiment_dataloader(dataset))}
+    for module in pkgutil.iter_modules(cellfeed.__path__):
+        try:
+            importlib.import_module(f"cellfeed.{module.name}")
+        except cellfeed.MissingDependencyError as error:
+            assert isinstance(error, ImportError)
+            assert isinstance(error, cellfeed.CellfeedError)
+            told[module.name] = str(error)
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""Without the optional libraries cellfeed works, and what needs one says how to get it."""
+
+import json
+import subprocess
+
+from tests.programs.bare import OPTIONAL
+from tests.test_architecture import MODULES, imports
+from tests.test_processes import python
+
+
+def test_a_missing_library_is_told_with_the_line_that_installs_it(store):
+    """Every module but two is imported, minibatches come, and the two name their extra."""
+    process = python("-m", "tests.programs.bare", store, stdout=subprocess.PIPE)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0
+    told = json.loads(output)
+    assert told.pop("cells") == 100
+    assert set(told) == {"lightning", "scvi"}
+    for module, message in told.items():
+        assert f'not installed: pip install "cellfeed[{module}]"' in message
+
+
+def test_no_module_imports_a_library_of_another_extra():
+    """Accelerate and Ray are met without being imported: no extra is needed for them."""
+    allowed = {"lightning": set(), "scvi": {"scvi", "lightning"}}
+    for name, path in MODULES.items():
+        met = {target.split(".")[0] for target in imports(path)}
+        assert met & OPTIONAL <= allowed.get(name, set()), name
