@@ -168,7 +168,9 @@ def make_dataloader(
         kwargs = {"multiprocessing_context": "spawn", "timeout": TIMEOUT_S, **kwargs}
     try:
         return kind(prepare(dataset), num_workers, batch_size=None, collate_fn=_as_it_is, **kwargs)
-    except (TypeError, ValueError, AssertionError) as cause:
+    except CellfeedError:
+        raise
+    except Exception as cause:  # of what it was given, which may raise anything
         given = ", ".join([f"num_workers={num_workers}", *(f"{name}=" for name in sorted(kwargs))])
         raise PlanError(f"torch.utils.data.DataLoader refuses its arguments ({given}): {cause}") from cause
 
