@@ -21,7 +21,7 @@ from tests.stores import write_experiment
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(r"(?:^(.*)\n)?^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"(?:^([^\n]*)\n)?^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_RUN = "% not run: "
 """Stands before code that cannot run here, with the reason."""
 
