@@ -60,6 +60,7 @@ def reader(tmp_path, monkeypatch):
     monkeypatch.setattr(cellxgene_census, "open_soma", lambda **_: census)
     monkeypatch.chdir(tmp_path)
     dataset = cellfeed.ExperimentDataset(uri, obs_column_names=["dataset_id"], seed=0)
+    list(dataset)  # statistics tell of a pass
     prose = {"uri": uri, "census": census, "dataset": dataset, "test": dataset, "model": torch.nn.Linear(40, 3)}
     yield {"soma": soma, "cellfeed": cellfeed, "torch": torch, **prose}
     experiment.close()
