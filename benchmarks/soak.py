@@ -45,7 +45,9 @@ WEATHER: list[dict[str, Any]] = [
 CHANGES_S = (0.5, 3.0)
 """The weather changes after so many seconds, at random between the two."""
 
-GAUGES = ("rss", "threads", "files")
+GAUGES = {"rss": statistics.median, "threads": min, "files": min}
+"""What stands for several epochs: a thread that waits for TileDB after a pass ends later, a lost one never does."""
+
 MAY_GROW = {"rss": 0.05, "threads": 0.0, "files": 0.0}
 """Growth that still counts as flat, as a share: from the third of the epochs after warming up to the last."""
 
@@ -117,10 +119,10 @@ def epochs(seconds: float, *, n_obs: int, least: int = 6, seed: int = 0) -> Iter
 
 
 def growth(records: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
-    """Of each gauge: its medians over the second and over the last third of the epochs; the first third warms up."""
+    """Of each gauge: what stands for the second and for the last third of the epochs; the first third warms up."""
     third = max(1, len(records) // 3)
     parts = records[third : 2 * third], records[-third:]
-    return {name: tuple(statistics.median(one[name] for one in part) for part in parts) for name in GAUGES}
+    return {name: tuple(typical(one[name] for one in part) for part in parts) for name, typical in GAUGES.items()}
 
 
 def flat(records: list[dict[str, Any]]) -> dict[str, bool]:
