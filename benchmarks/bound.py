@@ -9,11 +9,11 @@ Each configuration runs in a process of its own; the peak resident memory above 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
 from benchmarks.contenders import Case
+from benchmarks.records import append
 from benchmarks.run import run_once
 from benchmarks.stores import StoreSpec, write_store
 
@@ -70,10 +70,7 @@ def measure(label: str, case: Case, out: Path | None) -> None:
     if len(record["passes"]) > 2:
         peaks = [(done["peak_bytes"] - record["idle_bytes"]) / 1e9 for done in record["passes"]]
         print(f"{'':28} pass by pass: {', '.join(f'{peak:.2f}' for peak in peaks)} GB", flush=True)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("a") as lines:
-            lines.write(json.dumps(record) + "\n")
+    append(out, record)
 
 
 if __name__ == "__main__":

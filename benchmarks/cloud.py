@@ -10,7 +10,6 @@ carry so many cells a second: its bandwidth over the bytes that a cell takes in 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -26,7 +25,8 @@ from tests.fault_proxy import ProxyProcess
 from tests.s3 import S3Server, object_settings, s3_server
 
 from benchmarks.contenders import Case
-from benchmarks.run import TUNED, commit, run_once
+from benchmarks.records import append, commit
+from benchmarks.run import TUNED, run_once
 from benchmarks.stores import StoreSpec, write_store
 
 LINE = {"latency_s": 0.05, "jitter_s": 0.0, "bandwidth": 40e6}
@@ -168,10 +168,7 @@ def main() -> None:
     ):
         records.append(record)
         print(f"{record['label']}: {record['cells_per_s']:,.0f} cells/s", flush=True)
-        if options.out is not None:
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            with options.out.open("a") as lines:
-                lines.write(json.dumps(record) + "\n")
+        append(options.out, record)
     print(f"\n{summary(records)}")
 
 

@@ -3,24 +3,23 @@
     python -m benchmarks.contenders cellfeed '{"uri": "census_131k.soma", "sparse": true}'
 
 Each function below yields ``(X, n_cells)`` and is run by the interpreter of its own environment, so it imports what it
-measures and nothing else of this repository. ``run.py`` starts them in turn.
+measures and nothing else of this repository but its records. ``run.py`` starts them in turn.
 """
 
 from __future__ import annotations
 
 import json
 import multiprocessing
-import platform
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from benchmarks.formats import converted
+from benchmarks.records import versions
 
 
 @dataclass(frozen=True)
@@ -53,12 +52,13 @@ def cellfeed(case: Case) -> Callable[[], Minibatches]:
     genes = None if case.n_genes is None else soma.AxisQuery(coords=(slice(0, case.n_genes - 1),))
     context = soma.SOMATileDBContext(tiledb_config=case.tiledb_config)
     dataset = cellfeed.ExperimentDataset(
-        soma.open(case.uri, context=context) if case.tiledb_config else case.uri,
+        case.uri,
         var_query=genes,
         obs_column_names=["cell_type"],
         batch_size=case.batch_size,
         seed=0,
         return_sparse_X=case.sparse,
+        context=context,
         **case.options,
     )
     cellfeed.contender = dataset  # kept for its plan and stats
@@ -263,20 +263,10 @@ def measure(name: str, case: Case) -> dict[str, Any]:
     return record
 
 
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def main() -> None:
     name, case = sys.argv[1], Case(**json.loads(sys.argv[2]))
     record = measure(name, case)
-    print(json.dumps({"contender": name, "case": asdict(case), "versions": versions(), **record}), flush=True)
+    print(json.dumps({"contender": name, "case": asdict(case), "versions": versions(PACKAGES), **record}), flush=True)
     if name != "cellfeed":  # peers may leave threads that hold the exit up
         import os
 

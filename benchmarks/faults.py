@@ -29,8 +29,8 @@ from tests.s3 import object_settings, s3_server
 from tests.stores import addressed, labelled_obs, write_experiment
 
 import cellfeed
-from benchmarks.contenders import versions
-from benchmarks.run import ROOT, commit
+from benchmarks.contenders import PACKAGES
+from benchmarks.records import append, commit, environment, versions
 
 N_OBS, N_VARS, DENSITY = 8_192, 1_000, 0.1
 MEMORY_BUDGET = "9 MB"  # holds a few hundred cells: reading goes on to the end of a pass
@@ -130,10 +130,9 @@ def digest(X: Any, obs: Any) -> str:
 def attempt(trial: Trial, path: str, uri: str, proxy: ProxyProcess) -> dict[str, Any]:
     """Run one pass under one fault in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.faults", "pass", uri, json.dumps(object_settings(proxy.endpoint))]
-    environment = {**os.environ, **PATHS[path], "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     proxy.set()
-    process = subprocess.Popen([*command, str(trial.deadline_s)], env=environment, **pipes)
+    process = subprocess.Popen([*command, str(trial.deadline_s)], env=environment(**PATHS[path]), **pipes)
     timers = [threading.Timer(PATIENCE_S, process.kill)]
     if trial.seconds is not None:
         timers.append(threading.Timer(trial.seconds, proxy.set))
@@ -169,7 +168,7 @@ def table(
 ) -> list[dict[str, Any]]:
     """Try each fault with each way of reading."""
     records = []
-    about = {"commit": commit(), "cores": os.cpu_count(), "versions": versions(), "n_obs": n_obs}
+    about = {"commit": commit(), "cores": os.cpu_count(), "versions": versions(PACKAGES), "n_obs": n_obs}
     with tempfile.TemporaryDirectory() as folder, s3_server() as s3, ProxyProcess(s3.endpoint) as proxy:
         uri = s3.upload(write(folder, n_obs))
         undisturbed = attempt(TRIALS[0], "public", uri, proxy)["digests"]
@@ -179,15 +178,8 @@ def table(
                 came = {"outcome": outcome(came, undisturbed), "minibatches": len(came.pop("digests")), **came}
                 records.append({**about, "path": path, **asdict(trial), **came})
                 print(f"{trial.name}, {path}: {shown(records[-1])}", flush=True)
-                write_record(out, records[-1])
+                append(out, records[-1])
     return records
-
-
-def write_record(out: Path | None, record: dict[str, Any]) -> None:
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("a") as lines:
-            lines.write(json.dumps(record) + "\n")
 
 
 def markdown(records: list[dict[str, Any]]) -> str:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contenders import Case
-from benchmarks.run import commit, run_once
+from benchmarks.records import append, commit
+from benchmarks.run import run_once
 
 BLOCKS = (65_536, 131_072, 262_144)
 CHUNKS = (1, 16, 256, 1024, 4096)
@@ -43,9 +44,7 @@ def run(uri: str, peers: Path, out: Path, cells: int, blocks: list[int], counts:
 
 
 def _save(out: Path, record: dict[str, Any]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("a") as lines:
-        lines.write(json.dumps({"commit": commit(), **record}) + "\n")
+    append(out, {"commit": commit(), **record})
     done = record["passes"][-1]
     print(
         f"{record['label']:20} block {record['block']} chunks {record['chunks']} sparse {record['sparse']}: "

@@ -27,7 +27,7 @@ import pandas as pd
 from tests.stores import addressed, write_experiment
 
 import cellfeed
-from benchmarks.run import commit
+from benchmarks.records import commit
 
 N_OBS, N_VARS = 48, 40
 PATIENCE_S = 60

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import statistics
 import threading
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.contenders import Case
+from benchmarks.records import append
 from benchmarks.run import run_once
 from benchmarks.stores import StoreSpec, write_store
 from cellfeed import ExperimentDataset, native
@@ -90,9 +90,7 @@ def main() -> None:
             record = run_once(f"{n} cells", "cellfeed", replace(Case(uri), passes=passes), Path())
             assert record is not None
             rates[n].append(statistics.median(p["cells_per_s"] for p in record["passes"][1:]))
-            if options.out is not None:
-                with options.out.open("a") as lines:
-                    lines.write(json.dumps(record) + "\n")
+            append(options.out, record)
     for n in SIZES:
         print(f"{n:8,} cells: {statistics.median(rates[n]):8,.0f} cells/s ({min(rates[n]):,.0f}..{max(rates[n]):,.0f})")
     for uri in (uris[131_072], store(options.folder, n_obs=131_072, capacity=64)):

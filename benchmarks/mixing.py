@@ -8,7 +8,6 @@ python -m benchmarks.mixing cost census_131k.soma --out benchmarks/results/mixin
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Iterator
@@ -19,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.contenders import Case
-from benchmarks.run import PASSES, commit, run_once
+from benchmarks.records import append, commit
+from benchmarks.run import PASSES, run_once
 from benchmarks.stores import StoreSpec, write_store
 from cellfeed import ExperimentDataset
 from cellfeed.effective import expected_batch_size, worst
@@ -135,10 +135,7 @@ def _gaps(dataset: ExperimentDataset, pause_s: float) -> list[float]:
 
 
 def _save(out: Path | None, record: dict[str, Any]) -> None:
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("a") as lines:
-            lines.write(json.dumps({"commit": commit(), **record}) + "\n")
+    append(out, {"commit": commit(), **record})
 
 
 def main() -> None:

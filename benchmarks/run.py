@@ -21,9 +21,9 @@ from typing import Any
 
 from benchmarks.contenders import Case
 from benchmarks.formats import SUFFIXES, converted
+from benchmarks.records import append, commit, environment
 from benchmarks.stores import StoreSpec, write_store
 
-ROOT = Path(__file__).resolve().parents[1]
 TUNED = {
     "sm.mem.malloc_trim": "false",
     "soma.init_buffer_bytes": str(30 << 20),
@@ -121,10 +121,10 @@ def run_once(label: str, contender: str, case: Case, peers: Path) -> dict[str, A
         return None
     if foreign:
         case = replace(case, warm_uri=None)  # nothing of theirs is compiled at run time
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}", "PYTHONWARNINGS": "ignore"}
+    alike = environment(PYTHONWARNINGS="ignore")
     command = [python, "-m", "benchmarks.contenders", contender, json.dumps(asdict(case))]
     for crashes in range(MAX_CRASHES + 1):
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, env=alike, check=False)
         if done.returncode == 0:
             break
         if contender not in ENVIRONMENTS or crashes == MAX_CRASHES:
@@ -136,13 +136,6 @@ def run_once(label: str, contender: str, case: Case, peers: Path) -> dict[str, A
     ).name  # records are kept; where this machine has its stores is nobody's matter
     del record["case"]["warm_uri"]
     return {"label": label, "crashes": crashes, **record}
-
-
-def commit() -> str:
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip()
 
 
 def summary(records: list[dict[str, Any]]) -> str:
@@ -186,10 +179,7 @@ def run_suite(
                     skipped.add(label)
                     continue
                 records.append({"suite": suite, "repeat": k, "commit": commit(), "cores": os.cpu_count(), **record})
-                if out is not None:
-                    out.parent.mkdir(parents=True, exist_ok=True)
-                    with out.open("a") as lines:
-                        lines.write(json.dumps(records[-1]) + "\n")
+                append(out, records[-1])
     for label in sorted(skipped):
         print(f"skipped {label}: no environment for it under {peers}, or no store in its format")
     return records

@@ -20,11 +20,12 @@ import sys
 import tempfile
 import time
 import warnings
-from importlib import metadata
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.records import ROOT, append, commit, environment, versions
+
 RESULTS = ROOT / "benchmarks/results/scvi_epoch.jsonl"
 PICTURE = ROOT / "docs/scvi_epoch.png"
 BATCH_KEY = "dataset_id"
@@ -47,14 +48,6 @@ def by_cellfeed(uri: str, n_genes: int, batch_size: int, sparse: bool) -> tuple[
         return_sparse_X=sparse,
     )
     return scvi.model.SCVI(adata=None, registry=datamodule.registry), {"datamodule": datamodule}
-
-
-def by_cellfeed_dense(uri: str, n_genes: int, batch_size: int) -> tuple[Any, dict[str, Any]]:
-    return by_cellfeed(uri, n_genes, batch_size, sparse=False)
-
-
-def by_cellfeed_csr(uri: str, n_genes: int, batch_size: int) -> tuple[Any, dict[str, Any]]:
-    return by_cellfeed(uri, n_genes, batch_size, sparse=True)
 
 
 def by_tiledb(uri: str, n_genes: int, batch_size: int) -> tuple[Any, dict[str, Any]]:
@@ -87,8 +80,8 @@ def by_anndata(uri: str, n_genes: int, batch_size: int) -> tuple[Any, dict[str, 
 
 
 CONTENDERS = {
-    "cellfeed, dense": by_cellfeed_dense,
-    "cellfeed, CSR": by_cellfeed_csr,
+    "cellfeed, dense": partial(by_cellfeed, sparse=False),
+    "cellfeed, CSR": partial(by_cellfeed, sparse=True),
     "TileDBDataModule": by_tiledb,
     "AnnData in memory": by_anndata,
 }
@@ -153,14 +146,8 @@ def measure_here(contender: str, uri: str, warm_uri: str, n_genes: int, batch_si
     scvi.settings.verbosity = 30
     scvi.settings.seed = 0
     measure(contender, warm_uri, min(n_genes, 100), batch_size)
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    record = {"contender": contender, "n_genes": n_genes, "batch_size": batch_size, "versions": found}
-    print(json.dumps({**record, **measure(contender, uri, n_genes, batch_size)}), flush=True)
+    about = {"contender": contender, "n_genes": n_genes, "batch_size": batch_size, "versions": versions(PACKAGES)}
+    print(json.dumps({**about, **measure(contender, uri, n_genes, batch_size)}), flush=True)
     os._exit(0)  # peers may leave threads that hold the exit up
 
 
@@ -175,12 +162,11 @@ def run(
     only: tuple[str, ...] = tuple(CONTENDERS),
 ) -> list[dict[str, Any]]:
     """Run each contender in turn, ``repeat`` times; append a record each."""
-    from benchmarks.run import commit
     from benchmarks.stores import StoreSpec, write_store
 
     own = peers / "scvi/bin/python"
     python = str(own) if own.exists() else sys.executable
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}", "PYTHONWARNINGS": "ignore"}
+    alike = environment(PYTHONWARNINGS="ignore")
     contenders = [name for name in only if own.exists() or name != "TileDBDataModule"]
     if len(contenders) < len(only):
         print(f"TileDBDataModule is skipped: {own} is missing, see benchmarks/README.md")
@@ -192,14 +178,13 @@ def run(
             for contender in contenders:
                 asked = [contender, uri, warm_uri, str(n_genes), str(batch_size)]
                 command = [python, "-m", "benchmarks.scvi_epoch", "measure", *asked]
-                done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+                done = subprocess.run(command, capture_output=True, text=True, env=alike, check=False)
                 if done.returncode:
                     raise RuntimeError(f"{contender} failed:\n{done.stderr[-2000:]}")
                 record = {"repeat": k, "commit": commit(), **json.loads(done.stdout.strip().splitlines()[-1])}
                 records.append({**record, "store": Path(uri).name})
                 print(summary(records[-1:]), flush=True)
-                with out.open("a") as lines:
-                    lines.write(json.dumps(records[-1]) + "\n")
+                append(out, records[-1])
     return records
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.run import commit
+from benchmarks.records import append, commit, versions
 
 LABEL = "cell_type"
 N_NEIGHBOURS = 15
@@ -136,12 +136,6 @@ def summary(records: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def versions() -> dict[str, str]:
-    from importlib import metadata
-
-    return {package: metadata.version(package) for package in PACKAGES}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cells", help="zheng_facs_pbmc.h5ad")
@@ -152,9 +146,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     records = run(given.cells, n_seeds=given.seeds, n_epochs=given.epochs)
     if given.out:
-        told = {"commit": commit(), "versions": versions()}
-        with Path(given.out).open("a") as file:
-            file.writelines(json.dumps({**record, **told}) + "\n" for record in records)
+        told = {"commit": commit(), "versions": versions(PACKAGES)}
+        for record in records:
+            append(Path(given.out), {**record, **told})
     print(summary(records))
 
 

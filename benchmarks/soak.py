@@ -27,8 +27,8 @@ from tests.stores import addressed
 
 import cellfeed
 from benchmarks import faults
-from benchmarks.contenders import versions
-from benchmarks.run import commit
+from benchmarks.contenders import PACKAGES
+from benchmarks.records import append, commit, versions
 
 WEATHER: list[dict[str, Any]] = [
     {},
@@ -134,11 +134,11 @@ def run(minutes: float, path: str, out: Path | None) -> None:
     """Soak, write records and print what came of it."""
     os.environ.update(faults.PATHS[path])
     logging.getLogger("cellfeed").setLevel(logging.ERROR)  # each fault is told as a warning
-    about = {"suite": "soak", "commit": commit(), "cores": os.cpu_count(), "versions": versions(), "path": path}
+    about = {"suite": "soak", "commit": commit(), "cores": os.cpu_count(), "versions": versions(PACKAGES), "path": path}
     records = []
     for record in epochs(minutes * 60, n_obs=faults.N_OBS):
         records.append(record)
-        faults.write_record(out, about | record)
+        append(out, about | record)
         print(
             f"epoch {record['epoch']}: {record['seconds']:.1f} s, {record['retries']} retries so far, "
             f"{record['rss'] / 1e6:.0f} MB, {record['threads']} threads, {record['files']} files",
@@ -148,4 +148,4 @@ def run(minutes: float, path: str, out: Path | None) -> None:
     print(f"\n{len(records)} epochs in {records[-1]['at_s'] / 60:.0f} minutes, all exact")
     for name, (early, late) in growth(records).items():
         print(f"{name}: {early:,.0f}, later {late:,.0f}: {'flat' if kept[name] else 'GROWS'}")
-    faults.write_record(out, {**about, "epochs": len(records), "growth": growth(records), "flat": kept})
+    append(out, {**about, "epochs": len(records), "growth": growth(records), "flat": kept})

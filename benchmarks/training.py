@@ -27,8 +27,8 @@ import scipy.sparse as sp
 import torch
 from torch.nn.functional import cross_entropy
 
-from benchmarks.contenders import versions
-from benchmarks.run import commit
+from benchmarks.contenders import PACKAGES
+from benchmarks.records import append, commit, versions
 from benchmarks.stores import StoreSpec, write_cells
 from cellfeed import ExperimentDataset
 from cellfeed.delivered import Delivered
@@ -286,10 +286,8 @@ def _numpy_order(kept: Cells, seed: int) -> Order:
 
 
 def _save(out: Path, record: dict[str, Any]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("a") as lines:
-        made = {"commit": commit(), "versions": versions(), **record}
-        lines.write(json.dumps(made, separators=(",", ":")) + "\n")
+    made = {"commit": commit(), "versions": versions(PACKAGES), **record}
+    append(out, made, separators=(",", ":"))  # thousands of losses
     print(
         f"{record['contender']:20} seed {record['seed']}: test loss {record['test_loss']:.4f}, "
         f"spread {record['spread']:.4f}, {record['seconds']:.1f} s",

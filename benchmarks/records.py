@@ -1,0 +1,48 @@
+"""What every benchmark writes down: records as JSON lines, by which commit and which versions they were made.
+
+It needs nothing but Python, for contenders import it in environments of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def commit() -> str:
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip()
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of Python and of those packages that are installed."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def append(out: Path | None, record: dict[str, Any], *, separators: tuple[str, str] | None = None) -> None:
+    """Append a record to a file, if one was asked for."""
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("a") as lines:
+            lines.write(json.dumps(record, separators=separators) + "\n")
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Return the environment of a process that imports this repository, with whichever interpreter."""
+    return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}", **more}
