@@ -3,8 +3,6 @@
 import os
 import re
 import runpy
-import subprocess
-import sys
 import tempfile
 from types import SimpleNamespace
 
@@ -12,24 +10,14 @@ import pytest
 import torch
 
 from cellfeed.demo import LABEL, write_experiment
-from tests.test_processes import ENVIRONMENT, ROOT
+from tests.test_processes import ROOT, on_ranks, run
 
 N_TRAIN, N_TEST = 560, 140
 PER_STEP = 2 * 32
 
 
-def run(*command, **environment):
-    """Run Python, and return what it printed."""
-    done = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=ROOT, env={**ENVIRONMENT, **environment}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=250,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-20_000:]
-    return done.stdout
-
-
 def torchrun(script, *arguments):
-    return run("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, f"examples/{script}", *arguments)
+    return on_ranks(2, f"examples/{script}", *arguments)
 
 
 def epochs(output):

@@ -26,12 +26,23 @@ def python(*arguments, **options):
     return subprocess.Popen([sys.executable, *map(str, arguments)], cwd=ROOT, env=ENVIRONMENT, text=True, **options)
 
 
+def run(*command, **environment):
+    """Run Python to its end, and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=ROOT, env={**ENVIRONMENT, **environment}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-20_000:]
+    return done.stdout
+
+
+def on_ranks(n_ranks, *program):
+    """Run a script, or a module behind ``-m``, on several ranks."""
+    return run("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", n_ranks, *program)
+
+
 def torchrun(n_ranks, module, *arguments):
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", n_ranks, "-m", module, *arguments]
-    process = python(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    output, _ = process.communicate(timeout=280)
-    assert process.returncode == 0, output[-20_000:]
-    return output
+    return on_ranks(n_ranks, "-m", module, *arguments)
 
 
 @pytest.mark.parametrize(("n_ranks", "remainder"), [(1, "drop"), (2, "drop"), (4, "drop"), (2, "pad")])

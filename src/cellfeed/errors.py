@@ -131,6 +131,11 @@ class MissingDependencyError(CellfeedError, ImportError):
     """
 
 
+def is_real(value: object) -> bool:
+    """Whether an argument is a number; ``True`` and ``False`` are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def nearest(name: object, candidates: Iterable[str]) -> str:
     """Say which of the candidates a misspelt name may have meant.
 

@@ -46,7 +46,7 @@ def open_experiment(experiment: Any, context: Any = None, retries: Retries = ONC
         with told_as(
             SelectionError,
             f"experiment={public_uri(uri)!r} is not a SOMA experiment that can be opened",
-            secrets_of(uri, None if context is None else native.user_config(context)),
+            secrets_of(uri, _config(context)),
             "; give a tiledbsoma.Experiment or the URI of one",
         ):
             opened = retries.call(lambda: soma.open(uri, context=context))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, get_args
 
 from cellfeed.address import RETRY_DEADLINE_S
-from cellfeed.errors import PlanError
+from cellfeed.errors import PlanError, is_real
 from cellfeed.keyed import check_seed, fresh_seed
 from cellfeed.memory import parse_bytes
 from cellfeed.plan import Remainder
@@ -103,11 +103,7 @@ class Settings:
 
 
 def _check_deadline(retry_deadline_s: float) -> None:
-    if (
-        isinstance(retry_deadline_s, bool)
-        or not isinstance(retry_deadline_s, (int, float))
-        or not 0 <= retry_deadline_s <= MAX_DEADLINE_S
-    ):
+    if not is_real(retry_deadline_s) or not 0 <= retry_deadline_s <= MAX_DEADLINE_S:
         raise PlanError(
             f"retry_deadline_s={retry_deadline_s!r} must be a number of seconds from 0, which tries once, to "
             f"{MAX_DEADLINE_S:g}"
@@ -116,7 +112,7 @@ def _check_deadline(retry_deadline_s: float) -> None:
 
 def check_mixing(mixing: float) -> None:
     """Refuse what is no effective over nominal batch size."""
-    if isinstance(mixing, bool) or not isinstance(mixing, (int, float)) or not 0 < mixing <= 1:
+    if not is_real(mixing) or not 0 < mixing <= 1:
         raise PlanError(
             f"mixing={mixing!r} must be more than 0 and at most 1: the effective batch size over batch_size, which a "
             f"full shuffle brings to 1; or None to mix as well as memory_budget permits"

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cellfeed.errors import PlanError, SelectionError, some, warn_user
+from cellfeed.errors import PlanError, SelectionError, is_real, some, warn_user
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
 
@@ -64,11 +64,7 @@ class NormalizeTotal(OfValues):
     """
 
     def __init__(self, target_sum: float = 1e4) -> None:
-        if (
-            isinstance(target_sum, bool)
-            or not isinstance(target_sum, (int, float))
-            or not 0 < target_sum < float("inf")
-        ):
+        if not is_real(target_sum) or not 0 < target_sum < float("inf"):
             raise PlanError(f"target_sum={target_sum!r} must be a number above 0, such as 1e4")
         self._target = float(target_sum)
 
