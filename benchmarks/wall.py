@@ -17,7 +17,8 @@ import numpy as np
 from numba import njit
 
 from cellfeed import ExperimentDataset
-from cellfeed.tileindex import open_tiles
+from cellfeed.files import Piece
+from cellfeed.tileindex import FRAGMENTS, open_tiles
 from cellfeed.unfilter import CHUNK_BYTES, _unpack_chunk, _word
 from cellfeed.zstd import find_zstd
 
@@ -46,7 +47,9 @@ def seconds(uri: str, n_threads: int) -> tuple[float, int]:
     work = []
     for fragment in index.fragments:
         for field, offsets, how in zip(("a0", "d0", "d1"), fragment.offsets, index.how, strict=True):
-            data = np.fromfile(index.folder / fragment.name / f"{field}.tdb", np.uint8)
+            name = f"{FRAGMENTS}/{fragment.name}/{field}.tdb"
+            data = np.empty(offsets[-1], np.uint8)
+            index.files.read([Piece(name, 0, data)])
             for part in np.array_split(np.arange(len(offsets) - 1), 8 * n_threads):
                 work.append((data, offsets[part], offsets[part + 1], how))
 

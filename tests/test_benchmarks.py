@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import tiledbsoma as soma
-from benchmarks import cloud, faults, scvi_epoch, scvi_knn, training, transforms
+from benchmarks import cloud, faults, scvi_epoch, scvi_knn, training, transforms, wall
 from benchmarks.run import run_suite, summary
 from benchmarks.stores import StoreSpec, write_store
 
@@ -92,3 +92,13 @@ def test_what_transforms_cost(tmp_path):
     write_store(uri, StoreSpec(n_obs=300, n_vars=100, nnz_per_cell=10, n_expressed=60, n_datasets=2))
     lines = list(transforms.measure(uri, n_vars=50, batch_size=64, n_passes=1))
     assert [line.split()[0] for line in lines] == ["dense"] * 3 + ["CSR"] * 3
+
+
+def test_the_wall(tmp_path):
+    uri = str(tmp_path / "tiny.soma")
+    write_store(uri, StoreSpec(n_obs=300, n_vars=100, nnz_per_cell=10, n_expressed=60, n_datasets=2))
+    with soma.open(f"{uri}/ms/RNA/X/raw") as X:
+        n_values = X.nnz
+    took, n_unpacked = wall.seconds(uri, n_threads=1)
+    assert n_unpacked == n_values
+    assert took > 0

@@ -210,8 +210,8 @@ class Tally:
         """Count the labels of one minibatch."""
         if self.n_minibatches == 0:
             self._counts = np.zeros(self.n_labels, np.int64)
-        labels, n = np.unique(codes, return_counts=True)
-        self._counts[labels - self._low] += n
+        n = np.bincount(codes - self._low, minlength=self.n_labels)
+        self._counts += n
         self._squares += float((n.astype(np.float64) ** 2).sum())
         self.n_minibatches += 1
 
