@@ -341,3 +341,14 @@ def gather_csr(genes, values, sizes, widths, gene_type, value_type, indptr, out_
             _copy(array_at(values[k], size, _UINT16), to_values)
         else:
             _copy(array_at(values[k], size, value_type), to_values)
+
+
+@njit(nogil=True, cache=True)
+def spread_csr(indptr, genes, values, out):
+    """Write a valid CSR matrix as a dense one; what lies twice at a place is added up."""
+    out = borrowed(out)
+    for k in range(len(indptr) - 1):
+        row = out[k]
+        row[:] = 0
+        for i in range(indptr[k], indptr[k + 1]):
+            row[genes[i]] += values[i]

@@ -35,6 +35,7 @@ from cellfeed.covariates import Categories, read_numbers
 from cellfeed.dataloader import ExperimentDataLoader, experiment_dataloader
 from cellfeed.datamodule import Loaders, Split, divide, open_dataset
 from cellfeed.dataset import ExperimentDataset
+from cellfeed.densify import densified
 from cellfeed.errors import EncodeError, MissingDependencyError, warn_user
 from cellfeed.inference import inference_dataloader, with_joinids
 from cellfeed.modelregistry import Known, compare, find_registry, keys_of, load, load_query_data, make_registry
@@ -229,7 +230,7 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         labelled = tensors["labels"][:, 0] < self.n_labels
         if int(labelled.sum()) < 2:  # batch normalisation needs two
             return tensors
-        return tensors, {name: tensor.to_dense()[labelled] for name, tensor in tensors.items()}
+        return tensors, {name: densified(tensor)[labelled] for name, tensor in tensors.items()}
 
     def _warn_of_fractions(self, X: torch.Tensor) -> None:
         """Say of the first minibatch, once, that it holds no counts."""
@@ -248,7 +249,7 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         """Make CSR dense, on the device."""
         if isinstance(batch, tuple):
             return tuple(self.on_after_batch_transfer(part, dataloader_idx) for part in batch)
-        return {name: _dense(tensor) for name, tensor in batch.items()}
+        return {name: densified(tensor) for name, tensor in batch.items()}
 
     def tensors(self, X: torch.Tensor, obs: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return what a model's module takes, by scvi-tools' names; ``obs`` as this module's dataset yields it."""
@@ -374,16 +375,12 @@ class InferenceTensors:
         self.joinids = []
         for X, obs, joinids in self._loader:
             self.joinids.append(joinids)
-            yield self._datamodule.tensors(_dense(X), obs)
+            yield self._datamodule.tensors(densified(X), obs)
             del X
 
     def __len__(self) -> int:
         """Minibatches."""
         return len(self._loader)
-
-
-def _dense(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to_dense() if tensor.layout == torch.sparse_csr else tensor
 
 
 def _make_encoders(keys: Mapping[str, Any], known: Known | None, unseen: str) -> list[Categories]:

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cellfeed.densify import densified
 from cellfeed.errors import PlanError, SelectionError, is_real, some, warn_user
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
@@ -327,7 +328,7 @@ def to_device(X: torch.Tensor, device: Any, transform: Transform | None = None, 
     X = X.to(device, non_blocking=True)
     if transform is not None:
         X = transform(X)
-    return X.to_dense() if dense and _is_csr(X) else X
+    return densified(X) if dense else X
 
 
 def _is_csr(X: torch.Tensor) -> bool:
