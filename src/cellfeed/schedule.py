@@ -20,8 +20,8 @@ import numpy as np
 from cellfeed.joinids import IntArray
 
 GROWTH = 1.5
-"""While a walk that began small grows, so many times as much arrives as leaves, or one chunk a window if that is more:
-a training loop that takes its time does not wait."""
+"""While a walk that began small grows, so many times as much arrives as leaves."""
+
 
 AHEAD = 8
 """Chunks that are read ahead, where as many windows are held thrice over: so many cores, or requests, can be at work.
@@ -177,12 +177,10 @@ def _begin(mixing: Mixing) -> Iterator[Group]:
     for n, n_slices in _first_groups(rate, mixing.slices):
         yield n, 0, 0, n_slices
         alive.append((n / n_slices, n_slices))
-    window, full, due = 0, 0, 0.0
+    window, full = 0, 0
     while full < mixing.slices:
         leaving = sum(part for part, _ in alive)
-        due += min(mixing.chunks, max(1.0, GROWTH * leaving))
-        arriving = int(due)
-        due -= arriving
+        arriving = min(mixing.chunks, max(1, math.ceil(GROWTH * leaving)))
         full = full + 1 if arriving == mixing.chunks else 0
         alive = [(part, left - 1) for part, left in alive if left > 1] + [(arriving / mixing.slices, mixing.slices)]
         window += 1
