@@ -2,8 +2,10 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -64,3 +66,15 @@ def test_memory_is_used_again_when_nobody_holds_it_and_not_before():
     assert third.address == address
     assert fourth.address not in (second.address, third.address)
     assert meter.snapshot().peak_pool_bytes == 3 * SLAB_BYTES
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc/self/maps on this system")
+def test_the_memory_of_slabs_is_this_process_own():
+    """Shared memory would be seen, and written to, by forked processes; and it has no huge pages."""
+    slab = Slab(SLAB_BYTES, Meter())
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        start, end = (int(address, 16) for address in line.split()[0].split("-"))
+        if start <= slab.address < end:
+            assert line.split()[1] == "rw-p"
+            return
+    raise AssertionError("the slab is in no mapping")

@@ -59,7 +59,8 @@ def _take() -> npt.NDArray[np.uint8]:
 
 
 def _new_region() -> list[npt.NDArray[np.uint8]]:
-    mapped = mmap.mmap(-1, REGION_BYTES + HUGE_PAGE_BYTES)
+    # Python's mappings are shared unless it is told otherwise: with forked processes, and without huge pages.
+    mapped = mmap.mmap(-1, REGION_BYTES + HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory = np.frombuffer(mapped, np.uint8)
     start = -memory.ctypes.data % HUGE_PAGE_BYTES
     if hasattr(mmap, "MADV_HUGEPAGE"):
