@@ -9,7 +9,7 @@ demo: $(STAMP)
 	$(VENV)/bin/cellfeed demo
 
 test: $(STAMP)
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q --numprocesses logical --maxprocesses 4 --dist worksteal
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .

@@ -13,7 +13,7 @@ ORDER = [
     "effective", "delivered", "stats", "retry", "address", "progress", "state", "splits", "zstd", "kernels",
     "scaling", "unfilter", "tilerows", "fragments", "allocator", "slabs", "rowspace", "rowbuilder", "watch", "rows",
     "native", "files", "vfs", "reader", "vocabulary", "encoders", "obsframe", "selection", "integrity", "tileindex",
-    "tilereader", "identity", "experiment", "query", "genes", "transforms", "topology", "epochs", "settings",
+    "tilereader", "identity", "experiment", "query", "genes", "densify", "transforms", "topology", "epochs", "settings",
     "provenance", "budget", "report", "target", "forecast", "planner", "prefetch", "feed", "minibatch", "pipeline",
     "passes", "dataset", "datapipe", "dataloader", "inference", "variability", "obsm", "datamodule", "lightning",
     "covariates", "modelregistry", "scvi", "demo", "bench", "picture", "calibrate", "cli", "__init__",
@@ -26,8 +26,8 @@ PURE = {
 MAY_IMPORT = {
     "tiledbsoma": {"native", "address", "identity", "experiment", "query", "genes", "obsm", "demo", "cli"},
     "torch": {
-        "transforms", "topology", "epochs", "watch", "minibatch", "pipeline", "dataset", "datapipe", "dataloader",
-        "inference", "variability", "modelregistry", "scvi", "demo",
+        "densify", "transforms", "topology", "epochs", "watch", "minibatch", "pipeline", "dataset", "datapipe",
+        "dataloader", "inference", "variability", "modelregistry", "scvi", "demo",
     },
 }  # fmt: skip
 
