@@ -30,12 +30,12 @@ VALUE_SUM_TOLERANCE = 1e-12
 def _find_cuts(rows, runs, wanted, cuts, n_cuts, sizes):
     """Cut sorted row numbers into stretches of one wanted row and mark the pieces that they lie in.
 
-    Returns the number of cuts, or ``FULL``.
+    Returns the number of cuts, or ``FULL``; and the sum of all row numbers.
     """
     first, stop, row0 = runs
     cut_row, cut_at, cut_size = cuts
     rows = borrowed(rows)
-    n, i, k = len(rows), 0, 0
+    n, i, k, total = len(rows), 0, 0, np.int64(0)
     while i < n:
         joinid = rows[i]
         end = i + 1
@@ -49,10 +49,11 @@ def _find_cuts(rows, runs, wanted, cuts, n_cuts, sizes):
             end += STRIDE
         while end < n and rows[end] == joinid:
             end += 1
+        total += joinid * (end - i)
         found = _locate(joinid, first, stop, k)
         if found >= 0:
             if n_cuts == len(cut_row):
-                return FULL
+                return FULL, total
             k = found
             row = row0[k] + joinid - first[k]
             cut_row[n_cuts] = row
@@ -63,16 +64,47 @@ def _find_cuts(rows, runs, wanted, cuts, n_cuts, sizes):
             for piece in range(i // PIECE, (end - 1) // PIECE + 1):
                 wanted[piece] = True
         i = end
-    return n_cuts
+    return n_cuts, total
 
 
 @njit(nogil=True, cache=True)
-def _sum_up_to(numbers, told):
-    """Whether coordinates add up to what the writer of their tile has noted, or that is unknown."""
+def _sum(numbers):
+    """Add up unsigned integers; narrow ones in parts that fit 32 bits, of which a vector instruction takes more."""
+    numbers = borrowed(numbers)
     total = np.int64(0)
-    for number in numbers:
-        total += np.int64(number)
+    for low in range(0, len(numbers), PIECE):
+        part = numbers[low : low + PIECE]
+        if numbers.itemsize <= 2:
+            narrow = np.uint32(0)
+            for i in range(len(part)):
+                narrow = np.uint32(narrow + np.uint32(part[i]))
+            total += np.int64(narrow)
+        else:
+            for i in range(len(part)):
+                total += np.int64(part[i])
+    return total
+
+
+@njit(nogil=True, cache=True)
+def _is_told(total, told):
+    """Whether a sum of coordinates is what the writer of their tile has noted, or that is unknown."""
     return total == told or told == UNKNOWN_SUM
+
+
+@njit(nogil=True, cache=True)
+def _are_below(columns, wanted, n_columns):
+    """Whether the columns in the wanted pieces of a tile are columns of the array.
+
+    One loop for each piece: with one for each stretch of a row this took as long as unpacking half of the columns.
+    """
+    last = columns.dtype.type(n_columns - 1)
+    outside = np.uint8(0)
+    for piece in range((len(columns) + PIECE - 1) // PIECE):
+        if wanted[piece]:
+            part = columns[piece * PIECE : (piece + 1) * PIECE]
+            for i in range(len(part)):
+                outside = np.uint8(outside | (part[i] > last))
+    return outside == 0
 
 
 @njit(nogil=True, cache=True)
@@ -82,15 +114,6 @@ def _values_sum_up_to(values, told):
     for value in values:
         total += np.float64(value)
     return not np.isfinite(total) or abs(total - told) <= VALUE_SUM_TOLERANCE * abs(told)
-
-
-@njit(nogil=True, cache=True)
-def _counts_sum_up_to(values, told):
-    """Whether counts do, which add up without error in any order."""
-    total = 0
-    for value in values:
-        total += value
-    return np.float64(total) == told
 
 
 @njit(nogil=True, cache=True)
@@ -130,11 +153,13 @@ def cut_tiles(data, places, counts, how, zstd, scratch, rows, runs, wanted, cuts
     for t in range(len(counts)):
         n = counts[t]
         got = unpack_tile(data, places[t, 0], places[t, 1], how, 8, zstd, scratch, nothing, rows.view(np.uint64))
-        if got != n or (len(sums) and not _sum_up_to(rows[:n], sums[t])):
+        if got != n:
             return DAMAGED, t
-        n_cuts = _find_cuts(rows[:n], runs, wanted[t], cuts, n_cuts, sizes)
+        n_cuts, total = _find_cuts(rows[:n], runs, wanted[t], cuts, n_cuts, sizes)
         if n_cuts == FULL:
             return FULL, t
+        if len(sums) and not _is_told(total, sums[t]):
+            return DAMAGED, t
         ends[t] = n_cuts
     return n_cuts, len(counts)
 
@@ -171,13 +196,15 @@ def fill_rows(packed, places, counts, how, zstd, scratch, room, wanted, cuts, en
     cut_row, cut_at, cut_size = cuts
     columns, values, small = borrowed(columns), borrowed(values), borrowed(small)
     genes_at, values_at, filled, gene_type, value_type = space
-    disorder = outside = np.uint8(0)
+    disorder = np.uint8(0)
     c = 0
     for t in range(len(counts)):
         n, at = counts[t], places[t]
         if c == ends[t]:
             continue
         if unpack_tile(packed[1], at[1, 0], at[1, 1], how[1], 8, zstd, scratch, wanted[t], columns) != n:
+            return DAMAGED, t
+        if not _are_below(columns[:n], wanted[t], n_columns):
             return DAMAGED, t
         if form == COUNTS_IN_FLOAT32:
             got = unpack_counts(packed[0], at[0, 0], at[0, 1], how[0], zstd, scratch, wanted[t], small)
@@ -186,9 +213,9 @@ def fill_rows(packed, places, counts, how, zstd, scratch, room, wanted, cuts, en
         if got != n:
             return (WIDE if got == WIDE else DAMAGED), t
         if len(sums[0]) and wanted[t, : (n + PIECE - 1) // PIECE].all():
-            sound = _sum_up_to(columns[:n], sums[0][t])
-            if form == COUNTS_IN_FLOAT32:
-                sound = sound and _counts_sum_up_to(small[:n], sums[1][t])
+            sound = _is_told(_sum(columns[:n]), sums[0][t])
+            if form == COUNTS_IN_FLOAT32:  # counts add up without error in any order
+                sound = sound and np.float64(_sum(small[:n])) == sums[1][t]
             else:
                 sound = sound and _values_sum_up_to(values[:n], sums[1][t])
             if not sound:
@@ -207,10 +234,6 @@ def fill_rows(packed, places, counts, how, zstd, scratch, room, wanted, cuts, en
                 size = _put(columns[low:high], values[low:high], table, base, row_genes[start:], to_values)
             filled[row] = start + size
             disorder = np.uint8(disorder | is_disordered(row_genes[: start + size], start))
-            for i in range(low, high):
-                outside = np.uint8(outside | (np.uint32(columns[i]) >= np.uint32(n_columns)))
-        if outside:
-            return DAMAGED, t
     return np.int64(disorder), len(counts)
 
 
