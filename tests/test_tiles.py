@@ -2,6 +2,7 @@
 
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +152,17 @@ def test_commits_decide_what_is_seen():
             visible_fragments(commits, texts, 9)
     with pytest.raises(UnknownLayout, match="consolidated over the timestamp"):
         visible_fragments(["__1_9_ab_22.wrt"], {}, 5)
+
+
+@pytest.mark.parametrize("wanted", [slice(0, 40), slice(33, 34)])
+def test_columns_that_the_array_does_not_have_are_damage(tmp_path, wanted):
+    """They would be written outside of a minibatch; the sums, which would tell as well, need not be verified."""
+    uri = write_experiment(tmp_path / "s", addressed(40, 12, density=1.0), capacity=64)
+    index, _ = opened(uri)
+    genes = GeneTable.from_joinids(np.arange(11), 11)
+    narrow = TileReader(replace(index, n_columns=11), genes, np.float32, verify=False, meter=Meter())
+    with pytest.raises(ReadError, match="is damaged"):
+        read(narrow, np.arange(40)[wanted], 11)
 
 
 @settings(max_examples=150)
