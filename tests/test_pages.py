@@ -92,6 +92,13 @@ def test_every_guarantee_names_tests_that_are_there():
         assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, f"{file}::{function}"
 
 
+def test_the_journey_leads_through_modules_that_are_there():
+    headings = re.findall("^## .*", (ROOT / "docs/journey.md").read_text(), re.MULTILINE)
+    named = {name for heading in headings for name in re.findall("`(.+?)`", heading)}
+    assert named
+    assert named <= {path.stem for path in Path(cellfeed.__file__).parent.glob("*.py")}
+
+
 def test_links_between_pages_lead_to_files():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
