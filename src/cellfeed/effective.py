@@ -203,6 +203,7 @@ class Tally:
         self._low = int(codes.min())
         self.n_labels = int(codes.max()) - self._low + 1
         self._counts = np.zeros(0, np.int64)  # of each label in all of them
+        self._counts_here = np.zeros(0, np.int64)  # and in the one that is being counted; zeros in between
         self._squares = 0.0  # sum over them of the squares of its counts
         self.n_minibatches = 0
 
@@ -210,9 +211,13 @@ class Tally:
         """Count the labels of one minibatch."""
         if self.n_minibatches == 0:
             self._counts = np.zeros(self.n_labels, np.int64)
-        n = np.bincount(codes - self._low, minlength=self.n_labels)
-        self._counts += n
-        self._squares += float((n.astype(np.float64) ** 2).sum())
+            self._counts_here = np.zeros(self.n_labels, np.int64)
+        labels = codes - self._low
+        np.add.at(self._counts, labels, 1)
+        np.add.at(self._counts_here, labels, 1)
+        # A label of n cells is met n times. Nothing here takes longer for more labels: each cell may have its own.
+        self._squares += float(self._counts_here[labels].sum())
+        self._counts_here[labels] = 0
         self.n_minibatches += 1
 
     def effective_batch_size(self) -> float:
