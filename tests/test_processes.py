@@ -70,7 +70,7 @@ def test_ranks_under_torchrun(store, tmp_path, n_ranks, remainder):
             assert of[0] == of[1] == of[2]
 
 
-@pytest.mark.parametrize(("num_workers", "n_kills"), [(0, 10), (2, 2)])
+@pytest.mark.parametrize(("num_workers", "n_kills"), [(0, 16), (2, 3)])
 def test_killed_and_continued(store, tmp_path, num_workers, n_kills):
     """Killed at random steps and started again from its last state, a run receives what it would have received."""
     chance = random.Random(num_workers)
