@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.contenders import Case
 from benchmarks.formats import SUFFIXES, converted
-from benchmarks.records import append, commit, environment
+from benchmarks.records import append, commit, environment, processor
 from benchmarks.stores import StoreSpec, write_store
 
 TUNED = {
@@ -178,7 +178,8 @@ def run_suite(
                 if record is None:
                     skipped.add(label)
                     continue
-                records.append({"suite": suite, "repeat": k, "commit": commit(), "cores": os.cpu_count(), **record})
+                about = {"commit": commit(), "cores": os.cpu_count(), "processor": processor()}
+                records.append({"suite": suite, "repeat": k, **about, **record})
                 append(out, records[-1])
     for label in sorted(skipped):
         print(f"skipped {label}: no environment for it under {peers}, or no store in its format")

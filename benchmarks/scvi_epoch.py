@@ -96,7 +96,7 @@ def stopwatch() -> Any:
 
     class Stopwatch(Callback):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.waited_s = 0.0
+            self.between_s = 0.0
             self.n_steps = 0
             self.started = self.first = self.ended = 0.0
 
@@ -106,7 +106,7 @@ def stopwatch() -> Any:
         def on_train_batch_start(self, *_: Any) -> None:
             now = time.perf_counter()
             if self.n_steps:
-                self.waited_s += now - self.ended
+                self.between_s += now - self.ended
             else:
                 self.first = now - self.started
 
@@ -145,7 +145,7 @@ def measure(contender: str, uri: str, n_genes: int, batch_size: int) -> dict[str
         "epoch_s": epoch_s,
         "first_s": watch.first,
         "n_steps": watch.n_steps,
-        "between_steps": watch.waited_s / (epoch_s - watch.first),
+        "between_steps": watch.between_s / (epoch_s - watch.first),
         "waited": fetched_s(profiler.recorded_durations) / (epoch_s - watch.first),
         "idle_bytes": idle,
         "peak_bytes": own_peak_bytes(),

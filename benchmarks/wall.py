@@ -18,6 +18,7 @@ from numba import njit
 
 from cellfeed import ExperimentDataset
 from cellfeed.files import Piece
+from cellfeed.fragments import FIELDS
 from cellfeed.tileindex import FRAGMENTS, open_tiles
 from cellfeed.unfilter import CHUNK_BYTES, _unpack_chunk, _word
 from cellfeed.zstd import find_zstd
@@ -46,7 +47,7 @@ def seconds(uri: str, n_threads: int) -> tuple[float, int]:
     assert zstd is not None
     work = []
     for fragment in index.fragments:
-        for field, offsets, how in zip(("a0", "d0", "d1"), fragment.offsets, index.how, strict=True):
+        for field, offsets, how in zip(FIELDS, fragment.offsets, index.how, strict=True):
             name = f"{FRAGMENTS}/{fragment.name}/{field}.tdb"
             data = np.empty(offsets[-1], np.uint8)
             index.files.read([Piece(name, 0, data)])

@@ -5,9 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-HALVES = (torch.float16, torch.bfloat16)
-"""Types that numba does not know."""
-
 
 def densified(X: torch.Tensor) -> torch.Tensor:
     """Return CSR as a dense tensor on its device, and any other tensor as it is.
@@ -17,7 +14,8 @@ def densified(X: torch.Tensor) -> torch.Tensor:
     """
     if X.layout != torch.sparse_csr:
         return X
-    if X.device.type != "cpu" or X.dtype in HALVES or X.requires_grad:
+    known_to_numba = X.dtype not in (torch.float16, torch.bfloat16)
+    if X.device.type != "cpu" or X.requires_grad or not known_to_numba:
         return X.to_dense()
     from cellfeed.kernels import spread_csr
 
