@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from cellfeed.effective import Tally
+from cellfeed.effective import CELLS_COUNTED, Tally
 
 MAX_LABELS = 1 << 16
 """Columns with more labels are passed over: counting them would cost more than the minibatch."""
+
+
+_counting = threading.Lock()  # of all objects together, for none would survive a pickle
 
 
 class HasObs(Protocol):
@@ -19,7 +23,7 @@ class HasObs(Protocol):
 
     @property
     def obs(self) -> Any:
-        """Integer codes, shape (B, n_columns)."""
+        """int64 codes, shape (B, n_columns)."""
 
 
 M = TypeVar("M", bound=HasObs)
@@ -40,6 +44,8 @@ class Delivered:
 
     def __init__(self, names: Sequence[str | None], codes: Sequence[npt.NDArray[Any] | None], batch_size: int) -> None:
         self._batch_size = batch_size
+        self._waiting: list[bytes] = []  # int64, shape (batch_size, n_columns) each
+        self._n_columns = len(names)
         self._columns: list[tuple[str, int, Tally]] = []
         for place, (name, column) in enumerate(zip(names, codes, strict=True)):
             if name is None or column is None or len(column) == 0 or batch_size == 1:
@@ -51,13 +57,28 @@ class Delivered:
     def counted(self, minibatches: Iterator[M]) -> Iterator[M]:
         """Yield minibatches, and count their labels."""
         for minibatch in minibatches:
-            if self._columns and len(minibatch.obs) == self._batch_size:
-                obs = np.asarray(minibatch.obs)
-                for _, place, tally in self._columns:
-                    tally.add(obs[:, place])
+            if self._columns and minibatch.obs.shape[0] == self._batch_size:
+                self._note(np.asarray(minibatch.obs))
             yield minibatch
             del minibatch  # held here, its memory could not be used again
 
+    def _note(self, obs: npt.NDArray[Any]) -> None:
+        # This is time of the training loop. NumPy's operations would hand the interpreter to the threads that make the
+        # next minibatches, and each takes it for a while: bytes are copied without.
+        with _counting:
+            self._waiting.append(obs.tobytes())
+            if len(self._waiting) * self._batch_size >= CELLS_COUNTED:
+                self._count()
+
+    def _count(self) -> None:
+        obs = np.frombuffer(b"".join(self._waiting), np.int64).reshape(-1, self._batch_size, self._n_columns)
+        self._waiting = []
+        for _, place, tally in self._columns:
+            tally.add(obs[:, :, place])
+
     def effective_batch_sizes(self) -> dict[str, float]:
         """Return, for each column of labels, the effective batch size of the minibatches received so far."""
-        return {name: tally.effective_batch_size() for name, _, tally in self._columns if tally.n_minibatches}
+        with _counting:
+            if self._waiting:
+                self._count()
+            return {name: tally.effective_batch_size() for name, _, tally in self._columns if tally.n_minibatches}

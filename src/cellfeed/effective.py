@@ -181,9 +181,15 @@ def batch_size_in_order(codes: npt.NDArray[np.integer], start: int, stop: int, b
     if n_minibatches == 0:
         return float(batch_size)
     tally = Tally(codes, batch_size)
-    for k in range(n_minibatches):
-        tally.add(codes[start + k * batch_size : start + (k + 1) * batch_size])
+    step = max(1, CELLS_COUNTED // batch_size)
+    for k in range(0, n_minibatches, step):
+        low, high = (start + j * batch_size for j in (k, min(k + step, n_minibatches)))
+        tally.add(codes[low:high].reshape(-1, batch_size))
     return tally.effective_batch_size()
+
+
+CELLS_COUNTED = 1 << 16
+"""Cells whose labels are counted at once: beside what that takes, calling NumPy counts for nothing."""
 
 
 class Tally:
@@ -203,22 +209,20 @@ class Tally:
         self._low = int(codes.min())
         self.n_labels = int(codes.max()) - self._low + 1
         self._counts = np.zeros(0, np.int64)  # of each label in all of them
-        self._counts_here = np.zeros(0, np.int64)  # and in the one that is being counted; zeros in between
         self._squares = 0.0  # sum over them of the squares of its counts
         self.n_minibatches = 0
 
     def add(self, codes: npt.NDArray[np.integer]) -> None:
-        """Count the labels of one minibatch."""
+        """Count the labels of some minibatches: shape (n_minibatches, batch_size)."""
         if self.n_minibatches == 0:
             self._counts = np.zeros(self.n_labels, np.int64)
-            self._counts_here = np.zeros(self.n_labels, np.int64)
-        labels = codes - self._low
-        np.add.at(self._counts, labels, 1)
-        np.add.at(self._counts_here, labels, 1)
-        # A label of n cells is met n times. Nothing here takes longer for more labels: each cell may have its own.
-        self._squares += float(self._counts_here[labels].sum())
-        self._counts_here[labels] = 0
-        self.n_minibatches += 1
+        places = np.arange(len(codes))[:, np.newaxis] * self.n_labels
+        labels = np.sort(places + codes - self._low, axis=1).ravel()  # takes no longer for more of them
+        starts = np.flatnonzero(np.diff(labels, prepend=-1))
+        counts = np.diff(starts, append=len(labels))
+        np.add.at(self._counts, labels[starts] % self.n_labels, counts)
+        self._squares += float((counts.astype(np.float64) ** 2).sum())
+        self.n_minibatches += len(codes)
 
     def effective_batch_size(self) -> float:
         """Return that of the minibatches so far; there must be one."""
