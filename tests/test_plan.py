@@ -176,7 +176,7 @@ def test_golden_plan():
     assert plan.chunk_order.tolist() == [7, 2, 9, 1, 0, 6, 8, 5, 3, 4]
     assert cells(plan, World(1, 2)).tolist() == [17, 16, 10, 13, 11, 12, 7, 8, 6]
     sliced = EpochPlan(chunk_bounds(19, 2), 42, 7, True, 4, Mixing(2, 3, first=2), values=values)
-    assert cells(sliced, World(1, 2)).tolist() == [13, 16, 17, 10, 12, 6, 7, 11, 8]
+    assert cells(sliced, World(1, 2)).tolist() == [13, 16, 17, 10, 12, 11, 6, 7, 8]
 
 
 def test_ranks_get_nearly_equal_work():

@@ -1,10 +1,11 @@
 """The rhythm of a walk: when chunks arrive and leave, and what is held meanwhile."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellfeed.schedule import MAX_SLICES, best_mixing, schedule
+from cellfeed.schedule import GROWTH, MAX_SLICES, Mixing, best_mixing, schedule
 from tests.test_plan import mixings
 
 
@@ -43,6 +44,24 @@ def test_a_walk_begins_no_larger_than_it_is_told(n, mixing):
     made = schedule(n, mixing)
     if mixing.first:
         assert (made.arrive == 0).sum() <= max(mixing.first + 1, 1)
+
+
+@pytest.mark.parametrize("mixing", [Mixing(2, 29, first=9), Mixing(15, 29, first=40), Mixing(6, 32, first=30)])
+def test_growing_asks_for_no_more_than_it_says(mixing):
+    """From any window on: a training loop that takes little less than can be read does not wait for the growth."""
+    made = schedule(1000, mixing)
+    there = np.array([held(made, k) for k in range(made.n_windows)])
+    arrived = np.cumsum(np.bincount(made.arrive, minlength=made.n_windows))
+    left = arrived - there  # when a window begins
+    growing = int(np.argmax(there > 0.9 * mixing.held))
+    assert growing > mixing.slices / 2
+    for k in range(1, growing):
+        assert np.all(arrived[k:growing] - arrived[k - 1] <= GROWTH * (left[k:growing] - left[k - 1]) + 2)
+
+
+def test_golden_growth():
+    made = schedule(30, Mixing(2, 29, first=9))
+    assert np.bincount(made.arrive).tolist() == [9, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 1, 1, 2, 1, 2]
 
 
 @given(room=st.floats(1, 5000), ahead=st.booleans())

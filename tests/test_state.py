@@ -249,7 +249,7 @@ def test_cells_of_the_same_number_are_told_apart(store):
         ([], "must be what state_dict"),
         ("text", "must be what state_dict"),
         ({}, "is not what state_dict"),
-        ({"version": 99}, "version 99; this cellfeed reads version 1"),
+        ({"version": 99}, "version 99; this cellfeed reads version 2"),
     ],
 )
 def test_what_is_no_state(store, state, message):

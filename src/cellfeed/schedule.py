@@ -19,8 +19,9 @@ import numpy as np
 
 from cellfeed.joinids import IntArray
 
-GROWTH = 1.5
-"""While a walk that began small grows, so many times as much arrives as leaves."""
+GROWTH = 1.6
+"""While a walk that began small grows, so many times as much arrives as leaves: a training loop that takes half of
+what can be read never waits for the growth."""
 
 
 AHEAD = 8
@@ -177,10 +178,11 @@ def _begin(mixing: Mixing) -> Iterator[Group]:
     for n, n_slices in _first_groups(rate, mixing.slices):
         yield n, 0, 0, n_slices
         alive.append((n / n_slices, n_slices))
-    window, full = 0, 0
+    window, full, due = 0, 0, 0.0
     while full < mixing.slices:
-        leaving = sum(part for part, _ in alive)
-        arriving = min(mixing.chunks, max(1, math.ceil(GROWTH * leaving)))
+        due += GROWTH * math.fsum(part for part, _ in alive)  # alike in all versions of Python
+        arriving = min(mixing.chunks, max(1, round(due)))
+        due -= arriving
         full = full + 1 if arriving == mixing.chunks else 0
         alive = [(part, left - 1) for part, left in alive if left > 1] + [(arriving / mixing.slices, mixing.slices)]
         window += 1

@@ -16,7 +16,8 @@ from cellfeed.plan import check_size
 from cellfeed.progress import Stage, Topology
 from cellfeed.schedule import MAX_SLICES, Mixing
 
-VERSION = 1
+VERSION = 2
+"""Of what a state says and of the orders that it goes on with: another one would be read as another order."""
 
 MAX_COUNT = (1 << 62) - 1
 
