@@ -11,8 +11,8 @@ SOURCE = Path(cellfeed.__file__).parent
 ORDER = [
     "errors", "redact", "valuefilter", "memory", "backoff", "keyed", "joinids", "schedule", "plan", "walk",
     "effective", "delivered", "stats", "retry", "address", "progress", "state", "splits", "zstd", "kernels",
-    "scaling", "unfilter", "tilerows", "fragments", "allocator", "slabs", "rowspace", "rowbuilder", "watch", "rows",
-    "native", "files", "vfs", "reader", "vocabulary", "encoders", "obsframe", "selection", "integrity", "tileindex",
+    "pagerows", "scaling", "unfilter", "tilerows", "fragments", "allocator", "slabs", "rowspace", "rowbuilder", "watch",
+    "rows", "native", "files", "vfs", "reader", "vocabulary", "encoders", "obsframe", "selection", "integrity", "tileindex",
     "tilereader", "identity", "experiment", "query", "genes", "densify", "transforms", "topology", "epochs", "settings",
     "provenance", "budget", "report", "target", "forecast", "planner", "prefetch", "feed", "minibatch", "pipeline",
     "passes", "dataset", "datapipe", "dataloader", "inference", "variability", "obsm", "datamodule", "lightning",
@@ -20,8 +20,8 @@ ORDER = [
 ]  # fmt: skip
 PURE = {
     "errors", "memory", "keyed", "joinids", "schedule", "plan", "walk", "effective", "progress", "state", "splits",
-    "target", "forecast", "kernels", "scaling", "unfilter", "tilerows", "fragments", "report", "budget", "vocabulary",
-    "redact", "valuefilter", "backoff",
+    "target", "forecast", "kernels", "pagerows", "scaling", "unfilter", "tilerows", "fragments", "report", "budget",
+    "vocabulary", "redact", "valuefilter", "backoff",
 }  # fmt: skip
 MAY_IMPORT = {
     "tiledbsoma": {"native", "address", "identity", "experiment", "query", "genes", "obsm", "demo", "cli"},

@@ -1,6 +1,7 @@
 """The dataset over real stores: the behaviours of the published loader's tests, and what goes beyond them."""
 
 import gc
+import json
 import pickle
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import torch
 from torch.utils.data import IterDataPipe
 
 import cellfeed
-from cellfeed import BatchEncoder, Encoder, ExperimentDataPipe, ExperimentDataset, LabelEncoder
+from cellfeed import BatchEncoder, Encoder, ExperimentDataPipe, ExperimentDataset, LabelEncoder, experiment_dataloader
 from cellfeed.errors import EncodeError, PlanError, ReadError
 from tests.stores import addressed, collect, labelled_obs, write_experiment
 
@@ -590,3 +591,18 @@ def test_plan_knows_how_little_the_order_of_joinids_mixes(store):
     for _ in dataset:
         pass
     assert foretold == pytest.approx(dataset.stats().effective_batch_sizes["donor"])
+
+
+def test_integers_of_numpy_are_integers(store):
+    """Wherever a whole number is asked for; what is saved is plain JSON."""
+    given = {
+        "batch_size": np.int64(8), "seed": np.uint32(3), "soma_chunk_size": np.int32(4),
+        "shuffle_chunk_count": np.uint8(2), "memory_budget": np.int64(1 << 30), "rank": np.int16(0), "world_size": np.int64(2),
+    }  # fmt: skip
+    dataset = ExperimentDataset(store, obs_column_names=["donor"], **given)
+    plain = ExperimentDataset(store, obs_column_names=["donor"], **{name: int(value) for name, value in given.items()})
+    loader = experiment_dataloader(dataset, num_workers=np.int64(0))
+    assert torch.equal(torch.cat([obs for _, obs in loader]), torch.cat([obs for _, obs in plain]))
+    for saved in (dataset.provenance(), dataset.state_dict()):
+        json.dumps(saved)
+    assert dataset.plan() == plain.plan()

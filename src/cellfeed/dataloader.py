@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from cellfeed.datapipe import plain
 from cellfeed.dataset import ExperimentDataset
-from cellfeed.errors import CellfeedError, PlanError, ReadError
+from cellfeed.errors import CellfeedError, PlanError, ReadError, is_whole
 from cellfeed.minibatch import Minibatch, PaddedMinibatch
 from cellfeed.plan import MAX_WORKERS
 from cellfeed.watch import Alarm, Watch
@@ -163,8 +163,9 @@ def make_dataloader(
     for name, instead in _REFUSED.items():
         if name in kwargs:
             raise PlanError(f"{kind.made_by} does not take {name}={kwargs[name]!r}; use {instead}")
-    if isinstance(num_workers, bool) or not isinstance(num_workers, int) or not 0 <= num_workers <= MAX_WORKERS:
+    if not is_whole(num_workers) or not 0 <= num_workers <= MAX_WORKERS:
         raise PlanError(f"num_workers={num_workers!r} must be an integer from 0 to {MAX_WORKERS}")
+    num_workers = int(num_workers)
     if num_workers > 0:
         kwargs = {"multiprocessing_context": "spawn", "timeout": TIMEOUT_S, **kwargs}
     try:

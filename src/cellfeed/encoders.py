@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cellfeed.errors import EncodeError
+from cellfeed.errors import EncodeError, is_whole
 from cellfeed.redact import told_as
 from cellfeed.vocabulary import Vocabulary, code_dtype
 
@@ -135,7 +135,7 @@ class LabelEncoder(NamedEncoder):
         unknown: int | str = "error",
         classes: Sequence[Any] | npt.NDArray[Any] | None = None,
     ) -> None:
-        _check_unknown(unknown)
+        unknown = _check_unknown(unknown)
         _check_names(column=column, name=column if name is None else name)
         super().__init__(column if name is None else name, [column])
         self._column = column
@@ -213,7 +213,7 @@ class BatchEncoder(NamedEncoder):
     ) -> None:
         if not isinstance(columns, (list, tuple)) or not columns:
             raise EncodeError(f"BatchEncoder: columns={columns!r} must be a list of one or more column names")
-        _check_unknown(unknown)
+        unknown = _check_unknown(unknown)
         _check_names(**{f"columns[{k}]": column for k, column in enumerate(columns)}, name=name)
         if separator is not None and not isinstance(separator, str):
             raise EncodeError(f"BatchEncoder: separator={separator!r} must be text, or None to have one chosen")
@@ -301,11 +301,12 @@ def _column(obs: pd.DataFrame, column: str, encoder: str) -> pd.Series[Any]:
     return obs[column]
 
 
-def _check_unknown(unknown: int | str) -> None:
+def _check_unknown(unknown: int | str) -> int | str:
     if isinstance(unknown, str) and unknown == "error":
-        return
-    if isinstance(unknown, bool) or not isinstance(unknown, int) or not -(2**63) <= unknown < 2**63:
+        return unknown
+    if not is_whole(unknown) or not -(2**63) <= unknown < 2**63:
         raise EncodeError(f'unknown={unknown!r} must be "error" or the integer code (of 64 bits) of unseen values')
+    return int(unknown)
 
 
 def _check_names(**names: object) -> None:

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import astuple, fields
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
-from cellfeed.errors import PlanError, StateError
+from cellfeed.errors import PlanError, StateError, is_whole
 from cellfeed.progress import Stage, Topology
 from cellfeed.schedule import Mixing
 
@@ -71,7 +70,7 @@ class Epochs:
 
     def set(self, epoch: int) -> None:
         """Choose the epoch of the next pass, and of workers that nobody tells that it begins."""
-        if isinstance(epoch, bool) or not isinstance(epoch, (int, np.integer)) or not 0 <= epoch < MAX_EPOCH:
+        if not is_whole(epoch) or not 0 <= epoch < MAX_EPOCH:
             raise PlanError(f"epoch={epoch!r} must be an integer of at least 0, and less than 2**62")
         self.resume(int(epoch), ())
 

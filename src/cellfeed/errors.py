@@ -20,7 +20,8 @@ import difflib
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from numbers import Integral
+from typing import TypeGuard, TypeVar
 
 T = TypeVar("T")
 
@@ -131,9 +132,14 @@ class MissingDependencyError(CellfeedError, ImportError):
     """
 
 
-def is_real(value: object) -> bool:
+def is_real(value: object) -> TypeGuard[float]:
     """Whether an argument is a number; ``True`` and ``False`` are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether an argument is a whole number, of Python or NumPy; ``True`` and ``False`` are none, nor is ``2.0``."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def nearest(name: object, candidates: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
-from cellfeed.errors import PlanError
+from cellfeed.errors import PlanError, is_whole
 
 
 class Purpose(IntEnum):
@@ -27,7 +27,7 @@ class Purpose(IntEnum):
 
 def check_seed(seed: object) -> int:
     """Return the seed as an int, or say why it is none."""
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+    if not is_whole(seed) or seed < 0:
         raise PlanError(f"seed={seed!r} must be an integer of at least 0 (or None for a fresh one)")
     return int(seed)
 

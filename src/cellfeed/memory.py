@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from cellfeed.errors import PlanError
+from cellfeed.errors import PlanError, is_whole
 
 _UNITS = {
     "B": 1,
@@ -40,10 +40,10 @@ def parse_bytes(value: int | str, *, argument: str = "memory_budget") -> int:
     >>> parse_bytes("2 GiB")
     2147483648
     """
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
+    if is_whole(value):
+        n_bytes = int(value)
+    elif not isinstance(value, str):
         raise PlanError(f'{argument}={value!r} must be a number of bytes or text such as "2 GiB"')
-    if isinstance(value, int):
-        n_bytes = value
     else:
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", value)
         unit = match and _UNITS.get(match[2].upper())

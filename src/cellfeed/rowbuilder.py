@@ -91,7 +91,7 @@ class RowBuilder:
 
     def add(self, dim0: IntArray, dim1: IntArray, data: npt.NDArray[Any]) -> None:
         """Take one page. Nothing of it is kept by reference."""
-        from cellfeed import kernels
+        from cellfeed import pagerows
 
         if len(dim0) == 0 or len(self._joinids) == 0:
             return
@@ -107,20 +107,20 @@ class RowBuilder:
         n_kept = len(dim0)
         if not self._genes.keeps_all:
             columns, table, base = self._genes.columns(dim1), self._genes.table, self._genes.base
-            n_kept = kernels.keep_genes(columns, values, run_row, run_size, table, base, genes, values)
+            n_kept = pagerows.keep_genes(columns, values, run_row, run_size, table, base, genes, values)
         elif n_unwanted:
-            n_kept = kernels.keep_rows(dim1, genes, run_row, run_size)
-            kernels.keep_rows(values, values, run_row, run_size)
+            n_kept = pagerows.keep_rows(dim1, genes, run_row, run_size)
+            pagerows.keep_rows(values, values, run_row, run_size)
         else:
-            kernels.narrow(dim1, genes)
-        kernels.add_sizes(run_row, run_size, self._sizes)
+            pagerows.narrow(dim1, genes)
+        pagerows.add_sizes(run_row, run_size, self._sizes)
         if n_kept < len(genes) // 2:  # a copy is worth the memory of what was not wanted
             genes, values = genes[:n_kept].copy(), values[:n_kept].copy()
         self._pages.append((genes[:n_kept], values[:n_kept], run_row, run_size))
 
     def _rows(self, dim0: IntArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], int]:
         """Cut a page into stretches of one row: their rows, their sizes, and how many are unwanted."""
-        from cellfeed import kernels
+        from cellfeed import pagerows
 
         rows: list[npt.NDArray[np.int32]] = []
         sizes: list[npt.NDArray[np.int32]] = []
@@ -128,7 +128,7 @@ class RowBuilder:
         while at < len(dim0):
             room = (len(dim0) - at) // 32 + 64  # a guess at the number of stretches; what is left gets another
             row, size = np.empty(room, np.int32), np.empty(room, np.int32)
-            at, n_runs, unwanted = kernels.find_rows(dim0, at, self._first, self._stop, self._row0, row, size)
+            at, n_runs, unwanted = pagerows.find_rows(dim0, at, self._first, self._stop, self._row0, row, size)
             rows.append(row[:n_runs])
             sizes.append(size[:n_runs])
             n_unwanted += unwanted
@@ -136,13 +136,13 @@ class RowBuilder:
 
     def _narrow(self, data: npt.NDArray[Any]) -> tuple[int, npt.NDArray[Any]]:
         """Copy the values of a page to a small type that holds them; the width is 0, 1 or 2, as for the rows."""
-        from cellfeed import kernels
+        from cellfeed import pagerows
 
         if data.dtype == np.float32:
             values: npt.NDArray[Any] = np.empty(len(data), np.uint16)
-            width = int(kernels.narrow_float32(data, data.view(np.int32), values))
+            width = int(pagerows.narrow_float32(data, data.view(np.int32), values))
         else:
-            width = int(kernels.value_width(data))
+            width = int(pagerows.value_width(data))
             values = data.astype(np.uint16) if width < 2 else data
         if width < 2 and self._value_dtypes[width].itemsize <= self._value_dtypes[2].itemsize:
             return width, values
@@ -150,11 +150,11 @@ class RowBuilder:
 
     def finish(self, space: RowSpace) -> PlacedRows:
         """Put the rows where there is room for them; the builder is empty afterwards."""
-        from cellfeed import kernels
+        from cellfeed import pagerows
 
         rows = space.place(self._sizes, self._genes.dtype, self._value_dtypes[self._width])
         where, disorder = rows.where, False
         for page in self._pages:
-            disorder |= kernels.scatter_page(*page, *where)
+            disorder |= pagerows.scatter_page(*page, *where)
         self._pages.clear()
         return rows.sorted(self._joinids) if disorder else rows

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, get_args
 
 from cellfeed.address import RETRY_DEADLINE_S
-from cellfeed.errors import PlanError, is_real
+from cellfeed.errors import PlanError, is_real, is_whole
 from cellfeed.keyed import check_seed, fresh_seed
 from cellfeed.memory import parse_bytes
 from cellfeed.plan import Remainder
@@ -67,9 +67,10 @@ class Settings:
             value = given[name]
             if value is None and name != "batch_size":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_CELLS:
+            if not is_whole(value) or not 1 <= value <= MAX_CELLS:
                 optional = "" if name == "batch_size" else ", or None to have it planned"
                 raise PlanError(f"{name}={value!r} must be an integer of at least 1, and less than 2**31{optional}")
+            given[name] = int(value)
         for name in ("shuffle", "drop_last", "return_sparse_X", "use_eager_fetch"):
             if not isinstance(given[name], bool):
                 raise PlanError(f"{name}={given[name]!r} must be True or False")
@@ -87,7 +88,7 @@ class Settings:
         if given["transform"] is not None:
             check_transform(given["transform"])
         _check_alone(**given)
-        check_ranks(given["rank"], given["world_size"])
+        given["rank"], given["world_size"] = check_ranks(given["rank"], given["world_size"])
         return cls(
             seed=fresh_seed() if seed is None else check_seed(seed),
             seed_given=seed is not None,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cellfeed.errors import StateError
+from cellfeed.errors import StateError, is_whole
 from cellfeed.plan import check_size
 from cellfeed.progress import Stage, Topology
 from cellfeed.schedule import MAX_SLICES, Mixing
@@ -148,7 +148,7 @@ def _unpack_stage(stage: Mapping[str, Any]) -> Stage:
 
 
 def _whole(value: Any, least: int, most: int = MAX_COUNT) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= most:
+    if not is_whole(value) or not least <= value <= most:
         raise TypeError(f"{value!r} is not an integer from {least} to {most}")
     return int(value)
 

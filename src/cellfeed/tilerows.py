@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from cellfeed.kernels import DROP, STRIDE, _locate, array_at, borrowed, is_disordered, value_width
+from cellfeed.kernels import array_at, borrowed, is_disordered
+from cellfeed.pagerows import DROP, STRIDE, _locate, value_width
 from cellfeed.unfilter import DAMAGED, PIECE, WIDE, unpack_counts, unpack_tile
 
 AS_THEY_ARE, COUNTS, COUNTS_IN_FLOAT32 = 0, 1, 2

@@ -8,7 +8,7 @@ import sys
 import torch.distributed
 import torch.utils.data
 
-from cellfeed.errors import PlanError
+from cellfeed.errors import PlanError, is_whole
 from cellfeed.plan import World
 
 
@@ -40,16 +40,17 @@ def find_world(rank: int | None, world_size: int | None) -> World:
     return World(*find_ranks(rank, world_size), worker, num_workers)
 
 
-def check_ranks(rank: object, world_size: object) -> None:
-    """Refuse explicit ranks that cannot be."""
+def check_ranks(rank: object, world_size: object) -> tuple[int, int] | tuple[None, None]:
+    """Return explicit ranks as they are, or refuse those that cannot be."""
     if (rank is None) != (world_size is None):
         raise PlanError(f"rank={rank!r} and world_size={world_size!r} go together: give both or neither")
     if rank is None:
-        return
+        return None, None
     for name, value in (("rank", rank), ("world_size", world_size)):
-        if isinstance(value, bool) or not isinstance(value, int):
+        if not is_whole(value):
             raise PlanError(f"{name}={value!r} must be an integer")
-    World(rank, world_size)  # type: ignore[arg-type]
+    world = World(int(rank), int(world_size))  # type: ignore[call-overload]
+    return world.rank, world.world_size
 
 
 def refuse_second_sharding(rank: int | None, world_size: int | None) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from cellfeed.dataset import ExperimentDataset
-from cellfeed.errors import PlanError
+from cellfeed.errors import PlanError, is_whole
 from cellfeed.genes import name_columns
 from cellfeed.settings import IN_ORDER
 from cellfeed.transforms import NormalizeTotal
@@ -58,7 +58,7 @@ def highly_variable_genes(
     >>> dataset.select_genes(genes).shape
     (700, 50)
     """
-    if isinstance(n_genes, bool) or not isinstance(n_genes, int) or n_genes < 1 or dataset.shape[0] < 2:
+    if not is_whole(n_genes) or n_genes < 1 or dataset.shape[0] < 2:
         raise PlanError(f"n_genes={n_genes!r} must be an integer of at least 1, and the dataset have two cells or more")
     mean, variance = moments(dataset, NormalizeTotal(target_sum))
     dispersion = normalised_dispersion(mean, variance)
