@@ -597,7 +597,8 @@ def test_integers_of_numpy_are_integers(store):
     """Wherever a whole number is asked for; what is saved is plain JSON."""
     given = {
         "batch_size": np.int64(8), "seed": np.uint32(3), "soma_chunk_size": np.int32(4),
-        "shuffle_chunk_count": np.uint8(2), "memory_budget": np.int64(1 << 30), "rank": np.int16(0), "world_size": np.int64(2),
+        "shuffle_chunk_count": np.uint8(2), "memory_budget": np.int64(1 << 30), "rank": np.int16(0),
+        "world_size": np.int64(2),
     }  # fmt: skip
     dataset = ExperimentDataset(store, obs_column_names=["donor"], **given)
     plain = ExperimentDataset(store, obs_column_names=["donor"], **{name: int(value) for name, value in given.items()})
