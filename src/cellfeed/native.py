@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from cellfeed.address import SAFE_SETTINGS
 from cellfeed.joinids import IntArray
 
 COLUMNS = ("soma_dim_0", "soma_dim_1", "soma_data")
@@ -88,6 +89,16 @@ def count_in_fragments(array: Any) -> int | None:
     """Count the values stored in an array by its fragments' footers; ``None`` if that is not to be had."""
     count = getattr(getattr(array, "_handle", None), "fragment_cell_count", None)
     return int(count()) if _library() is not None and count is not None else None
+
+
+def safe_context(context: Any = None) -> Any:
+    """Return a context like the user's, or TileDB's default, that does not crash."""
+    import tiledbsoma as soma
+
+    if context is None:
+        return soma.SOMATileDBContext(tiledb_config=dict(SAFE_SETTINGS))
+    given = user_config(context)
+    return context.replace(tiledb_config={key: value for key, value in SAFE_SETTINGS.items() if key not in given})
 
 
 def user_config(context: Any) -> dict[str, str]:

@@ -72,7 +72,7 @@ def write_obsm(
     ids, rows = _check_rows(joinids, embeddings)
     shown, secrets = public_uri(experiment_uri), secrets_of(experiment_uri, _settings_of(context))
     with told_as(SelectionError, f"experiment_uri={shown!r} cannot be opened", secrets):
-        opened = soma.open(str(experiment_uri), context=context)
+        opened = soma.open(str(experiment_uri), context=native.safe_context(context))
     with opened as experiment:
         if not isinstance(experiment, soma.Experiment) or measurement_name not in experiment.ms:
             known = experiment.ms if isinstance(experiment, soma.Experiment) else []

@@ -1,0 +1,68 @@
+"""TileDB's settings: ours where the user has none, and never instead of the user's."""
+
+import pytest
+import tiledbsoma as soma
+
+from cellfeed import ExperimentDataset, native, query
+from cellfeed.address import SAFE_SETTINGS
+from cellfeed.experiment import open_experiment
+
+[(MERGE, OFF)] = SAFE_SETTINGS.items()
+
+
+@pytest.fixture(autouse=True)
+def _as_tiledb_is(monkeypatch):
+    monkeypatch.delenv("TILEDB_SM_QUERY_SPARSE_GLOBAL_ORDER_PREPROCESS_TILE_MERGE")
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The array and the settings, each time that something is opened to be read."""
+    seen = []
+    for kind in (soma.DataFrame, soma.SparseNDArray):
+        plain = kind.open
+
+        def noted(uri, *args, plain=plain, **given):
+            seen.append((uri.rsplit("/", 1)[-1], dict(given["context"].tiledb_config)))
+            return plain(uri, *args, **given)
+
+        monkeypatch.setattr(kind, "open", noted)
+    return seen
+
+
+def read_all(dataset):
+    for _ in dataset:
+        pass
+    query.read_obs_column(dataset._selection, "donor")
+
+
+GIVEN = [(None, OFF), ({"sm.mem.total_budget": "1000000000"}, OFF), ({MERGE: "7"}, "7")]
+
+
+@pytest.mark.parametrize(("given", "expected"), GIVEN)
+@pytest.mark.parametrize("by_uri", [True, False])
+def test_a_crash_of_tiledb_is_avoided(monkeypatch, store, opened, by_uri, given, expected):
+    """Its merge of tiles ends the process once in 50,000 queries: it is off, unless the user wants it."""
+    monkeypatch.setenv("CELLFEED_DIRECT", "0")
+    context = None if given is None else soma.SOMATileDBContext(tiledb_config=given)
+    if by_uri:
+        with open_experiment(store, context) as experiment:
+            assert experiment.context.tiledb_config[MERGE] == expected
+        read_all(ExperimentDataset(store, batch_size=50, context=context))
+    else:
+        with soma.open(store, context=context) as experiment:
+            dataset = ExperimentDataset(experiment, batch_size=50)
+        read_all(dataset)
+    assert {name for name, _ in opened} == {"raw", "obs"}
+    for _, config in opened:
+        assert config[MERGE] == expected
+        for name, value in (given or {}).items():
+            assert config[name] == value
+
+
+def test_a_safe_context_is_the_users():
+    context = soma.SOMATileDBContext(timestamp=7, tiledb_config={"vfs.s3.region": "moon"})
+    safe = native.safe_context(context)
+    assert safe.timestamp_ms == 7
+    assert safe.tiledb_config["vfs.s3.region"] == "moon"
+    assert MERGE not in native.user_config(context)  # the user's own is left as it was
