@@ -15,7 +15,7 @@ MAX_LABELS = 1 << 16
 """Columns with more labels are passed over: counting them would cost more than the minibatch."""
 
 
-_counting = threading.Lock()  # of all objects together, for none would survive a pickle
+_counting = threading.RLock()  # of all objects together, for none would survive a pickle; a signal may ask meanwhile
 
 
 class HasObs(Protocol):
@@ -71,8 +71,8 @@ class Delivered:
                 self._count()
 
     def _count(self) -> None:
-        obs = np.frombuffer(b"".join(self._waiting), np.int64).reshape(-1, self._batch_size, self._n_columns)
-        self._waiting = []
+        waiting, self._waiting = self._waiting, []
+        obs = np.frombuffer(b"".join(waiting), np.int64).reshape(-1, self._batch_size, self._n_columns)
         for _, place, tally in self._columns:
             tally.add(obs[:, :, place])
 
