@@ -13,6 +13,9 @@ from cellfeed.experiment import open_experiment
 @pytest.fixture(autouse=True)
 def _as_tiledb_is(monkeypatch):
     monkeypatch.delenv("TILEDB_SM_QUERY_SPARSE_GLOBAL_ORDER_PREPROCESS_TILE_MERGE")
+    native._default_config.cache_clear()  # it was asked for while the tests' own setting was there
+    yield
+    native._default_config.cache_clear()
 
 
 @pytest.fixture
