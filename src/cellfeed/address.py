@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,6 @@ SAFE_SETTINGS = {
 """TileDB settings for whatever is read, used where the user's context does not set them."""
 
 READ_SETTINGS = {
-    **SAFE_SETTINGS,
     # Without it every finished query gives all free memory back to the system and faults it in again.
     "sm.mem.malloc_trim": "false",
     # Threads of ours each run a query of one thread: queries overlap, the stages of one query do not.
@@ -97,6 +97,11 @@ class ArrayAddress:
         import tiledbsoma as soma
 
         fitting = REMOTE_SETTINGS if self.is_remote else LOCAL_SETTINGS
-        settings = {"soma.init_buffer_bytes": str(buffer_bytes), **READ_SETTINGS, **fitting, **self.config}
-        context = soma.SOMATileDBContext(tiledb_config=settings)
+        context = self.context({"soma.init_buffer_bytes": str(buffer_bytes), **READ_SETTINGS, **fitting})
         return soma.SparseNDArray.open(self.uri, context=context, tiledb_timestamp=self.timestamp_ms)
+
+    def context(self, settings: Mapping[str, str]) -> Any:
+        """Make a context like the user's, with settings added where that has none."""
+        import tiledbsoma as soma
+
+        return soma.SOMATileDBContext(tiledb_config={**SAFE_SETTINGS, **settings, **self.config})

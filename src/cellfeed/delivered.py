@@ -45,7 +45,6 @@ class Delivered:
     def __init__(self, names: Sequence[str | None], codes: Sequence[npt.NDArray[Any] | None], batch_size: int) -> None:
         self._batch_size = batch_size
         self._waiting: list[bytes] = []  # int64, shape (batch_size, n_columns) each
-        self._n_columns = len(names)
         self._columns: list[tuple[str, int, Tally]] = []
         for place, (name, column) in enumerate(zip(names, codes, strict=True)):
             if name is None or column is None or len(column) == 0 or batch_size == 1:
@@ -72,7 +71,7 @@ class Delivered:
 
     def _count(self) -> None:
         waiting, self._waiting = self._waiting, []
-        obs = np.frombuffer(b"".join(waiting), np.int64).reshape(-1, self._batch_size, self._n_columns)
+        obs = np.frombuffer(b"".join(waiting), np.int64).reshape(len(waiting), self._batch_size, -1)
         for _, place, tally in self._columns:
             tally.add(obs[:, :, place])
 

@@ -181,10 +181,10 @@ def batch_size_in_order(codes: npt.NDArray[np.integer], start: int, stop: int, b
     if n_minibatches == 0:
         return float(batch_size)
     tally = Tally(codes, batch_size)
+    minibatches = codes[start : start + n_minibatches * batch_size].reshape(n_minibatches, batch_size)
     step = max(1, CELLS_COUNTED // batch_size)
     for k in range(0, n_minibatches, step):
-        low, high = (start + j * batch_size for j in (k, min(k + step, n_minibatches)))
-        tally.add(codes[low:high].reshape(-1, batch_size))
+        tally.add(minibatches[k : k + step])
     return tally.effective_batch_size()
 
 

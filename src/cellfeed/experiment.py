@@ -49,7 +49,8 @@ def open_experiment(experiment: Any, context: Any = None, retries: Retries = ONC
             secrets_of(uri, _config(context)),
             "; give a tiledbsoma.Experiment or the URI of one",
         ):
-            opened = retries.call(lambda: soma.open(uri, context=native.safe_context(context)))
+            safe = native.safe_context(context)
+            opened = retries.call(lambda: soma.open(uri, context=safe))
         with opened:
             yield check_experiment(opened, repr(public_uri(uri)))
         return

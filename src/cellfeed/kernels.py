@@ -49,7 +49,8 @@ _UINT8, _UINT16 = np.empty(0, np.uint8), np.empty(0, np.uint16)
 
 
 @njit(nogil=True, cache=True)
-def _copy(source, target):
+def copy_into(source, target):
+    """Copy with a change of type."""
     for i in range(len(source)):
         target[i] = source[i]
 
@@ -87,8 +88,8 @@ def move_rows(genes_at, values_at, sizes, gene_type, value_type, new_genes_at, n
     """Copy rows to other addresses."""
     for row in range(len(sizes)):
         size = sizes[row]
-        _copy(array_at(genes_at[row], size, gene_type), array_at(new_genes_at[row], size, gene_type))
-        _copy(array_at(values_at[row], size, value_type), array_at(new_values_at[row], size, value_type))
+        copy_into(array_at(genes_at[row], size, gene_type), array_at(new_genes_at[row], size, gene_type))
+        copy_into(array_at(values_at[row], size, value_type), array_at(new_values_at[row], size, value_type))
 
 
 @njit(nogil=True, cache=True)
@@ -125,7 +126,7 @@ def collect_values(values_at, indptr, value_type, out):
     out = borrowed(out)
     for row in range(len(values_at)):
         size = indptr[row + 1] - indptr[row]
-        _copy(array_at(values_at[row], size, value_type), out[indptr[row] : indptr[row + 1]])
+        copy_into(array_at(values_at[row], size, value_type), out[indptr[row] : indptr[row + 1]])
 
 
 @njit(nogil=True, cache=True)
@@ -134,7 +135,7 @@ def put_values(values_at, indptr, values):
     values = borrowed(values)
     for row in range(len(values_at)):
         size = indptr[row + 1] - indptr[row]
-        _copy(values[indptr[row] : indptr[row + 1]], array_at(values_at[row], size, values))
+        copy_into(values[indptr[row] : indptr[row + 1]], array_at(values_at[row], size, values))
 
 
 @njit(nogil=True, cache=True)
@@ -169,13 +170,13 @@ def gather_csr(genes, values, sizes, widths, gene_type, value_type, indptr, out_
     for k in range(len(sizes)):
         at, size = indptr[k], sizes[k]
         to_values = out_values[at : at + size]
-        _copy(array_at(genes[k], size, gene_type), out_genes[at : at + size])
+        copy_into(array_at(genes[k], size, gene_type), out_genes[at : at + size])
         if widths[k] == 1:
-            _copy(array_at(values[k], size, _UINT8), to_values)
+            copy_into(array_at(values[k], size, _UINT8), to_values)
         elif widths[k] == 2:
-            _copy(array_at(values[k], size, _UINT16), to_values)
+            copy_into(array_at(values[k], size, _UINT16), to_values)
         else:
-            _copy(array_at(values[k], size, value_type), to_values)
+            copy_into(array_at(values[k], size, value_type), to_values)
 
 
 @njit(nogil=True, cache=True)

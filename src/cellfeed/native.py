@@ -91,14 +91,20 @@ def count_in_fragments(array: Any) -> int | None:
     return int(count()) if _library() is not None and count is not None else None
 
 
-def safe_context(context: Any = None) -> Any:
+def safe_context(context: Any) -> Any:
     """Return a context like the user's, or TileDB's default, that does not crash."""
-    import tiledbsoma as soma
-
     if context is None:
-        return soma.SOMATileDBContext(tiledb_config=dict(SAFE_SETTINGS))
+        return _safe_default()
     given = user_config(context)
     return context.replace(tiledb_config={key: value for key, value in SAFE_SETTINGS.items() if key not in given})
+
+
+@functools.cache
+def _safe_default() -> Any:
+    """Return one context for all that is opened without: each has threads of its own."""
+    import tiledbsoma as soma
+
+    return soma.SOMATileDBContext(tiledb_config=dict(SAFE_SETTINGS))
 
 
 def user_config(context: Any) -> dict[str, str]:

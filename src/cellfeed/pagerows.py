@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from cellfeed.kernels import _copy, array_at, borrowed, is_disordered
+from cellfeed.kernels import array_at, borrowed, copy_into, is_disordered
 
 DROP = np.uint32(0xFFFFFFFF)
 """In a table of genes: this column of the array is not wanted."""
@@ -48,15 +48,26 @@ def narrow_float32(values, bits, target):
     return 0 if every <= 255 else 1
 
 
-@njit(nogil=True, cache=True)
-def narrow(source, target):
-    """Copy with a change of type."""
-    for i in range(len(source)):
-        target[i] = source[i]
+@njit(nogil=True, cache=True, inline="always")
+def end_of_stretch(rows, start):
+    """Return the place behind the stretch of one row number that begins at ``start``; give a borrowed array."""
+    joinid = rows[start]
+    end = start + 1
+    while end + STRIDE <= len(rows):
+        change = np.int64(0)
+        ahead = rows[end : end + STRIDE]
+        for q in range(STRIDE):
+            change |= ahead[q] ^ joinid
+        if change:
+            break
+        end += STRIDE
+    while end < len(rows) and rows[end] == joinid:
+        end += 1
+    return end
 
 
 @njit(nogil=True, cache=True)
-def _locate(joinid, first, stop, k):
+def locate(joinid, first, stop, k):
     """Index of the run that holds ``joinid``, tried at ``k`` first; -1 if none does."""
     if first[k] <= joinid < stop[k]:
         return k
@@ -82,18 +93,8 @@ def find_rows(dim0, start, first, stop, row0, run_row, run_size):
     n, i, k, n_runs, n_unwanted = len(dim0), start, 0, 0, 0
     while i < n and n_runs < len(run_row):
         joinid = dim0[i]
-        end = i + 1
-        while end + STRIDE <= n:
-            change = np.int64(0)
-            ahead = dim0[end : end + STRIDE]
-            for q in range(STRIDE):
-                change |= ahead[q] ^ joinid
-            if change:
-                break
-            end += STRIDE
-        while end < n and dim0[end] == joinid:
-            end += 1
-        found = _locate(joinid, first, stop, k)
+        end = end_of_stretch(dim0, i)
+        found = locate(joinid, first, stop, k)
         if found >= 0:
             k = found
             run_row[n_runs] = row0[k] + joinid - first[k]
@@ -166,8 +167,8 @@ def scatter_page(genes, values, run_row, run_size, genes_at, values_at, filled, 
         at = filled[row]
         filled[row] = at + size
         to_g = array_at(genes_at[row], at + size, gene_type)
-        _copy(genes[p : p + size], to_g[at:])
-        _copy(values[p : p + size], array_at(values_at[row] + at * value_type.itemsize, size, value_type))
+        copy_into(genes[p : p + size], to_g[at:])
+        copy_into(values[p : p + size], array_at(values_at[row] + at * value_type.itemsize, size, value_type))
         p += size
         disorder = np.uint8(disorder | is_disordered(to_g, at))
     return disorder != 0

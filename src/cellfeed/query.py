@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from cellfeed import native
-from cellfeed.address import SAFE_SETTINGS, ArrayAddress
+from cellfeed.address import ArrayAddress
 from cellfeed.encoders import Encoder, LabelEncoder, encode
 from cellfeed.errors import EncodeError, SelectionError, nearest, warn_user
 from cellfeed.experiment import check_experiment, reading
@@ -292,8 +292,7 @@ def _read_column(
 ) -> pd.Series[Any]:
     import tiledbsoma as soma
 
-    context = soma.SOMATileDBContext(tiledb_config=SAFE_SETTINGS | address.config)
-    with soma.DataFrame.open(address.uri, context=context, tiledb_timestamp=address.timestamp_ms) as opened:
+    with soma.DataFrame.open(address.uri, context=address.context({}), tiledb_timestamp=address.timestamp_ms) as opened:
         column = choose(opened.schema.names)
         if len(wanted) == 0:
             return pd.Series([], dtype=object)

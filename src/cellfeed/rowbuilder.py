@@ -91,7 +91,7 @@ class RowBuilder:
 
     def add(self, dim0: IntArray, dim1: IntArray, data: npt.NDArray[Any]) -> None:
         """Take one page. Nothing of it is kept by reference."""
-        from cellfeed import pagerows
+        from cellfeed import kernels, pagerows
 
         if len(dim0) == 0 or len(self._joinids) == 0:
             return
@@ -112,7 +112,7 @@ class RowBuilder:
             n_kept = pagerows.keep_rows(dim1, genes, run_row, run_size)
             pagerows.keep_rows(values, values, run_row, run_size)
         else:
-            pagerows.narrow(dim1, genes)
+            kernels.copy_into(dim1, genes)
         pagerows.add_sizes(run_row, run_size, self._sizes)
         if n_kept < len(genes) // 2:  # a copy is worth the memory of what was not wanted
             genes, values = genes[:n_kept].copy(), values[:n_kept].copy()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from cellfeed.kernels import _UINT8, _UINT16, _copy, _put_dense, array_at, borrowed
+from cellfeed.kernels import _UINT8, _UINT16, _put_dense, array_at, borrowed, copy_into
 
 
 @njit(nogil=True, cache=True)
@@ -29,7 +29,7 @@ def gather_csr(genes, values, sizes, widths, gene_type, value_type, indptr, targ
     out_genes, out_values = borrowed(out_genes), borrowed(out_values)
     for k in range(len(sizes)):
         at, size = indptr[k], sizes[k]
-        _copy(array_at(genes[k], size, gene_type), out_genes[at : at + size])
+        copy_into(array_at(genes[k], size, gene_type), out_genes[at : at + size])
         _scale(values[k], widths[k], value_type, target, log, out_values[at : at + size])
 
 

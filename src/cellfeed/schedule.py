@@ -21,7 +21,7 @@ from cellfeed.joinids import IntArray
 
 GROWTH = 1.6
 """While a walk that began small grows, so many times as much arrives as leaves: a training loop that takes half of
-what can be read never waits for the growth."""
+what can be read need not wait for the growth."""
 
 
 AHEAD = 8

@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 
 from cellfeed.kernels import array_at, borrowed, is_disordered
-from cellfeed.pagerows import DROP, STRIDE, _locate, value_width
+from cellfeed.pagerows import DROP, end_of_stretch, locate, value_width
 from cellfeed.unfilter import DAMAGED, PIECE, WIDE, unpack_counts, unpack_tile
 
 AS_THEY_ARE, COUNTS, COUNTS_IN_FLOAT32 = 0, 1, 2
@@ -39,19 +39,9 @@ def _find_cuts(rows, runs, wanted, cuts, n_cuts, sizes):
     n, i, k, total = len(rows), 0, 0, np.int64(0)
     while i < n:
         joinid = rows[i]
-        end = i + 1
-        while end + STRIDE <= n:
-            change = np.int64(0)
-            ahead = rows[end : end + STRIDE]
-            for q in range(STRIDE):
-                change |= ahead[q] ^ joinid
-            if change:
-                break
-            end += STRIDE
-        while end < n and rows[end] == joinid:
-            end += 1
+        end = end_of_stretch(rows, i)
         total += joinid * (end - i)
-        found = _locate(joinid, first, stop, k)
+        found = locate(joinid, first, stop, k)
         if found >= 0:
             if n_cuts == len(cut_row):
                 return FULL, total
