@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pandas as pd
 import pyarrow as pa
 import scipy.sparse as sp
 import tiledbsoma as soma
+
+from cellfeed import native
 
 
 def addressed(n_obs: int, n_vars: int, density: float = 0.3, seed: int = 0) -> sp.csr_matrix:
@@ -35,21 +38,30 @@ def write_experiment(
     allows_duplicates: bool = True,
     n_fragments: int = 1,
     layers: tuple[str, ...] = ("raw",),
+    unfiltered: tuple[str, ...] = (),
+    columns: int | None = None,
     context: Any = None,
 ) -> str:
-    """Write one experiment; row ``i`` of ``X`` and ``obs`` is the cell ``joinids[i]``."""
+    """Write one experiment; row ``i`` of ``X`` and ``obs`` is the cell ``joinids[i]``.
+
+    The array has the ``columns`` that var needs, unless more are given. Fields of X that are ``unfiltered`` are stored
+    as they are: a byte of such a file is a byte of one value.
+    """
     uri = str(path)
     n_obs, n_vars = X.shape
     joinids = np.arange(n_obs) if joinids is None else np.asarray(joinids)
     var_joinids = np.arange(n_vars) if var_joinids is None else np.asarray(var_joinids)
-    shape = (int(joinids.max(initial=0)) + 1, int(var_joinids.max(initial=0)) + 1)
+    shape = (int(joinids.max(initial=0)) + 1, columns or int(var_joinids.max(initial=0)) + 1)
     obs = pd.DataFrame(index=range(n_obs)) if obs is None else obs
     var = pd.DataFrame({"feature_name": [f"G{j}" for j in range(n_vars)]}) if var is None else var
     create = {
         "capacity": capacity,
         "dims": {"soma_dim_0": {"tile": extent}, "soma_dim_1": {"tile": column_extent}},
         "allows_duplicates": allows_duplicates,
+        "attrs": {"soma_data": {"filters": []}} if "soma_data" in unfiltered else {},
     }
+    for name in set(unfiltered) & set(create["dims"]):
+        create["dims"][name]["filters"] = []
     coo = X.tocoo()
     parts = np.array_split(np.arange(coo.nnz), n_fragments)
     with soma.Experiment.create(uri, context=context) as experiment:
@@ -96,6 +108,25 @@ def _write_frame(parent: Any, name: str, frame: pd.DataFrame, joinids: np.ndarra
     if len(frame):
         with soma.DataFrame.open(uri, "w", context=context) as target:
             target.write(table)
+
+
+def consolidate(array_uri: str, *, vacuum: bool) -> None:
+    """Make one fragment of all fragments of an array; without ``vacuum``, those it replaces stay where they are.
+
+    tiledbsoma has no public call for it; TileDB's C interface does.
+    """
+    library = ctypes.CDLL(native.library_file())
+    config, error, context = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()
+    uri = array_uri.removeprefix("file://").encode()
+    calls = [
+        lambda: library.tiledb_config_alloc(ctypes.byref(config), ctypes.byref(error)),
+        lambda: library.tiledb_ctx_alloc(config, ctypes.byref(context)),
+        lambda: library.tiledb_array_consolidate(context, uri, config),
+        lambda: library.tiledb_array_vacuum(context, uri, config) if vacuum else 0,
+    ]
+    assert [call() for call in calls] == [0] * len(calls)
+    library.tiledb_ctx_free(ctypes.byref(context))
+    library.tiledb_config_free(ctypes.byref(config))
 
 
 def labelled_obs(n_obs: int, n_labels: int = 3) -> pd.DataFrame:

@@ -147,7 +147,7 @@ def test_commits_decide_what_is_seen():
     assert visible_fragments(listed, listed, 9) == [name]
     listed["__9_9_cc_22.ign"] = f"__fragments/{name}.wrt\n".encode()
     assert visible_fragments(listed, listed, 9) == []
-    for commits, texts in (["x.del"], {}), (["x.vac"], {}), (["x.con"], {"x.con": b"a.del\n\0\1"}), (["odd.wrt"], {}):
+    for commits, texts in (["x.del"], {}), (["x.con"], {"x.con": b"a.del\n\0\1"}), (["odd.wrt"], {}):
         with pytest.raises(UnknownLayout):
             visible_fragments(commits, texts, 9)
     with pytest.raises(UnknownLayout, match="consolidated over the timestamp"):
@@ -181,8 +181,8 @@ def test_a_damaged_byte_is_an_error_or_harmless(tmp_path_factory, data):
     file.write_bytes(content)
     try:
         index, _ = opened(uri)
-    except (soma.SOMAError, UnicodeDecodeError):
-        return  # TileDB itself cannot open it
+    except (soma.SOMAError, UnicodeDecodeError, ReadError):
+        return  # TileDB itself cannot open it, or the metadata contradicts itself
     if index is not None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)

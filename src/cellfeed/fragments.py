@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cellfeed.errors import ReadError
 from cellfeed.joinids import IntArray, merge_runs
 
 VERSIONS = range(16, 23)
@@ -27,11 +28,26 @@ FIELDS = ("a0", "d0", "d1")
 
 GZIP = 1
 
+HEAD_BYTES, BOX_BYTES = 4096, 64
+"""Bounds of a tile of metadata: bytes of its heads, and bytes for each data tile. A box of the R-tree has 32 bytes, and
+all higher levels of the tree together have fewer boxes than its last one."""
+
+LISTS = (".con", ".ign", ".vac")
+"""Ends of the names of commits that list fragments: consolidated commits, ignored ones, fragments to be vacuumed."""
+
 _NAME = re.compile(r"__(\d+)_(\d+)_[0-9a-f]+(?:_(\d+))?")
+
+
+UNKNOWN_SUMS = np.array([2**63 - 1, -(2**63)], np.int64)
+"""Sums of integers that mean that a sum left the range of int64."""
 
 
 class UnknownLayout(Exception):  # noqa: N818 - not an error: the array is read another way
     """The array uses something that is not read here."""
+
+
+class ConsolidatedLater(UnknownLayout):
+    """A fragment holds values from before and after the timestamp; only TileDB reads the time of each value."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +60,9 @@ class Fragment:
         Its folder.
     last_values
         Values in the last tile; all others are full.
-    largest
-        shape (n_tiles,), of the type of X: the largest value in each tile.
+    smallest, largest
+        shape (n_tiles,), of the type of X: the smallest and the largest value in each tile. They are not exact where a
+        tile holds NaN.
     rows, columns
         uint32 or int64, shape (n_tiles, 2): smallest and largest row and column of each tile, inclusive.
     first_block, last_block
@@ -53,11 +70,18 @@ class Fragment:
     offsets
         int64, shape (n_tiles + 1,) each, for ``FIELDS``: where the tiles begin in their files, and where the last ends.
     row_sums, column_sums, value_sums
-        int64 and, for the values, float64, shape (n_tiles,): what each tile adds up to, as its writer noted.
+        int64 and, for values that are floats, float64, shape (n_tiles,): the sums of each tile, as its writer noted
+        them. Sums of integers are modulo 2**64; :data:`UNKNOWN_SUMS` stand for sums that its writer could not hold.
+    has_timestamps
+        Whether the fragment was consolidated from others and keeps the time of each value. In an array that forbids
+        duplicates, such a fragment may hold several values of one place.
+    verified
+        bool, shape (n_tiles,), filled by readers: tiles of which this process has verified all columns and values.
     """
 
     name: str
     last_values: int
+    smallest: npt.NDArray[Any]
     largest: npt.NDArray[Any]
     rows: npt.NDArray[Any]
     columns: npt.NDArray[Any]
@@ -66,7 +90,9 @@ class Fragment:
     offsets: tuple[IntArray, IntArray, IntArray]
     row_sums: IntArray
     column_sums: IntArray
-    value_sums: npt.NDArray[np.float64]
+    value_sums: npt.NDArray[Any]
+    has_timestamps: bool
+    verified: npt.NDArray[np.bool_]
 
     def tiles_of(self, rows: IntArray, columns: IntArray | None, extent: int) -> IntArray:
         """Ascending indices of the tiles that may hold values of half-open ranges of rows and columns."""
@@ -97,44 +123,60 @@ def visible_fragments(commits: Iterable[str], texts: Mapping[str, bytes], timest
     commits
         Names of the files in the array's folder of commits.
     texts
-        What those that end in ``.con`` and ``.ign`` hold.
+        Contents of the files whose names end in one of :data:`LISTS`.
+
+    Raises
+    ------
+    ConsolidatedLater
+        If a fragment was consolidated from writes before and after ``timestamp_ms``.
+    UnknownLayout
+        If a commit is of an unknown kind.
     """
     names: set[str] = set()
     ignored: set[str] = set()
+    replaced: dict[str, list[str]] = {}  # the fragments that a consolidated one stands for, until they are vacuumed
     for commit in commits:
         stem, _, kind = commit.rpartition(".")
         if kind == "wrt":
             names.add(stem)
-        elif kind in ("con", "ign"):
-            listed = _listed(texts[commit])
-            (names if kind == "con" else ignored).update(listed)
+        elif kind == "con":
+            names.update(_listed(texts[commit], ".wrt"))
+        elif kind == "ign":
+            ignored.update(_listed(texts[commit], ".wrt"))
+        elif kind == "vac":
+            replaced[stem] = _listed(texts[commit], "")
         else:
             raise UnknownLayout(f"commits hold {commit!r}")
-    seen = []
-    for name in names - ignored:
-        match = _NAME.fullmatch(name)
-        if match is None:
-            raise UnknownLayout(f"fragment {name!r}")
-        begins, ends = int(match[1]), int(match[2])
-        if begins > timestamp_ms:
-            continue
-        if ends > timestamp_ms:
-            raise UnknownLayout(f"fragment {name!r} was consolidated over the timestamp {timestamp_ms}")
-        seen.append((begins, ends, name))
-    return [name for _, _, name in sorted(seen)]
+    times = {name: _times(name) for name in names - ignored}
+    for name, (begins, ends) in times.items():
+        if begins <= timestamp_ms < ends:
+            raise ConsolidatedLater(f"fragment {name!r} was consolidated over the timestamp {timestamp_ms}")
+    for name in replaced.keys() & times.keys():
+        if times[name][1] <= timestamp_ms:
+            ignored.update(replaced[name])
+    seen = sorted((times[name], name) for name in times.keys() - ignored if times[name][1] <= timestamp_ms)
+    return [name for _, name in seen]
 
 
-def _listed(text: bytes) -> list[str]:
-    """Stems of the fragments in a consolidated or an ignore file; delete commits are not known here."""
-    stems = []
-    for line in text.splitlines():
-        if not line.endswith(b".wrt"):
-            raise UnknownLayout("a consolidated commit is no plain write")
-        stems.append(line.rsplit(b"/", 1)[-1][: -len(b".wrt")].decode())
-    return stems
+def _times(name: str) -> tuple[int, int]:
+    """Return the milliseconds at which a fragment begins and ends."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise UnknownLayout(f"fragment {name!r}")
+    return int(match[1]), int(match[2])
 
 
-def parse_fragment(name: str, data: bytes, extent: int, dtype: npt.DTypeLike) -> Fragment | None:
+def _listed(text: bytes, suffix: str) -> list[str]:
+    """Return the names of the fragments in a list of paths that all end in a suffix."""
+    lines = [line for line in text.decode(errors="replace").splitlines() if line]
+    if not all(line.endswith(suffix) for line in lines):  # commits of deletions end in another one
+        raise UnknownLayout("a consolidated commit is no plain write")
+    return [line.removesuffix(suffix).rstrip("/").rpartition("/")[2] for line in lines]
+
+
+def parse_fragment(
+    name: str, data: bytes, extent: int, dtype: npt.DTypeLike, max_tiles: int = 2**40
+) -> Fragment | None:
     """Read a fragment's metadata file; ``None`` if the fragment is empty.
 
     Parameters
@@ -145,14 +187,23 @@ def parse_fragment(name: str, data: bytes, extent: int, dtype: npt.DTypeLike) ->
         Rows of a space tile.
     dtype
         Type of the values.
+    max_tiles
+        The largest number of tiles that the array's shape permits: nothing larger is unpacked.
+
+    Raises
+    ------
+    UnknownLayout
+        If the metadata has another format, or contradicts itself.
+    ReadError
+        If a part of the metadata is larger than its number of tiles permits.
     """
     try:
-        return _parse(name, data, extent, np.dtype(dtype))
+        return _parse(name, data, extent, np.dtype(dtype), max_tiles)
     except (struct.error, zlib.error, ValueError, IndexError) as cause:
         raise UnknownLayout(f"fragment {name!r} cannot be read: {cause}") from cause
 
 
-def _parse(name: str, data: bytes, extent: int, dtype: np.dtype[Any]) -> Fragment | None:
+def _parse(name: str, data: bytes, extent: int, dtype: np.dtype[Any], max_tiles: int) -> Fragment | None:
     (length,) = struct.unpack_from("<Q", data, len(data) - 8)
     if length > len(data) - 8:
         raise UnknownLayout(f"fragment {name!r} has no footer")
@@ -169,16 +220,20 @@ def _parse(name: str, data: bytes, extent: int, dtype: np.dtype[Any]) -> Fragmen
         raise UnknownLayout(f"fragment {name!r} is dense or holds deletions")
     if empty or n_tiles == 0:
         return None
+    if n_tiles > max_tiles:
+        raise ValueError(f"{n_tiles} tiles, where the array's shape permits {max_tiles}")
     n_fields = 4 + has_timestamps  # attribute, the old coordinates, two dimensions, timestamps
     sizes = footer.take(f"{3 * n_fields}Q")
     (tree,) = footer.take("Q")
     places = footer.take(f"{n_fields}Q")
-    footer.skip(4 * 8 * n_fields)  # offsets and sizes of columns of varying length, validity, smallest values
-    largest = footer.take(f"{n_fields}Q")[0]
-    sums = footer.take(f"{n_fields}Q")
-    boxes = _leaves(_generic_tile(data, tree), n_tiles)
-    offsets = tuple(_offsets(_generic_tile(data, places[k]), n_tiles, sizes[k]) for k in (0, 2, 3))
-    summed_as = "<f8" if dtype.kind == "f" else "<u8" if dtype.kind == "u" else "<i8"
+    footer.skip(3 * 8 * n_fields)  # offsets and sizes of columns of varying length, validity
+    smallest, largest, sums = (footer.take(f"{n_fields}Q") for _ in range(3))
+
+    def unpack(at: int) -> bytes:
+        return _generic_tile(data, at, HEAD_BYTES + BOX_BYTES * n_tiles)
+
+    boxes = _leaves(unpack(tree), n_tiles)
+    offsets = tuple(_offsets(unpack(places[k]), n_tiles, sizes[k]) for k in (0, 2, 3))
     blocks = boxes[:, 0] // extent
     if (np.diff(blocks, axis=0) < 0).any() or blocks.max(initial=0) > np.iinfo(np.int32).max:
         raise UnknownLayout(f"fragment {name!r} is not in row-major order")
@@ -186,15 +241,18 @@ def _parse(name: str, data: bytes, extent: int, dtype: np.dtype[Any]) -> Fragmen
     return Fragment(
         name=name,
         last_values=last_values,
-        largest=_extremes(_generic_tile(data, largest), n_tiles, dtype),
+        smallest=_extremes(unpack(smallest[0]), n_tiles, dtype),
+        largest=_extremes(unpack(largest[0]), n_tiles, dtype),
         rows=np.ascontiguousarray(compact[:, 0]),
         columns=np.ascontiguousarray(compact[:, 1]),
         first_block=np.ascontiguousarray(blocks[:, 0], np.int32),
         last_block=np.ascontiguousarray(blocks[:, 1], np.int32),
         offsets=(offsets[0], offsets[1], offsets[2]),
-        row_sums=_sums(_generic_tile(data, sums[2]), n_tiles, "<i8"),
-        column_sums=_sums(_generic_tile(data, sums[3]), n_tiles, "<i8"),
-        value_sums=_sums(_generic_tile(data, sums[0]), n_tiles, summed_as).astype(np.float64),
+        row_sums=_sums(unpack(sums[2]), n_tiles, "<i8"),
+        column_sums=_sums(unpack(sums[3]), n_tiles, "<i8"),
+        value_sums=_value_sums(unpack(sums[0]), n_tiles, dtype),
+        has_timestamps=bool(has_timestamps),
+        verified=np.zeros(n_tiles, np.bool_),
     )
 
 
@@ -221,15 +279,18 @@ class _Cursor:
         return taken
 
 
-def _generic_tile(data: bytes, at: int) -> bytes:
-    """Unpack a tile of metadata, which says itself how it is packed: always gzip without encryption so far."""
+def _generic_tile(data: bytes, at: int, limit: int) -> bytes:
+    """Unpack a tile of metadata of at most ``limit`` bytes, packed as its header says: always gzip so far."""
     cursor = _Cursor(data[at:])
     _, _, size, _, _, encryption, pipeline_bytes = cursor.take("IQQBQBI")
+    too_large = ReadError(f"a fragment's metadata is damaged: a part of it is larger than the {limit} bytes possible")
+    if size > limit:
+        raise too_large
     pipeline = cursor.bytes(pipeline_bytes)
     _, n_filters, kind = struct.unpack_from("<IIB", pipeline)
     if encryption or n_filters != 1 or kind != GZIP:
         raise UnknownLayout("metadata is encrypted or packed in an unknown way")
-    parts = []
+    parts, left = [], size
     (n_chunks,) = cursor.take("Q")
     for _ in range(n_chunks):
         _, packed_bytes, head_bytes = cursor.take("III")
@@ -237,11 +298,16 @@ def _generic_tile(data: bytes, at: int) -> bytes:
         n_heads, n_parts = struct.unpack_from("<II", head)
         if n_heads or n_parts != 1:
             raise UnknownLayout("metadata is packed in an unknown way")
-        parts.append(zlib.decompress(cursor.bytes(packed_bytes)))
-    unpacked = b"".join(parts)
-    if len(unpacked) != size:
-        raise ValueError(f"{len(unpacked)} bytes of metadata where {size} belong")
-    return unpacked
+        stream = zlib.decompressobj()
+        parts.append(stream.decompress(cursor.bytes(packed_bytes), left + 1))  # no more, whatever the bytes unpack to
+        left -= len(parts[-1])
+        if left < 0:
+            raise too_large
+        if not stream.eof:
+            raise ValueError("a chunk of metadata is cut short")
+    if left:
+        raise ValueError(f"{size - left} bytes of metadata where {size} belong")
+    return b"".join(parts)
 
 
 def _leaves(tree: bytes, n_tiles: int) -> IntArray:
@@ -270,6 +336,15 @@ def _sums(packed: bytes, n_tiles: int, dtype: str) -> npt.NDArray[Any]:
     if n_bytes not in (n_tiles, n_tiles * 8):
         raise ValueError(f"{n_bytes} bytes of sums for {n_tiles} tiles")
     return np.frombuffer(packed, dtype, n_tiles, 8)
+
+
+def _value_sums(packed: bytes, n_tiles: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Return the sums of values, in int64 for integers; a sum that its type could not hold is an unknown one."""
+    if dtype.kind == "f":
+        return _sums(packed, n_tiles, "<f8")
+    sums = _sums(packed, n_tiles, "<i8")
+    # TileDB adds up unsigned integers as uint64 and notes its largest value, which is -1 here, for a larger sum.
+    return np.where(sums == -1, UNKNOWN_SUMS[0], sums) if dtype.kind == "u" else sums
 
 
 def _offsets(packed: bytes, n_tiles: int, file_size: int) -> IntArray:

@@ -18,7 +18,14 @@ import numpy as np
 
 from cellfeed.address import OBJECT_STORES, ArrayAddress
 from cellfeed.files import ArrayFiles, LocalFiles
-from cellfeed.fragments import Fragment, UnknownLayout, parse_fragment, visible_fragments
+from cellfeed.fragments import (
+    LISTS,
+    ConsolidatedLater,
+    Fragment,
+    UnknownLayout,
+    parse_fragment,
+    visible_fragments,
+)
 from cellfeed.redact import redacted
 from cellfeed.retry import ONCE, Retries
 from cellfeed.selection import ArrayGeometry
@@ -43,13 +50,15 @@ class TileIndex:
     files
         Of the array.
     fragments
-        Oldest first; an array that forbids duplicates has at most one value at any place of them.
+        Oldest first; in an array that forbids duplicates, no two of them hold a value of one place.
     extent, capacity, n_columns
         Rows of a space tile, values of a data tile, columns of the array.
     how
         How values, rows and columns are packed (see ``PIPELINES``), in the order of ``FIELDS``.
     dtype
         Of the values.
+    allows_duplicates
+        Whether the array may hold a place more than once.
     """
 
     files: ArrayFiles
@@ -59,6 +68,18 @@ class TileIndex:
     n_columns: int
     how: tuple[int, int, int]
     dtype: np.dtype[Any]
+    allows_duplicates: bool = True
+
+    @property
+    def column_dtype(self) -> type[np.unsignedinteger[Any]]:
+        """The smallest type of the columns that hold a value."""
+        largest = max((int(one.columns[:, 1].max()) for one in self.fragments), default=0)
+        return np.uint16 if largest < 1 << 16 else np.uint32
+
+    @property
+    def may_repeat(self) -> bool:
+        """Whether a place may have several values of different times: only TileDB selects the newest."""
+        return not self.allows_duplicates and any(one.has_timestamps for one in self.fragments)
 
     @property
     def n_values(self) -> int:
@@ -70,6 +91,12 @@ def open_tiles(address: ArrayAddress, geometry: ArrayGeometry, retries: Retries 
     """Find the tiles of an array as it was at its timestamp; ``None`` if TileDB has to read it.
 
     ``retries`` makes the requests, now and later.
+
+    Raises
+    ------
+    ConsolidatedLater
+        If values from before and after the timestamp were consolidated into one fragment: TileDB has to read it, and
+        its number of values says nothing about those before the timestamp.
     """
     if os.environ.get("CELLFEED_DIRECT", "1") in ("", "0"):
         return None
@@ -78,17 +105,20 @@ def open_tiles(address: ArrayAddress, geometry: ArrayGeometry, retries: Retries 
             raise UnknownLayout("no zstd library")
         if not geometry.row_major or any(pipeline not in PIPELINES for pipeline in geometry.filters):
             raise UnknownLayout(f"filters {geometry.filters}, row-major: {geometry.row_major}")
-        if geometry.n_columns > 1 << 32:
-            raise UnknownLayout(f"it has {geometry.n_columns} columns")
         rows, columns, values = (PIPELINES[pipeline] for pipeline in geometry.filters)
         dtype = np.dtype(np.uint8 if geometry.dtype == "bool" else geometry.dtype)
         files = files_of(address, retries)
         root, commits = files.list_folders("", COMMITS)
         if any(name.startswith("__") and name[2:3].isdigit() for name in root):
             raise UnknownLayout("it has fragments of TileDB before 2.8")
-        fragments = _load_fragments(files, tuple(sorted(commits)), address.timestamp_ms, geometry.row_extent, dtype)
+        fragments = _load_fragments(files, tuple(sorted(commits)), address.timestamp_ms, geometry, dtype)
+        if any(int(one.columns.max()) >= 1 << 32 for one in fragments):
+            raise UnknownLayout("its columns do not fit 32 bits")
         if not geometry.allows_duplicates:
             _check_disjoint(fragments)
+    except ConsolidatedLater as reason:
+        logger.info("%s is read through TileDB: %s", address, reason)
+        raise
     except (UnknownLayout, OSError) as reason:
         logger.info("%s is read through TileDB: %s", address, redacted(reason, address.secrets))
         return None
@@ -100,6 +130,7 @@ def open_tiles(address: ArrayAddress, geometry: ArrayGeometry, retries: Retries 
         n_columns=geometry.n_columns,
         how=(values, rows, columns),
         dtype=dtype,
+        allows_duplicates=geometry.allows_duplicates,
     )
 
 
@@ -117,14 +148,18 @@ def files_of(address: ArrayAddress, retries: Retries = ONCE) -> ArrayFiles:
 
 @lru_cache(maxsize=4)
 def _load_fragments(
-    files: ArrayFiles, commits: tuple[str, ...], timestamp_ms: int, extent: int, dtype: np.dtype[Any]
+    files: ArrayFiles, commits: tuple[str, ...], timestamp_ms: int, geometry: ArrayGeometry, dtype: np.dtype[Any]
 ) -> tuple[Fragment, ...]:
     """Load what the files say once for all passes of a process: what was committed does not change."""
-    listed = [name for name in commits if name.endswith((".con", ".ign"))]
+    listed = [name for name in commits if name.endswith(LISTS)]
     texts = dict(zip(listed, files.read_whole([f"{COMMITS}/{name}" for name in listed]), strict=True))
     names = visible_fragments(commits, texts, timestamp_ms)
     metadata = files.read_whole([f"{FRAGMENTS}/{name}/__fragment_metadata.tdb" for name in names])
-    found = [parse_fragment(name, data, extent, dtype) for name, data in zip(names, metadata, strict=True)]
+    max_tiles = geometry.n_rows * geometry.n_columns // geometry.capacity + 1
+    found = [
+        parse_fragment(name, data, geometry.row_extent, dtype, max_tiles)
+        for name, data in zip(names, metadata, strict=True)
+    ]
     return tuple(fragment for fragment in found if fragment is not None)
 
 

@@ -43,7 +43,7 @@ class _Workbench:
         self.zstd = (zstd.decompress, zstd.new_context())
         self.chunk = np.empty(CHUNK_BYTES, np.uint8)
         self.rows = np.empty(index.capacity, np.int64)
-        self.columns = np.empty(index.capacity, np.uint16 if index.n_columns <= 1 << 16 else np.uint32)
+        self.columns = np.empty(index.capacity, index.column_dtype)
         self.raw = np.empty(index.capacity, f"u{index.dtype.itemsize}")
         self.values_per_cut = VALUES_PER_CUT
         self._rooms: dict[str, npt.NDArray[Any]] = {}
@@ -85,10 +85,27 @@ class _Packed:
     def n_bytes(self) -> int:
         return int((self.places[:, :, 1] - self.places[:, :, 0]).sum())
 
-    def sums(self, verify: bool) -> tuple[IntArray, IntArray, npt.NDArray[np.float64]]:
-        """Return what rows, columns and values of each tile add up to; nothing if that is not to be verified."""
-        of = self.tiles if verify else self.tiles[:0]
-        return self.fragment.row_sums[of], self.fragment.column_sums[of], self.fragment.value_sums[of]
+    def row_sums(self, verify: bool) -> IntArray:
+        """Return the noted sum of the rows of each tile; nothing if that is not to be verified."""
+        return self.fragment.row_sums[self.tiles if verify else self.tiles[:0]]
+
+    def noted(self, n_columns: int, verify: bool) -> tuple[npt.NDArray[Any], ...]:
+        """Return what the metadata says of columns and values, as :func:`~cellfeed.tilerows.fill_rows` takes it."""
+        fragment, tiles = self.fragment, self.tiles
+        bounds = np.minimum(fragment.columns[tiles].astype(np.int64), n_columns - 1)
+        to_verify = tiles if verify else tiles[:0]
+        sums = fragment.value_sums[to_verify]
+        neither: tuple[Any, Any] = np.empty(0, np.int64), np.empty(0, np.float64)
+        of_values = (neither[0], sums) if sums.dtype == np.float64 else (sums, neither[1])
+        return bounds, fragment.column_sums[to_verify], *of_values, fragment.smallest[tiles], fragment.largest[tiles]
+
+    def want_unverified(self, wanted: npt.NDArray[np.bool_]) -> None:
+        """Mark all pieces of the tiles that no read of this process has verified: bool, shape (n_tiles, n_pieces)."""
+        wanted[~self.fragment.verified[self.tiles]] = True
+
+    def note_verified(self, ends: IntArray) -> None:
+        """Note that tiles were verified: those with cuts, of which ``ends`` are the numbers up to each tile."""
+        self.fragment.verified[self.tiles[np.diff(ends, prepend=0) > 0]] = True
 
     def counts(self, capacity: int) -> IntArray:
         """Values in each tile: all are full but the fragment's last."""
@@ -218,13 +235,16 @@ class TileReader:
             ends = np.empty(len(counts), np.int64)
             status, tile = tilerows.cut_tiles(
                 tiles.data[1], tiles.places[:, 1], counts, self._index.how[1], bench.zstd,
-                bench.chunk, bench.rows, wanted_runs, wanted, found, ends, cuts.sizes, tiles.sums(self._verify)[0],
+                bench.chunk, bench.rows, tiles.fragment.rows[tiles.tiles], wanted_runs, wanted, found, ends, cuts.sizes,
+                tiles.row_sums(self._verify),
             )  # fmt: skip
             if status == tilerows.FULL:
                 bench.values_per_cut = max(1, bench.values_per_cut // 4)
                 return self._cut(joinids, runs, packed, bench)
             if status == unfilter.DAMAGED:
                 raise self._damaged(tiles, tile)
+            if self._verify:
+                tiles.want_unverified(wanted)
             cuts.of_fragments.append((counts, wanted, found, ends))
         return cuts
 
@@ -245,20 +265,21 @@ class TileReader:
         small = bench.room("counts", self._index.capacity, dtype)
         room = bench.columns, bench.raw.view(self._index.dtype), bench.raw, small
         how = self._index.how[0], self._index.how[2]
-        genes = self._genes.table, self._genes.base, self._index.n_columns
+        genes = self._genes.table, self._genes.base
         disorder = False
         for tiles, (counts, wanted, found, ends) in zip(packed, cuts.of_fragments, strict=True):
             places = np.ascontiguousarray(tiles.places[:, ::2])
             where = (tiles.data[0], tiles.data[2]), places, counts, how, bench.zstd, bench.chunk, room
-            status, tile = tilerows.fill_rows(
-                *where, wanted, found, ends, genes, form, rows_at, tiles.sums(self._verify)[1:]
-            )
+            noted = tiles.noted(self._index.n_columns, self._verify)
+            status, tile = tilerows.fill_rows(*where, wanted, found, ends, genes, form, rows_at, noted)
             if status == unfilter.WIDE:
                 self._holds_counts = False
                 return None
             if status == unfilter.DAMAGED:
                 raise self._damaged(tiles, tile)
             disorder |= bool(status)
+            if self._verify:
+                tiles.note_verified(ends)
         if not self._genes.keeps_all:
             rows = rows.moved(space, sizes=rows_at[2])
         return rows.sorted(joinids) if disorder else rows

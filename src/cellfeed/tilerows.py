@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from cellfeed.fragments import UNKNOWN_SUMS
 from cellfeed.kernels import array_at, borrowed, is_disordered
 from cellfeed.pagerows import DROP, end_of_stretch, locate, value_width
 from cellfeed.unfilter import DAMAGED, PIECE, WIDE, unpack_counts, unpack_tile
@@ -20,18 +21,16 @@ AS_THEY_ARE, COUNTS, COUNTS_IN_FLOAT32 = 0, 1, 2
 FULL = -3
 """Status of a room for cuts that was too small."""
 
-UNKNOWN_SUM = np.int64(2**63 - 1)
-"""What TileDB notes where a sum is larger."""
-
-VALUE_SUM_TOLERANCE = 1e-12
-"""Part of a sum of fractions by which another order of adding might change it."""
+TOO_LARGE, TOO_SMALL = UNKNOWN_SUMS
+LARGEST_FLOAT = np.finfo(np.float64).max
+"""The sum of floats that TileDB notes, with either sign, where it cannot hold the sum."""
 
 
 @njit(nogil=True, cache=True)
-def _find_cuts(rows, runs, wanted, cuts, n_cuts, sizes):
+def _find_cuts(rows, bounds, runs, wanted, cuts, n_cuts, sizes):
     """Cut sorted row numbers into stretches of one wanted row and mark the pieces that they lie in.
 
-    Returns the number of cuts, or ``FULL``; and the sum of all row numbers.
+    Returns the number of cuts, ``FULL``, or ``DAMAGED`` if a row is out of ``bounds``; and the sum of all row numbers.
     """
     first, stop, row0 = runs
     cut_row, cut_at, cut_size = cuts
@@ -41,6 +40,8 @@ def _find_cuts(rows, runs, wanted, cuts, n_cuts, sizes):
         joinid = rows[i]
         end = end_of_stretch(rows, i)
         total += joinid * (end - i)
+        if joinid < bounds[0] or joinid > bounds[1]:
+            return DAMAGED, total
         found = locate(joinid, first, stop, k)
         if found >= 0:
             if n_cuts == len(cut_row):
@@ -77,38 +78,66 @@ def _sum(numbers):
 
 
 @njit(nogil=True, cache=True)
-def _is_told(total, told):
-    """Whether a sum of coordinates is what the writer of their tile has noted, or that is unknown."""
-    return total == told or told == UNKNOWN_SUM
+def _equals(total, noted):
+    """Whether a sum of integers is the one that the writer of a tile has noted, or that one is unknown."""
+    return noted in (total, TOO_LARGE, TOO_SMALL)
 
 
 @njit(nogil=True, cache=True)
-def _are_below(columns, wanted, n_columns):
-    """Whether the columns in the wanted pieces of a tile are columns of the array.
+def _are_within(columns, wanted, low, high):
+    """Whether the columns in the wanted pieces of a tile lie between its smallest and its largest column.
 
     One loop for each piece: with one for each stretch of a row this took as long as unpacking half of the columns.
     """
-    last = columns.dtype.type(n_columns - 1)
+    first, last = columns.dtype.type(low), columns.dtype.type(high)
     outside = np.uint8(0)
     for piece in range((len(columns) + PIECE - 1) // PIECE):
         if wanted[piece]:
             part = columns[piece * PIECE : (piece + 1) * PIECE]
             for i in range(len(part)):
-                outside = np.uint8(outside | (part[i] > last))
+                outside = np.uint8(outside | (part[i] < first) | (part[i] > last))
     return outside == 0
 
 
 @njit(nogil=True, cache=True)
-def _values_sum_up_to(values, told):
-    """Whether values do, added in TileDB's order and type; that some are not finite is no fault of the bytes."""
-    total = 0.0
-    for value in values:
-        total += np.float64(value)
-    return not np.isfinite(total) or abs(total - told) <= VALUE_SUM_TOLERANCE * abs(told)
+def _counts_agree(counts, noted, low, high):
+    """Whether counts have the noted sum, which is exact in any order, and lie between the noted extremes."""
+    smallest, largest = counts[0], counts[0]
+    for i in range(len(counts)):
+        smallest, largest = min(smallest, counts[i]), max(largest, counts[i])
+    return np.float64(_sum(counts)) == noted and smallest >= low and largest <= high
 
 
 @njit(nogil=True, cache=True)
-def cut_tiles(data, places, counts, how, zstd, scratch, rows, runs, wanted, cuts, ends, sizes, sums):
+def _integers_agree(values, noted, low, high):
+    """Whether integers have the noted sum, modulo 2**64, and lie between the noted extremes."""
+    total = np.int64(0)
+    outside = np.uint8(0)
+    for i in range(len(values)):
+        total += np.int64(values[i])
+        outside = np.uint8(outside | (values[i] < low) | (values[i] > high))
+    return outside == 0 and _equals(total, noted)
+
+
+@njit(nogil=True, cache=True)
+def _floats_agree(values, noted, low, high):
+    """Whether floats have the noted sum and lie between the noted extremes.
+
+    The sum is exact: it is added up as TileDB does, one value after another, in float64.
+    Values that are not finite are left to the check of rows: with them the sum and the extremes are undefined.
+    """
+    total = 0.0
+    outside = np.uint8(0)
+    for i in range(len(values)):
+        total += np.float64(values[i])
+        outside = np.uint8(outside | (values[i] < low) | (values[i] > high))
+    if not np.isfinite(total) or abs(noted) == LARGEST_FLOAT:
+        return True
+    return outside == 0 and total == noted
+
+
+@njit(nogil=True, cache=True)
+def cut_tiles(data, places, counts, how, zstd, scratch, rows, bounds, runs, wanted, cuts, ends, sizes, sums):
     """Find where the values of each wanted row lie.
 
     Parameters
@@ -121,6 +150,8 @@ def cut_tiles(data, places, counts, how, zstd, scratch, rows, runs, wanted, cuts
         As for :func:`~cellfeed.unfilter.unpack_tile`.
     rows
         int64 scratch, room for a tile.
+    bounds
+        Integers, shape (n_tiles, 2): the smallest and the largest row of each tile.
     runs
         Wanted runs of rows: first, stop, and the place of the first among the wanted rows.
     wanted
@@ -146,17 +177,17 @@ def cut_tiles(data, places, counts, how, zstd, scratch, rows, runs, wanted, cuts
         got = unpack_tile(data, places[t, 0], places[t, 1], how, 8, zstd, scratch, nothing, rows.view(np.uint64))
         if got != n:
             return DAMAGED, t
-        n_cuts, total = _find_cuts(rows[:n], runs, wanted[t], cuts, n_cuts, sizes)
-        if n_cuts == FULL:
-            return FULL, t
-        if len(sums) and not _is_told(total, sums[t]):
+        n_cuts, total = _find_cuts(rows[:n], bounds[t], runs, wanted[t], cuts, n_cuts, sizes)
+        if n_cuts < 0:
+            return n_cuts, t
+        if len(sums) and not _equals(total, sums[t]):
             return DAMAGED, t
         ends[t] = n_cuts
     return n_cuts, len(counts)
 
 
 @njit(nogil=True, cache=True)
-def fill_rows(packed, places, counts, how, zstd, scratch, room, wanted, cuts, ends, genes, form, space, sums):
+def fill_rows(packed, places, counts, how, zstd, scratch, room, wanted, cuts, ends, genes, form, space, noted):
     """Unpack columns and values and copy every stretch to its row.
 
     Parameters
@@ -168,14 +199,16 @@ def fill_rows(packed, places, counts, how, zstd, scratch, room, wanted, cuts, en
     room
         Scratch, room for a tile each: columns; values; the same memory as unsigned integers; counts.
     genes
-        Table of wanted columns, its base, and the number of columns; an empty table keeps all.
+        Table of wanted columns, and its base; an empty table keeps all.
     form
         ``AS_THEY_ARE``, ``COUNTS`` or ``COUNTS_IN_FLOAT32``.
     space
         Where rows go, as :class:`~cellfeed.rowspace.PlacedRows` has it.
-    sums
-        int64 and float64, shape (n_tiles,): what the columns and the values of each tile must add up to; empty if that
-        is not to be verified. Only tiles that are unpacked as a whole can be.
+    noted
+        What the metadata says of each tile: bounds of columns, integers of shape (n_tiles, 2); sums of columns, int64
+        of shape (n_tiles,), empty if tiles are not to be verified; sums of values, as int64 and as float64, of which
+        the one for the type of the values is used; smallest and largest value, of the type of the values. Sums and
+        extremes of values are verified where all pieces of a tile are wanted.
 
     Returns
     -------
@@ -183,7 +216,8 @@ def fill_rows(packed, places, counts, how, zstd, scratch, room, wanted, cuts, en
         ``DAMAGED``, ``WIDE``, or whether any row came out of order; and the tile at which it ended.
     """
     columns, values, raw, small = room
-    table, base, n_columns = genes
+    table, base = genes
+    bounds, column_sums, integer_sums, float_sums, smallest, largest = noted
     cut_row, cut_at, cut_size = cuts
     columns, values, small = borrowed(columns), borrowed(values), borrowed(small)
     genes_at, values_at, filled, gene_type, value_type = space
@@ -195,7 +229,7 @@ def fill_rows(packed, places, counts, how, zstd, scratch, room, wanted, cuts, en
             continue
         if unpack_tile(packed[1], at[1, 0], at[1, 1], how[1], 8, zstd, scratch, wanted[t], columns) != n:
             return DAMAGED, t
-        if not _are_below(columns[:n], wanted[t], n_columns):
+        if not _are_within(columns[:n], wanted[t], bounds[t, 0], bounds[t, 1]):
             return DAMAGED, t
         if form == COUNTS_IN_FLOAT32:
             got = unpack_counts(packed[0], at[0, 0], at[0, 1], how[0], zstd, scratch, wanted[t], small)
@@ -203,12 +237,14 @@ def fill_rows(packed, places, counts, how, zstd, scratch, room, wanted, cuts, en
             got = unpack_tile(packed[0], at[0, 0], at[0, 1], how[0], raw.itemsize, zstd, scratch, wanted[t], raw)
         if got != n:
             return (WIDE if got == WIDE else DAMAGED), t
-        if len(sums[0]) and wanted[t, : (n + PIECE - 1) // PIECE].all():
-            sound = _is_told(_sum(columns[:n]), sums[0][t])
-            if form == COUNTS_IN_FLOAT32:  # counts add up without error in any order
-                sound = sound and np.float64(_sum(small[:n])) == sums[1][t]
+        if len(column_sums) and wanted[t, : (n + PIECE - 1) // PIECE].all():
+            sound = _equals(_sum(columns[:n]), column_sums[t])
+            if form == COUNTS_IN_FLOAT32:
+                sound = sound and _counts_agree(small[:n], float_sums[t], smallest[t], largest[t])
+            elif len(float_sums):
+                sound = sound and _floats_agree(values[:n], float_sums[t], smallest[t], largest[t])
             else:
-                sound = sound and _values_sum_up_to(values[:n], sums[1][t])
+                sound = sound and _integers_agree(values[:n], integer_sums[t], smallest[t], largest[t])
             if not sound:
                 return DAMAGED, t
         while c < ends[t]:
@@ -224,8 +260,17 @@ def fill_rows(packed, places, counts, how, zstd, scratch, room, wanted, cuts, en
                     return WIDE, t
                 size = _put(columns[low:high], values[low:high], table, base, row_genes[start:], to_values)
             filled[row] = start + size
-            disorder = np.uint8(disorder | is_disordered(row_genes[: start + size], start))
+            if is_disordered(row_genes[: start + size], start):
+                if _descends(columns[low:high]):
+                    return DAMAGED, t
+                disorder = np.uint8(1)
     return np.int64(disorder), len(counts)
+
+
+@njit(nogil=True, cache=True)
+def _descends(columns):
+    """Whether a column is below the one before it: in a tile the columns of one row ascend, or repeat."""
+    return (columns[1:] < columns[:-1]).any()
 
 
 @njit(nogil=True, cache=True)
