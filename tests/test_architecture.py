@@ -11,13 +11,13 @@ SOURCE = Path(cellfeed.__file__).parent
 ORDER = [
     "errors", "redact", "valuefilter", "memory", "backoff", "keyed", "joinids", "schedule", "plan", "walk",
     "effective", "delivered", "stats", "retry", "address", "progress", "state", "splits", "zstd", "kernels",
-    "pagerows", "scaling", "unfilter", "tilerows", "fragments", "allocator", "slabs", "rowspace", "rowbuilder",
+    "pagerows", "scaling", "unfilter", "fragments", "tilerows", "allocator", "slabs", "rowspace", "rowbuilder",
     "watch", "rows", "native", "files", "vfs", "reader", "vocabulary", "encoders", "obsframe", "selection",
     "integrity", "tileindex", "tilereader", "identity", "experiment", "query", "genes", "densify", "transforms",
     "topology", "epochs", "settings", "provenance", "budget", "report", "target", "forecast", "planner", "prefetch",
-    "feed", "minibatch", "pipeline", "passes", "dataset", "datapipe", "dataloader", "inference", "variability",
-    "obsm", "datamodule", "lightning", "covariates", "modelregistry", "scvi", "demo", "bench", "picture",
-    "calibrate", "cli", "__init__",
+    "layerreader", "feed", "minibatch", "pipeline", "passes", "dataset", "datapipe", "dataloader", "inference",
+    "variability", "obsm", "datamodule", "lightning", "covariates", "modelregistry", "scvi", "demo", "bench",
+    "picture", "calibrate", "cli", "__init__",
 ]  # fmt: skip
 PURE = {
     "errors", "memory", "keyed", "joinids", "schedule", "plan", "walk", "effective", "progress", "state", "splits",

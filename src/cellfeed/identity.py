@@ -34,7 +34,13 @@ def check_same(address: ArrayAddress, created: str | None, retries: Retries) -> 
 def check_count(address: ArrayAddress, found: int, selected_from: int) -> None:
     """Refuse an array that holds more or fewer values than when cells were selected."""
     if found != selected_from:
+        advice = ADVICE
+        if found > selected_from:
+            advice = (
+                "a writer that had opened it earlier has added values since, with a timestamp before that of the "
+                "dataset, or it was overwritten. Make the dataset anew"
+            )
         raise ReadError(
             f"the array {str(address)!r} holds {found:,} values, and held {selected_from:,} when cells were selected: "
-            f"{ADVICE}"
+            f"{advice}"
         )

@@ -12,24 +12,19 @@ import torch
 from cellfeed import budget
 from cellfeed.errors import CellfeedError, ReadError
 from cellfeed.feed import cut, load_windows
-from cellfeed.identity import check_count, check_same
 from cellfeed.integrity import VerifyingReader
-from cellfeed.joinids import column_ranges, read_bounds
+from cellfeed.joinids import read_bounds
+from cellfeed.layerreader import open_reader
 from cellfeed.memory import format_bytes
 from cellfeed.minibatch import HALVES, Assembler, DenseBuffers, HalvingReader, Minibatch, PaddedMinibatch
 from cellfeed.planner import Resources
 from cellfeed.prefetch import Prefetch
-from cellfeed.reader import SomaReader
-from cellfeed.redact import told_as
 from cellfeed.retry import Retries
-from cellfeed.rowbuilder import GeneTable
 from cellfeed.rows import Rows
 from cellfeed.rowspace import Reader
 from cellfeed.selection import Selection
 from cellfeed.settings import Settings
 from cellfeed.stats import Meter
-from cellfeed.tileindex import open_tiles
-from cellfeed.tilereader import TileReader
 from cellfeed.transforms import Transform, apply, split_scaling
 from cellfeed.walk import Window
 
@@ -112,7 +107,7 @@ def _produce(
     watched: Callable[[Reader], Reader],
 ) -> Generator[Yielded, None, None]:
     geometry = selection.geometry
-    reader, rows_per_read, n_threads = _open_reader(
+    reader, rows_per_read, n_threads = open_reader(
         selection, resources, verify=settings.verify == "error", meter=meter, retries=retries
     )
     if settings.verify == "error":
@@ -150,51 +145,6 @@ def _produce(
             del rows  # it holds whole blocks
             yield minibatch
             del minibatch
-
-
-def _open_reader(
-    selection: Selection, resources: Resources, *, verify: bool, meter: Meter, retries: Retries
-) -> tuple[Reader, int, int]:
-    """Read the files of the array where their layout is known, else ask TileDB.
-
-    Also says how many rows a read may take, and how many reads may be under way.
-
-    A read of the files finds its tiles by a search and need not be long; a query looks at every tile there is.
-    """
-    geometry = selection.geometry
-    genes = GeneTable.from_joinids(selection.var_joinids, geometry.n_columns)
-    columns = column_ranges(selection.var_joinids, extent=geometry.column_extent, n_columns=geometry.n_columns)
-    check = partial(check_count, selection.X, selected_from=geometry.n_values)
-    with told_as(ReadError, f"reading {str(selection.X)!r} failed", selection.X.secrets):
-        check_same(selection.X, geometry.created, retries)
-        tiles = open_tiles(selection.X, geometry, retries)
-    if tiles is not None:
-        check(tiles.n_values)
-    if tiles is not None and genes.joinids is None:  # genes too far apart for a table are looked up page by page
-        direct = TileReader(
-            tiles,
-            genes,
-            resources.pool_dtype,
-            columns=columns,
-            secrets=selection.X.secrets,
-            n_decoding=resources.n_threads,
-            verify=verify,
-            meter=meter,
-        )
-        return direct, resources.rows_per_file_read, resources.n_file_reads
-    if tiles is not None:
-        tiles.files.close()
-    queries = SomaReader(
-        selection.X,
-        genes,
-        resources.pool_dtype,
-        columns=columns,
-        buffer_bytes=resources.buffer_bytes,
-        meter=meter,
-        retries=retries,
-        check=check,
-    )
-    return queries, resources.rows_per_read, resources.n_queries
 
 
 def _assemble(

@@ -15,6 +15,10 @@ from cellfeed.joinids import IntArray
 from cellfeed.slabs import Shelf
 
 
+class RepeatedPlaceError(ReadError):
+    """A row holds more than one value of one gene."""
+
+
 @dataclass(frozen=True, eq=False)
 class PlacedRows:
     """Rows of X at known addresses, canonical: each row's genes ascend, none twice.
@@ -61,12 +65,12 @@ class PlacedRows:
         return placed
 
     def sorted(self, joinids: IntArray) -> PlacedRows:
-        """Sort rows by gene, in place; a gene that a row holds twice is a :class:`ReadError`."""
+        """Sort rows by gene, in place; a gene that a row holds twice is a :class:`RepeatedPlaceError`."""
         from cellfeed import kernels
 
         row, gene = kernels.sort_rows(self.genes, self.values, self.sizes, *self.types)
         if row >= 0:
-            raise ReadError(
+            raise RepeatedPlaceError(
                 f"X holds more than one value for soma_joinid {joinids[row]} at selected gene "
                 f"{gene} (counted from 0 in var_joinids); cellfeed neither adds nor drops "
                 f"duplicates: write the array again without them"
