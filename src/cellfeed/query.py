@@ -106,6 +106,7 @@ def _read(
     told = [column for column in about_x if column in experiment.obs.schema.names]
     joinids, frame = _read_obs(axis_query.obs, list(dict.fromkeys([*columns, *told])), "obs_query", secrets)
     var_joinids, _ = _read_obs(axis_query.var, [], "var_query", secrets)
+    n_genes = len(var_joinids) if len(var_joinids) == array.shape[1] else measurement.var.count
     ids = JoinIds.from_sorted(joinids)
     _check_within(array, joinids, var_joinids)
 
@@ -127,6 +128,7 @@ def _read(
         nnz=_counts(frame[NNZ]) if NNZ in told else None,
         raw_sum=_sums(frame[RAW_SUM]) if RAW_SUM in told else None,
         queries=native.describe_queries(axis_query),
+        all_genes=len(var_joinids) == n_genes,
     )
     return selection, frame
 
@@ -179,7 +181,7 @@ def _geometry(array: Any) -> ArrayGeometry:
         n_columns=int(array.shape[1]),
         n_values=native.count_values(array),
         dtype=np.dtype(array.schema.field("soma_data").type.to_pandas_dtype()).name,
-        filters=tuple(tuple(step["name"] for step in column.get("filters", ())) for column in packed),
+        filters=tuple(tuple(step["name"] for step in column.get("filters") or ()) for column in packed),
         row_major=options.cell_order == options.tile_order == "row-major",
         allows_duplicates=bool(options.allows_duplicates),
     )

@@ -91,6 +91,8 @@ class Selection:
         What was asked of obs and of var, as plain values.
     splits
         How the cells were split off, one after another, as plain values.
+    all_genes
+        Whether all genes of var are selected, whatever the number of columns of the array.
     """
 
     experiment_uri: str
@@ -109,6 +111,7 @@ class Selection:
     arrange: Any = None
     queries: tuple[Any, Any] = (None, None)
     splits: tuple[Mapping[str, Any], ...] = ()
+    all_genes: bool = False
 
     @property
     def n_obs(self) -> int:
@@ -136,7 +139,8 @@ class Selection:
 
     def take_vars(self, places: IntArray, arrange: Any) -> Selection:
         """Keep the genes at ascending places, and arrange them."""
-        return replace(self, var_joinids=self.var_joinids[places], arrange=arrange)
+        all_genes = self.all_genes and len(places) == self.n_vars
+        return replace(self, var_joinids=self.var_joinids[places], arrange=arrange, all_genes=all_genes)
 
     def obs_rows(self, positions: IntArray) -> IntArray:
         """Codes of the cells at ``positions``: int64, shape (len(positions), n_encoders)."""
