@@ -40,7 +40,7 @@ class VerifyingReader:
     def __init__(self, reader: Reader, selection: Selection) -> None:
         self._reader = reader
         self._selection = selection
-        self._all_genes = selection.n_vars == selection.geometry.n_columns
+        self._all_genes = selection.all_genes
 
     def read(self, joinids: IntArray, space: RowSpace) -> PlacedRows:
         """Put the rows of ascending ``joinids`` where there is room; a mismatch is a :class:`ReadError`."""
@@ -73,9 +73,11 @@ class VerifyingReader:
         # A sum of finite values can be infinite, which no store of counts or logarithms holds.
         if not np.isfinite(sums).all():
             k = int(np.argmin(np.isfinite(sums)))
+            narrowed = self._selection.geometry.dtype == "float64" and rows.value_dtype == np.float32
+            beyond = ', or beyond float32, in which it is read: float64 values come with X_dtype="store"' * narrowed
             raise ReadError(
-                f"{self._name} holds a value that is not finite (NaN or infinite) for soma_joinid {joinids[k]}: a "
-                f'model could not be trained with it; write the layer again, or take it as it is with verify="off"'
+                f"{self._name} holds a value that is not finite (NaN or infinite){beyond} for soma_joinid {joinids[k]}"
+                f': a model could not be trained with it; write the layer again, or take it as it is with verify="off"'
             )
         if told is not None:
             expected = told.astype(np.float64)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cellfeed.errors import ReadError
 from cellfeed.joinids import IntArray
 from cellfeed.rows import Rows
 from cellfeed.rowspace import PlacedRows, Reader, RowSpace
@@ -214,9 +215,23 @@ class HalvingReader:
             indptr = np.append(0, np.cumsum(rows.sizes[part]))
             wide = np.empty(indptr[-1], np.float32)
             kernels.collect_values(rows.values[part], indptr, rows.types[1], wide)
-            halves = torch.from_numpy(wide).to(self._half).view(torch.int16).numpy()
+            rounded = torch.from_numpy(wide).to(self._half)
+            if torch.isinf(rounded).any():
+                self._refuse_overflow(joinids[part], indptr, wide, rounded.isinf().numpy())
+            halves = rounded.view(torch.int16).numpy()
             kernels.put_values(rows.values[part], indptr, halves)
         return replace(rows, value_dtype=np.dtype(np.int16))
+
+    def _refuse_overflow(self, joinids: IntArray, indptr: IntArray, wide: Any, infinite: Any) -> None:
+        """Refuse finite values that are too large for the type; infinite values of the layer stay as they are."""
+        overflows = np.flatnonzero(infinite & np.isfinite(wide))
+        if len(overflows):
+            cell = joinids[np.searchsorted(indptr, overflows[0], side="right") - 1]
+            name = str(self._half).removeprefix("torch.")
+            raise ReadError(
+                f"X holds {wide[overflows[0]]:.12g} for soma_joinid {cell}, which X_dtype={name!r} cannot hold (at "
+                f'most {torch.finfo(self._half).max:g}): give X_dtype="float32"'
+            )
 
     def close(self) -> None:
         """Close the reader within."""
