@@ -16,8 +16,8 @@ ORDER = [
     "integrity", "tileindex", "tilereader", "identity", "experiment", "query", "genes", "densify", "transforms",
     "topology", "epochs", "settings", "provenance", "budget", "report", "target", "forecast", "planner", "prefetch",
     "layerreader", "feed", "minibatch", "pipeline", "passes", "dataset", "datapipe", "dataloader", "inference",
-    "variability", "obsm", "datamodule", "lightning", "covariates", "modelregistry", "scvi", "demo", "bench",
-    "picture", "calibrate", "cli", "__init__",
+    "variability", "obsm", "datamodule", "lightning", "covariates", "modelregistry", "scvi", "warmup", "demo",
+    "bench", "picture", "calibrate", "cli", "__init__",
 ]  # fmt: skip
 PURE = {
     "errors", "memory", "keyed", "joinids", "schedule", "plan", "walk", "effective", "progress", "state", "splits",

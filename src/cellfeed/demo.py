@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 import shutil
+import sys
 import tempfile
 import time
 import warnings
@@ -20,8 +21,12 @@ from cellfeed.dataloader import experiment_dataloader
 from cellfeed.datapipe import ExperimentDataPipe
 from cellfeed.errors import SelectionError
 from cellfeed.report import Plan
+from cellfeed.warmup import compile_kernels
 
 LABEL = "bulk_labels"
+
+COMPILING = "compiling kernels, once per machine: this takes about 20 seconds"
+"""Printed to stderr before the progress bar, if numba's cache lacks a kernel."""
 
 
 @functools.cache
@@ -152,7 +157,7 @@ def run(
     n_epochs, batch_size, seed
         Of the training.
     progress
-        Show a progress bar.
+        Show a progress bar; before it, say if kernels must be compiled.
     parameters
         Further parameters of :class:`cellfeed.ExperimentDataPipe`.
 
@@ -172,6 +177,7 @@ def run(
     n_labels = len(datapipe.obs_encoders[label].classes_)  # type: ignore[attr-defined]
     torch.manual_seed(seed)
     model = LogisticRegression(datapipe.shape[1], n_labels)
+    compile_kernels(train, lambda: print(COMPILING, file=sys.stderr, flush=True) if progress else None)
     seconds = fit(model, train, n_epochs=n_epochs, progress=progress)
     predicted, true = predict(model, test)
     counts = np.bincount(np.concatenate([y.numpy() for _, y in _labelled(train)]), minlength=n_labels)

@@ -1,0 +1,36 @@
+"""Kernels are compiled before a progress bar starts, and the user is informed."""
+
+import numba
+import pytest
+
+import cellfeed
+from cellfeed import demo
+from cellfeed.warmup import compile_kernels
+
+
+def compiling(X):
+    """A transform that makes numba compile, as the first minibatch on a machine does."""
+    numba.njit(lambda n: n + 1)(1)
+    return X
+
+
+def test_compilation_is_announced_once(store):
+    """The announcement comes when numba compiles, and only then; the dataset's first epoch is still to come."""
+    dataset = cellfeed.ExperimentDataset(store, batch_size=10, seed=0)
+    compile_kernels(dataset, lambda: None)  # whatever this machine has not compiled yet
+    compile_kernels(dataset, lambda: pytest.fail("nothing was compiled"))
+    told = []
+    compile_kernels(dataset._with(transform=compiling), lambda: told.append("compiling"))
+    assert told == ["compiling"]
+    assert dataset.epoch == 0
+    assert dataset.stats().n_minibatches == 0
+
+
+def test_the_demo_says_that_it_compiles_before_its_bar_starts(store, capsys):
+    """A user sees a reason for the delay instead of a bar that stands still."""
+    demo.run(store, "label", n_epochs=1, batch_size=16, transform=compiling)
+    error = capsys.readouterr().err
+    assert error.startswith(demo.COMPILING + "\n")
+    assert "epoch 1/1" in error.split("\n", 1)[1]
+    demo.run(store, "label", n_epochs=1, batch_size=16)
+    assert demo.COMPILING not in capsys.readouterr().err
