@@ -99,6 +99,12 @@ def test_public_names_are_listed_and_sorted():
     assert all(hasattr(cellfeed, name) for name in cellfeed.__all__)
 
 
+def test_completion_shows_public_names_only():
+    """What ``dir`` and tab completion list: the public names and the public modules that are always loaded."""
+    assert set(dir(cellfeed)) == {*cellfeed.__all__, "__version__", "errors", "transforms"}
+    assert all(hasattr(cellfeed, name) for name in dir(cellfeed))
+
+
 def test_import_compiles_and_loads_nothing_heavy():
     heavy = ("matplotlib", "numba", "scanpy", "tqdm", "sklearn.linear_model", "lightning", "pytorch_lightning", "scvi")
     told = "import sys, torch, tiledbsoma; before = set(sys.modules); import cellfeed; print(set(sys.modules) - before)"

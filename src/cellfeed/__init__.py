@@ -53,3 +53,8 @@ __all__ = [
     "obs_filter",
     "write_obsm",
 ]
+
+
+def __dir__() -> list[str]:
+    """List public names only, so that tab completion does not show the modules behind them."""
+    return sorted([*__all__, "__version__", "errors", "transforms"])
