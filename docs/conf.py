@@ -26,7 +26,10 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
+    "sphinx_copybutton",
     "sphinx_design",
+    "docstrings",
+    "mathml",
     "shown_tests",
 ]
 exclude_patterns = ["_build"]
@@ -34,7 +37,11 @@ html_theme = "furo"
 html_title = "cellfeed"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
+html_math_renderer = "mathml"
 nitpicky = False
+python_maximum_signature_line_length = 88  # longer ones have a line for each parameter
+copybutton_prompt_text = r">>> |\.\.\. |\$ "  # is not copied, nor is output
+copybutton_prompt_is_regexp = True
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 # Tutorials run when the pages are built, again only where their code has changed; an error fails the build.
@@ -46,7 +53,9 @@ nb_code_prompt_show = "Show the code"
 nb_code_prompt_hide = "Hide the code"
 nb_merge_streams = True
 nb_output_stderr = "remove"  # progress bars and the logs of other packages
-napoleon_google_docstring = False
+napoleon_google_docstring = napoleon_numpy_docstring = (
+    False  # the extension ``docstrings`` calls it
+)
 napoleon_use_rtype = False
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"

@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import importlib.util
 import inspect
 import re
 from pathlib import Path
@@ -111,6 +112,45 @@ def public_objects():
     yield from ((name, getattr(cellfeed, name)) for name in cellfeed.__all__)
     yield from ((f"scvi.{name}", getattr(cellfeed.scvi, name)) for name in cellfeed.scvi.__all__)
     yield "lightning.ExperimentDataModule", cellfeed.lightning.ExperimentDataModule
+
+
+def test_the_reference_lists_every_public_name_in_its_overview_and_describes_it():
+    overview, entries = (ROOT / "docs" / "api.md").read_text().split("\n## Datasets")
+    for name in cellfeed.__all__:
+        assert re.search(rf"\b{name}\b", overview), name
+        assert re.search(rf"\b{name}\b", entries), name
+
+
+RETURNS = re.compile(r"^Returns\n-+\n(.+?)(?=\n\n|\Z)", re.MULTILINE | re.DOTALL)
+
+
+def test_the_reference_shows_returns_and_properties_as_they_are_written():
+    """Prose stays prose: no line of *Returns* and no words before a property's colon become a type."""
+    pytest.importorskip("sphinx")
+    from sphinx.ext.napoleon import Config
+
+    location = ROOT / "docs" / "_ext" / "docstrings.py"
+    spec = importlib.util.spec_from_file_location("docstrings", location)
+    extension = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(extension)
+    app = type("App", (), {"config": Config(napoleon_use_rtype=False)})
+
+    def shown(what, thing):
+        lines = inspect.getdoc(thing).splitlines()
+        extension.process(app, what, "name", thing, None, lines)
+        return "\n".join(lines)
+
+    kind = cellfeed.ExperimentDataset
+    returning = [
+        thing for _, thing in [*public_objects(), *vars(kind).items()] if RETURNS.search(inspect.getdoc(thing) or "")
+    ]
+    assert len(returning) > 10
+    for thing in returning:
+        (text,) = RETURNS.findall(inspect.getdoc(thing))
+        (field,) = re.findall(r"^:returns: (.+?)(?=\n\n|\n:|\Z)", shown("method", thing), re.MULTILINE | re.DOTALL)
+        assert field.split() == text.split()
+    for name in ("shape", "obs_joinids", "var_joinids"):
+        assert shown("property", vars(kind)[name]) == inspect.getdoc(vars(kind)[name])
 
 
 def test_public_names_have_an_example():
