@@ -73,19 +73,27 @@ class Plan:
         return self.effective_batch_size / self.batch_size
 
     def __str__(self) -> str:
-        together = f"{self.chunks_per_block:,} chunks, of which {self.chunks_held:,.4g} are held"
-        kind = "at worst" if self.label is None else f"for {self.label}"
+        size = f"{self.effective_batch_size:,.4g} of {self.batch_size:,} cells"
+        labels = "worst case: each chunk has a label of its own" if self.label is None else f"labels in {self.label}"
         shown = {
             "cells x genes": f"{self.n_obs:,} x {self.n_vars:,}",
-            "minibatches": f"{self.n_minibatches:,} of {self.batch_size:,} cells",
-            "chunks": f"{self.n_chunks:,} of {self.chunk_rows:,.4g} cells",
-            "shuffled together": together if self.shuffle else "nothing: cells come in the order of their joinids",
-            "effective batch size": f"{self.effective_batch_size:,.4g} of {self.batch_size:,} ({kind})",
-            "peak memory": format_bytes(self.peak_memory_bytes),
-            "decode amplification": f"{self.decode_amplification:.3g}",
+            "minibatches": f"{self.n_minibatches:,} per epoch, of {self.batch_size:,} cells",
+            "chunks": f"{self.n_chunks:,} per epoch, of {self.chunk_rows:,.4g} neighbouring cells on average",
+            "shuffled together": self._shuffled_together(),
+            "effective batch size": f"{size} ({labels})",
+            "peak memory": f"{format_bytes(self.peak_memory_bytes)} at most, for reading and shuffling",
+            "decode amplification": f"{self.decode_amplification:.3g} (values decoded per value used)",
         }
         width = max(map(len, shown))
         return "\n".join(f"{name:<{width}}  {value}" for name, value in shown.items())
+
+    def _shuffled_together(self) -> str:
+        if not self.shuffle:
+            return "nothing: cells come in the order of their joinids"
+        if self.chunks_per_block >= self.n_chunks:
+            return "all cells"
+        held = f"{self.chunks_held:,.4g} chunk{'' if self.chunks_held == 1 else 's'}"
+        return f"cells of {self.chunks_per_block:,} chunks at a time, while memory holds {held}"
 
     def as_dict(self) -> dict[str, int | float | str | None]:
         """Return the figures by name, for JSON."""

@@ -76,20 +76,21 @@ class Stats:
 
     def __str__(self) -> str:
         rate = self.n_obs / self.elapsed_s if self.elapsed_s else 0.0
+        later_wait_s = self.consumer_wait_s - self.first_wait_s
         shown = {
             "received": f"{self.n_obs:,} cells in {self.n_minibatches:,} minibatches, {rate:,.0f} cells/s",
-            "read": f"{self.nnz:,} values, {format_bytes(self.bytes_read)}",
+            "read": f"{self.nnz:,} values of X, {format_bytes(self.bytes_read)}",
             "thread seconds": f"{self.read_s:.2f} reading, {self.build_s:.2f} making rows, "
             f"{self.assemble_s:.2f} making tensors",
-            "waiting": f"{self.consumer_wait_s:.2f} s by the training loop ({self.first_wait_s:.2f} s for the first "
-            f"minibatch; {self.waiting_fraction:.1%} of its time after it), "
-            f"{self.producer_wait_s:.2f} s by minibatches",
-            "peak pool": format_bytes(self.peak_pool_bytes),
+            "training loop waited": f"{self.first_wait_s:.2f} s for the first minibatches of epochs, "
+            f"{later_wait_s:.2f} s ({self.waiting_fraction:.1%} of its time) for all others",
+            "loader waited": f"{self.producer_wait_s:.2f} s for the training loop",
+            "peak memory": f"{format_bytes(self.peak_pool_bytes)} of decoded cells",
         }
         if self.n_retries:
             shown["retries"] = f"{self.n_retries:,}, after {self.retry_wait_s:.2f} s of waiting in all threads"
         if self.effective_batch_sizes:
-            sizes = (f"{size:,.4g} for {name}" for name, size in self.effective_batch_sizes.items())
+            sizes = (f"{size:,.4g} cells for {name}" for name, size in self.effective_batch_sizes.items())
             shown["effective batch size"] = ", ".join(sizes)
         width = max(map(len, shown))
         return "\n".join(f"{name:<{width}}  {value}" for name, value in shown.items())
