@@ -75,10 +75,43 @@ def test_code_of_pages_runs(page, reader):
         exec(compile(located, page.name, "exec"), reader)
 
 
+@pytest.mark.parametrize("name", ["README.md", "docs/index.md", "docs/quickstart.md"])
+def test_the_first_code_of_a_page_runs_as_pasted(name):
+    """A newcomer pastes it into an empty session: it needs no store, no name and no network."""
+    session = {}
+    exec(compile(blocks_of(ROOT / name)[0], name, "exec"), session)
+    assert session["X"].shape[1] == 765
+    assert session["obs"].shape[1] == 1
+
+
 def test_code_that_is_not_run_has_a_reason():
     for page in PAGES:
         for line in page.read_text().splitlines():
             assert not line.startswith(NOT_RUN.strip()) or len(line) > len(NOT_RUN), page
+
+
+MESSAGE = re.compile(r"^```text\n(.*?)\n```$", re.MULTILINE | re.DOTALL)
+"""What cellfeed says, as the troubleshooting page shows it; … stands for names and numbers."""
+
+
+def messages_in_the_source():
+    """Each text of the package, f-strings with … for their values."""
+    for module in Path(cellfeed.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text())):
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            texts = [part.value if isinstance(part, ast.Constant) else "…" for part in parts]
+            if any(isinstance(part, ast.Constant) for part in parts):
+                yield "".join(text for text in texts if isinstance(text, str))
+
+
+def test_messages_on_the_troubleshooting_page_are_those_of_the_source():
+    """Who searches for a message finds it: the fixed parts stand in one text of the package, in this order."""
+    shown = MESSAGE.findall((ROOT / "docs" / "troubleshooting.md").read_text())
+    known = list(messages_in_the_source())
+    assert len(shown) > 5
+    for message in shown:
+        pattern = re.compile(".*".join(map(re.escape, message.split("…"))), re.DOTALL)
+        assert any(pattern.search(text) for text in known), message
 
 
 TESTS = re.compile(r"\{test\}`(\w+\.py)::(\w+)`")
@@ -101,6 +134,7 @@ def test_the_journey_leads_through_modules_that_are_there():
 
 
 def test_links_between_pages_lead_to_files():
+    """Of the README and of all pages."""
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             named = page.parent / target
