@@ -57,6 +57,8 @@ napoleon_google_docstring = napoleon_numpy_docstring = (
     False  # the extension ``docstrings`` calls it
 )
 napoleon_use_rtype = False
+napoleon_use_ivar = True
 autodoc_typehints = "signature"
+autodoc_type_aliases = {"npt.ArrayLike": "ArrayLike", "IntArray": "ndarray"}
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False
