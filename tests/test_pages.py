@@ -51,13 +51,23 @@ def counts_with_census_columns():
     return X, obs, var
 
 
+class Census(dict):
+    """What ``open_soma`` returns: a collection to open by ``with`` or to keep."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
 @pytest.fixture
 def reader(tmp_path, monkeypatch):
     """What a reader of the pages has: an experiment, a Census, and what the prose around the code speaks of."""
     X, obs, var = counts_with_census_columns()
     uri = write_experiment(tmp_path / "my_experiment", X, obs, var=var, extent=64, capacity=500)
     experiment = soma.open(uri)
-    census = {"census_data": {"homo_sapiens": experiment, "mus_musculus": experiment}}
+    census = Census(census_data={"homo_sapiens": experiment, "mus_musculus": experiment})
     monkeypatch.setattr(cellxgene_census, "open_soma", lambda **_: census)
     monkeypatch.chdir(tmp_path)
     dataset = cellfeed.ExperimentDataset(uri, obs_column_names=["dataset_id"], seed=0)
