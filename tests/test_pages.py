@@ -197,6 +197,20 @@ def test_the_reference_shows_returns_and_properties_as_they_are_written():
         assert shown("property", vars(kind)[name]) == inspect.getdoc(vars(kind)[name])
 
 
+FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$", re.DOTALL)
+
+
+def test_formulas_become_mathml_without_a_rest_of_latex():
+    """A reader without a network sees formulas, not their source."""
+    converter = pytest.importorskip("latex2mathml.converter")
+    formulas = [block or inline for block, inline in FORMULA.findall((ROOT / "docs" / "mixing.md").read_text())]
+    assert len(formulas) > 20
+    for formula in formulas:
+        shown = converter.convert(formula)
+        assert shown.startswith("<math")
+        assert "\\" not in re.sub("<[^>]*>", "", shown), formula
+
+
 def test_public_names_have_an_example():
     """It runs with the other doctests."""
     assert [name for name, thing in public_objects() if not examples_of(thing)] == []
