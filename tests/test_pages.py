@@ -105,13 +105,15 @@ MESSAGE = re.compile(r"^```text\n(.*?)\n```$", re.MULTILINE | re.DOTALL)
 
 
 def messages_in_the_source():
-    """Each text of the package, f-strings with … for their values."""
+    """Each text of the package but docstrings; f-strings with … for their values."""
     for module in Path(cellfeed.__file__).parent.rglob("*.py"):
-        for node in ast.walk(ast.parse(module.read_text())):
-            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
-            texts = [part.value if isinstance(part, ast.Constant) else "…" for part in parts]
-            if any(isinstance(part, ast.Constant) for part in parts):
-                yield "".join(text for text in texts if isinstance(text, str))
+        nodes = list(ast.walk(ast.parse(module.read_text())))
+        docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        for node in nodes:
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+                yield node.value
 
 
 def test_messages_on_the_troubleshooting_page_are_those_of_the_source():
