@@ -48,8 +48,5 @@ def test_stats_say_who_waited_for_whom():
     """The training loop for the loader, at the start and later; and the loader for the training loop."""
     stats = Stats(n_obs=640, consumer_wait_s=3.05, first_wait_s=2.99, producer_wait_s=9.9, elapsed_s=17.99)
     shown = {name: value.strip() for name, value in lines(stats).items()}
-    assert (
-        shown["training loop waited"]
-        == "2.99 s for the first minibatches of epochs, 0.06 s (0.4% of its time) for all others"
-    )
+    assert shown["training loop waited"] == "2.99 s for the first minibatches of epochs, then 0.06 s (0.4% of its time)"
     assert shown["loader waited"] == "9.90 s for the training loop"

@@ -83,7 +83,7 @@ class Stats:
             "thread seconds": f"{self.read_s:.2f} reading, {self.build_s:.2f} making rows, "
             f"{self.assemble_s:.2f} making tensors",
             "training loop waited": f"{self.first_wait_s:.2f} s for the first minibatches of epochs, "
-            f"{later_wait_s:.2f} s ({self.waiting_fraction:.1%} of its time) for all others",
+            f"then {later_wait_s:.2f} s ({self.waiting_fraction:.1%} of its time)",
             "loader waited": f"{self.producer_wait_s:.2f} s for the training loop",
             "peak memory": f"{format_bytes(self.peak_pool_bytes)} of decoded cells",
         }
