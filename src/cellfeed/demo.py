@@ -25,7 +25,7 @@ from cellfeed.warmup import compile_kernels
 
 LABEL = "bulk_labels"
 
-COMPILING = "compiling kernels, once per machine: this takes about 20 seconds"
+COMPILING = "compiling kernels, once per machine: this takes about 15 seconds"
 """Printed to stderr before the progress bar, if numba's cache lacks a kernel."""
 
 
