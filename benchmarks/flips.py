@@ -144,7 +144,7 @@ def attempt(store: Path, way: str) -> tuple[str, str]:
 
 
 def compare(dataset: cellfeed.ExperimentDataset, truth: Truth, way: str) -> tuple[str, str]:
-    """Compare all that a dataset yields with the truth: X by the joinids of its cells and genes, then which these are."""
+    """Compare all that a dataset yields with the truth: X by its joinids, then which cells and genes these are."""
     n_obs, n_vars = truth.X.shape
     cells, genes = (np.array(coords) for coords in _expected(way, n_obs, n_vars))
     columns = dataset.var_joinids
