@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -83,3 +85,16 @@ def test_accelerate_leaves_the_sharding_to_the_dataset(store, tmp_path):
     for rank in ranks:
         assert rank["continued"] == rank["whole"]
         assert "experiment_dataloader" in rank["refused"]
+
+
+def test_accelerate_makes_a_step_after_the_last_minibatch(store):
+    """Of 10 minibatches with steps after 4, also in a pass that goes on from a state, with a loader inside the loop.
+
+    ``gather_for_metrics`` keeps each cell of the inner loader.
+    """
+    pytest.importorskip("accelerate", reason="Accelerate is not installed")
+    program = [sys.executable, "-m", "tests.programs.accumulated", store]
+    done = subprocess.run(program, capture_output=True, text=True, check=True, timeout=120)
+    record = json.loads(done.stdout.splitlines()[-1])
+    assert record["steps"] == [[0, 3], [0, 7], [0, 9], [1, 3], [1, 7], [1, 8]]
+    assert [sorted(cells) for cells in record["metrics"]] == [record["test"]] * 2

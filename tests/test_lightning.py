@@ -7,7 +7,7 @@ import pytest
 import tiledbsoma as soma
 import torch
 
-from cellfeed import ExperimentDataset, PlanError, StateError
+from cellfeed import ExperimentDataset, PlanError, StateError, experiment_dataloader, inference_dataloader
 from tests.test_processes import torchrun
 
 pytest.importorskip("lightning_utilities", reason="Lightning is not installed")
@@ -66,6 +66,30 @@ def fit(store, *, stop_at=None, path=None, resume=None, **options):
     return probe.cells["train"]
 
 
+class Estimating(Probe):
+    """Asks for the number of steps, for which Lightning makes the training loader before it restores one."""
+
+    def configure_optimizers(self):
+        assert self.trainer.estimated_stepping_batches > 0
+        return super().configure_optimizers()
+
+
+def epochs(store, n, split=(0.7, 0.2, 0.1), path=None, resume=None, kind=Probe, callbacks=(), bare=False, **options):
+    """The minibatches of training up to epoch ``n``, epoch by epoch; ``path`` is where to save at the end of it."""
+    datamodule = make(store, split=split)
+    probe = kind(datamodule.n_vars)
+    run = trainer(max_epochs=n, callbacks=list(callbacks), enable_checkpointing=bool(callbacks), **options)
+    data = {"datamodule": datamodule}
+    if bare:
+        loaders = [experiment_dataloader(part) for part in datamodule.parts.values()]
+        data = dict(zip(("train_dataloaders", "val_dataloaders"), loaders, strict=False))
+    run.fit(probe, ckpt_path=resume, **data)
+    if path is not None:
+        run.save_checkpoint(path)
+    train = probe.cells["train"]
+    return [[cells for epoch, cells in train if epoch == k] for k in sorted({epoch for epoch, _ in train})]
+
+
 def flat(minibatches):
     return [joinid for minibatch in minibatches for joinid in minibatch]
 
@@ -95,6 +119,55 @@ def test_training_goes_on_in_the_middle_of_an_epoch(store, tmp_path, stop_at):
     assert len(whole) == 2 * 8
     before = fit(store, stop_at=stop_at, path=tmp_path / "last.ckpt")
     assert before + fit(store, resume=tmp_path / "last.ckpt") == whole
+
+
+@pytest.mark.parametrize("bare", [False, True])
+@pytest.mark.parametrize("split", [(1.0,), (0.7, 0.3)], ids=["without validation", "with validation"])
+@pytest.mark.parametrize("saved", ["default", "last", "after", "limited", "every step"])
+def test_training_goes_on_after_the_end_of_an_epoch(store, tmp_path, saved, split, bare):
+    """From a checkpoint of the end of epoch 1: epochs 2 and 3, not 0 and 1 again, with a module or a loader alone."""
+    options = {"limit_train_batches": 2} if saved in ("limited", "every step") else {}
+    whole = epochs(store, 4, split, bare=bare, **options)
+    assert len({str(epoch) for epoch in whole}) == 4
+    kinds = {"default": {}, "last": {"save_last": True}, "every step": {"every_n_train_steps": 1}}
+    callbacks = [lightning.callbacks.ModelCheckpoint(tmp_path, **kinds[saved])] if saved in kinds else []
+    path = None if callbacks else tmp_path / "after.ckpt"
+    before = epochs(store, 2, split, path, callbacks=callbacks, bare=bare, **options)
+    file = tmp_path / "last.ckpt" if saved == "last" else next(tmp_path.glob("*.ckpt"))
+    assert before + epochs(store, 4, split, resume=file, bare=bare, **options) == whole
+
+
+@pytest.mark.parametrize("stop_at", [5, 8])
+def test_training_goes_on_where_the_model_asks_for_the_number_of_steps(store, tmp_path, stop_at):
+    """Lightning then leaves out to restore the loader; the module restores it."""
+    whole = flat(epochs(store, 2, kind=Estimating))
+    before = fit(store, stop_at=stop_at, path=tmp_path / "last.ckpt")
+    after = flat(epochs(store, 2, resume=tmp_path / "last.ckpt", kind=Estimating))
+    assert [cells for _, cells in before] + after == whole
+
+
+def test_a_checkpoint_that_was_predicted_from_does_not_change_training(store, tmp_path):
+    """A fit without a checkpoint begins with epoch 0, whatever the module saw before."""
+    fit(store, stop_at=3, path=tmp_path / "last.ckpt")
+    datamodule = make(store)
+    probe = Probe(datamodule.n_vars)
+    trainer().predict(probe, datamodule=datamodule, ckpt_path=tmp_path / "last.ckpt")
+    trainer(max_epochs=1).fit(probe, datamodule=datamodule)
+    assert [cells for _, cells in probe.cells["train"]] == epochs(store, 1)[0]
+
+
+def test_predictions_of_a_loader_alone_are_in_order(store):
+    """Lightning makes the loader anew for ``predict``; the rows are those of the joinids."""
+    dataset = ExperimentDataset(store, batch_size=9, seed=1)
+    predicted = trainer().predict(Probe(30), inference_dataloader(dataset))
+    assert torch.cat(predicted).tolist() == list(range(100))
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_overfitting_meets_the_same_minibatches_each_epoch(store, bare):
+    """``Trainer(overfit_batches=2)`` trains on two minibatches: the first of a pass that is made without it."""
+    met = epochs(store, 3, (0.7, 0.3), bare=bare, overfit_batches=2)
+    assert met == [epochs(store, 1, (0.7, 0.3), bare=bare)[0][:2]] * 3
 
 
 def test_a_checkpoint_is_not_taken_for_other_data(store, tmp_path):

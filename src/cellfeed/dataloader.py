@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from cellfeed.datapipe import plain
 from cellfeed.dataset import ExperimentDataset
 from cellfeed.errors import CellfeedError, PlanError, ReadError, is_whole
+from cellfeed.frameworks import EpochSampler, mark_last
 from cellfeed.minibatch import Minibatch, PaddedMinibatch
 from cellfeed.plan import MAX_WORKERS
 from cellfeed.watch import Alarm, Watch
@@ -45,13 +46,33 @@ class ExperimentDataLoader(DataLoader[Minibatch | PaddedMinibatch]):
     _is_accelerate_prepared = True
     use_stateful_dataloader = True
 
-    def __init__(self, dataset: ExperimentDataset, num_workers: int, **kwargs: Any) -> None:
+    # Lightning makes a loader again from its attributes by the names of these parameters, and then gives a
+    # ``batch_sampler``, which :func:`experiment_dataloader` refuses.
+    def __init__(self, dataset: ExperimentDataset, num_workers: int = 0, **kwargs: Any) -> None:
         self._passes, self._delivered = dataset._passes, dataset._delivered
         self._watch = Watch(num_workers)
         self._address = dataset._selection.X
+        self._repeats = "batch_sampler" in kwargs
+        self._first: int | None = None
         super().__init__(plain(dataset, self._watch), num_workers=num_workers, **kwargs)
+        self.__dict__["sampler"] = EpochSampler(self._passes.epochs)  # PyTorch takes none for an iterable dataset
 
     def __iter__(self) -> Iterator[Minibatch | PaddedMinibatch]:  # type: ignore[override]
+        # A generator: a pass begins with its first minibatch. Lightning makes iterators that it does not read, and
+        # gives the number of the epoch after it has made one.
+        if self._repeats:
+            self._repeat()
+        yield from mark_last(self, self._passes, self._minibatches)
+
+    def _repeat(self) -> None:
+        """Make the next pass the first pass again: ``Trainer(overfit_batches=...)`` wants the same minibatches."""
+        if self._first is None:
+            self._first = self._passes.epochs.next
+        else:
+            self._passes.epochs.set(self._first)
+
+    def _minibatches(self) -> Iterator[Minibatch | PaddedMinibatch]:
+        """Begin a pass."""
         if self.num_workers == 0:
             # PyTorch's iterator would add a quarter of a millisecond to each minibatch, for its profiler.
             return super().__iter__() if self.pin_memory else iter(self.dataset)

@@ -78,6 +78,7 @@ class Loaders:
     dataset: ExperimentDataset
     parts: dict[str, ExperimentDataset]
     _var_column: str | None = None
+    _to_resume: dict[str, Any] | None = None
 
     def _set_up_loaders(
         self,
@@ -121,8 +122,9 @@ class Loaders:
         return dict(self._identity["provenance"])
 
     def state_dict(self) -> dict[str, Any]:
-        """Say for a checkpoint what the data are; Lightning calls it."""
-        return dict(self._identity)
+        """Return for a checkpoint what the data are, and where training is in an epoch; Lightning calls it."""
+        passes = self._training_cells()._passes
+        return {**self._identity, "training": None if passes.is_at_end else passes.save()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Refuse a checkpoint of a model that these data would mislead; Lightning calls it.
@@ -135,10 +137,22 @@ class Loaders:
         own = self._identity
         check_record(state["provenance"], state["genes"], own["provenance"], own["genes"])
         check_classes(state["classes"], own["classes"])
+        trainer = getattr(self, "trainer", None)
+        if trainer is None or trainer.state.fn == "fit":  # to predict from a checkpoint does not change training
+            self._to_resume = state.get("training")
+
+    def _training_cells(self) -> ExperimentDataset:
+        """Return the dataset that training reads."""
+        return self.parts["train"]
 
     def train_dataloader(self) -> ExperimentDataLoader:
         """Make the loader of the training cells; each pass over it is one epoch in an order of its own."""
-        return experiment_dataloader(self.parts["train"], self._num_workers, **self._options)
+        dataset = self._training_cells()
+        # Lightning restores the loader itself, but not where the model asks for ``trainer.estimated_stepping_batches``.
+        if self._to_resume is not None:
+            dataset.load_state_dict(self._to_resume)
+            self._to_resume = None
+        return experiment_dataloader(dataset, self._num_workers, **self._options)
 
     def val_dataloader(self) -> ExperimentDataLoader | list[Any]:
         """Make the loader of the validation cells, in the order of their joinids."""

@@ -37,7 +37,8 @@ class ExperimentDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
     """Train, validate, test and predict on the cells of a SOMA experiment under Lightning.
 
     Checkpoints hold the state of the training loader, and training goes on from one in the middle of an epoch with the
-    cells that had not come yet, in the order in which they would have come. Under several ranks each cell of an epoch
+    cells that had not come yet, in the order in which they would have come; from one of the end of an epoch, with the
+    order of the next epoch. Under several ranks each cell of an epoch
     comes once, fewer than there are ranks being left out, others each epoch; predictions leave out none.
 
     A checkpoint also says what the model was trained on (:meth:`provenance`). Where it is loaded with other data, to go

@@ -53,11 +53,24 @@ class Passes:
 
     def n_minibatches(self, num_workers: int = 1) -> int:
         """Minibatches of this rank in the next pass; those that were received before a restore are counted."""
+        received = (
+            max(stage.received_by(rank) for rank in range(stage.topology.world_size))
+            for stage in self.epochs.next_stages
+        )
+        return self.n_to_come(num_workers) + sum(received)
+
+    def n_to_come(self, num_workers: int = 1) -> int:
+        """Minibatches that the next pass yields to this rank."""
         rank, world_size = self._ranks()
-        stages = self.epochs.next_stages
-        _, shares = self._deal(self.epochs.next, stages, self._topology(world_size, num_workers))
-        to_come = sum(n_minibatches(pieces, self._settings.batch_size) for pieces in shares.ranks[rank])
-        return to_come + sum(max(stage.received_by(r) for r in range(stage.topology.world_size)) for stage in stages)
+        topology = self._topology(world_size, num_workers)
+        _, shares = self._deal(self.epochs.next, self.epochs.next_stages, topology)
+        return sum(n_minibatches(pieces, self._settings.batch_size) for pieces in shares.ranks[rank])
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether nothing is left of the epoch in which this rank is."""
+        epoch, stages = self.epochs.position
+        return not stages or self._is_finished(epoch, stages)
 
     def save(self) -> dict[str, Any]:
         """Return the state of this rank."""

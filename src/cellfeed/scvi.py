@@ -32,7 +32,6 @@ import numpy as np
 import torch
 
 from cellfeed.covariates import Categories, read_numbers
-from cellfeed.dataloader import ExperimentDataLoader, experiment_dataloader
 from cellfeed.datamodule import Loaders, Split, divide, open_dataset
 from cellfeed.dataset import ExperimentDataset
 from cellfeed.densify import densified
@@ -189,15 +188,15 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
 
     # ------------------------------------------------------------------ loaders
 
-    def train_dataloader(self) -> ExperimentDataLoader:
-        """Make the loader of the training cells, without a last minibatch that is too small to normalise."""
+    def _training_cells(self) -> ExperimentDataset:
+        """Return the dataset that training reads, without a last minibatch that is too small to normalise."""
         dataset = self.parts["train"]
         settings = dataset._settings
         share = dataset.shape[0] // find_ranks(settings.rank, settings.world_size)[1]
         if 0 < share % settings.batch_size < LEAST_CELLS and share > settings.batch_size:
             self._trimmed = self._trimmed or dataset._with(drop_last=True)  # one, which counts its epochs
-            dataset = self._trimmed
-        return experiment_dataloader(dataset, self._num_workers, **self._options)
+            return self._trimmed
+        return dataset
 
     def inference_dataloader(self, part: str = "all", batch_size: int | None = None) -> InferenceTensors:
         """Make a new loader of the tensors of all cells, or of a part, in the order of their joinids.
