@@ -1,5 +1,6 @@
 """scvi-tools through SOMA: tensors mean what they say, embeddings belong to their cells, models come back."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -268,14 +269,20 @@ def test_what_a_model_was_trained_on_is_saved_with_it(uri, tmp_path):
     assert (record["n_genes"], record["seed"], record["splits"][0]["seed"]) == (G, 0, 5)
 
 
-def test_what_is_no_count_is_told_once(uri, recwarn):
-    counts, logged = make(uri), make(uri, transform=Log1p())
-    for datamodule in (counts, logged):
-        for _ in range(2):
-            datamodule.on_before_batch_transfer(next(iter(datamodule.train_dataloader())), 0)
-    told = [str(warning.message) for warning in recwarn if "no counts" in str(warning.message)]
-    assert len(told) == 1
-    assert "X_name='raw' holds values that are no counts, such as" in told[0]
+@pytest.mark.parametrize("sparse", [False, True])
+def test_what_is_no_count_is_refused(uri, cells, var, tmp_path, sparse):
+    """Scaled or log-normalised values, in training and inference: an error that names the layer, unless any are taken."""
+    scaled = write_experiment(tmp_path / "scaled.soma", sp.csr_matrix(cells[0] * -1), cells[1], var=var)
+    for source, options in ((scaled, {}), (uri, {"transform": Log1p()})):
+        for counts in (True, False):
+            datamodule = make(source, return_sparse_X=sparse, counts=counts, **options)
+            refused = pytest.raises(SelectionError, match="X_name='raw' holds values that are no counts, such as")
+            with refused if counts else contextlib.nullcontext():
+                datamodule.on_before_batch_transfer(next(iter(datamodule.train_dataloader())), 0)
+            with refused if counts else contextlib.nullcontext():
+                next(iter(datamodule.inference_dataloader()))
+    with pytest.raises(SelectionError, match="holds values that are no counts, such as -"):
+        train(make(scaled))
 
 
 def test_numbers_that_are_none_are_refused(uri, cells, var, tmp_path):

@@ -8,7 +8,7 @@ import scanpy
 import scipy.sparse as sp
 
 import cellfeed
-from cellfeed import ExperimentDataset, PlanError
+from cellfeed import ExperimentDataset, PlanError, SelectionError
 from tests.stores import write_experiment
 
 N, G = 400, 500
@@ -42,3 +42,11 @@ def test_genes_are_those_that_scanpy_finds(counts, tmp_path):
     assert len(cellfeed.highly_variable_genes(dataset, 10_000)) == expressed < G
     with pytest.raises(PlanError, match="n_genes=0 must be an integer of at least 1"):
         cellfeed.highly_variable_genes(dataset, 0)
+
+
+def test_negative_values_are_refused(counts, tmp_path):
+    """Scaled values have no dispersion: the error names the layer, whether rows sum to more or to less than zero."""
+    for name, scaled in (("less", counts * -1), ("some", counts - counts.multiply(counts == 1) * 2)):
+        uri = write_experiment(tmp_path / f"{name}.soma", sp.csr_matrix(scaled), extent=64, column_extent=512)
+        with pytest.raises(SelectionError, match="X_name='raw' holds negative values, such as -"):
+            cellfeed.highly_variable_genes(ExperimentDataset(uri, seed=0), 20)

@@ -34,7 +34,7 @@ def check_seed(seed: object) -> int:
 
 def fresh_seed() -> int:
     """Draw a seed from the operating system; small enough for JSON readers that hold numbers as doubles."""
-    return int(np.random.SeedSequence().generate_state(1, np.uint64)[0] >> 11)
+    return int(np.random.SeedSequence().generate_state(1, np.uint64)[0]) >> 11
 
 
 def random_bits(n: int, seed: int, *key: int) -> npt.NDArray[np.uint64]:

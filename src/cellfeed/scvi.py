@@ -35,7 +35,7 @@ from cellfeed.covariates import Categories, read_numbers
 from cellfeed.datamodule import Loaders, Split, divide, open_dataset
 from cellfeed.dataset import ExperimentDataset
 from cellfeed.densify import densified
-from cellfeed.errors import EncodeError, MissingDependencyError, warn_user
+from cellfeed.errors import EncodeError, MissingDependencyError, SelectionError
 from cellfeed.inference import inference_dataloader, with_joinids
 from cellfeed.modelregistry import Known, compare, find_registry, keys_of, load, load_query_data, make_registry
 from cellfeed.topology import find_ranks
@@ -55,7 +55,7 @@ LEAST_CELLS = 3
 class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
     """Train scvi-tools' models (SCVI, SCANVI and others that take data modules) on a SOMA experiment.
 
-    X must hold counts. Genes are known by their names, categories by their text: codes mean the same in every module
+    X must hold counts, unless ``counts=False``. Genes are known by their names, categories by their text: codes mean the same in every module
     that is made from one reference, whatever cells it has.
 
     Parameters
@@ -82,6 +82,9 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
     unseen
         What to do about batches and covariates that the reference lacks: ``"error"``, or ``"extend"``, for
         :func:`load_query_data`.
+    counts
+        Whether X must hold counts, integers of at least 0: the first minibatch of training or inference is looked at.
+        ``False`` takes any values, for a model with a likelihood that fits them.
     batch_size, seed
         As for :class:`cellfeed.ExperimentDataset`.
     split, split_seed, stratify, group, num_workers, dataloader_options
@@ -96,7 +99,8 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
     MissingDependencyError
         When the module is imported and scvi-tools is not installed.
     SelectionError, EncodeError, PlanError
-        If columns, genes or categories are missing, or the split is none.
+        If columns, genes or categories are missing, or the split is none; while minibatches are made, if X holds no
+        counts.
 
     Examples
     --------
@@ -124,6 +128,7 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         missing_genes: str = "error",
         reference: Any = None,
         unseen: str = "error",
+        counts: bool = True,
         batch_size: int = 128,
         seed: int | None = None,
         split: Split = (0.9, 0.1),
@@ -158,7 +163,7 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         self._numbers = read_numbers(dataset._selection, continuous)
         self._joinids = dataset.obs_joinids if continuous else None
         self._trimmed: ExperimentDataset | None = None
-        self._has_looked = False
+        self._must_look = counts
         self._set_up_loaders(
             dataset, divide(dataset, split, split_seed, stratify, group), "all", num_workers, dataloader_options
         )
@@ -222,7 +227,6 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         if isinstance(batch, dict):
             return batch
         tensors = self.tensors(batch[0], batch[1])
-        self._warn_of_fractions(tensors["X"])
         plan = getattr(self.trainer, "lightning_module", None)
         if not isinstance(plan, scvi.train.SemiSupervisedTrainingPlan):
             return tensors
@@ -231,18 +235,17 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
             return tensors
         return tensors, {name: densified(tensor)[labelled] for name, tensor in tensors.items()}
 
-    def _warn_of_fractions(self, X: torch.Tensor) -> None:
-        """Say of the first minibatch, once, that it holds no counts."""
-        if self._has_looked:
-            return
-        self._has_looked = True
+    def _check_counts(self, X: torch.Tensor) -> None:
+        """Refuse a first minibatch that holds no counts, unless the module takes any values."""
         values = X.values() if X.layout == torch.sparse_csr else X
         odd = values[(values < 0) | (values != values.round())]
         if len(odd):
-            warn_user(
+            raise SelectionError(
                 f"X_name={self.dataset._selection.X_name!r} holds values that are no counts, such as {odd[0]:.4g}; the "
-                f"models of scvi-tools expect counts: choose another layer, and no transform"
+                f"models of scvi-tools expect counts: choose another layer, and no transform; or give counts=False if "
+                f"the likelihood of the model fits such values"
             )
+        self._must_look = False
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Make CSR dense, on the device."""
@@ -254,6 +257,8 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         """Return what a model's module takes, by scvi-tools' names; ``obs`` as this module's dataset yields it."""
         if obs.ndim == 1:  # batch_size=1
             X, obs = X.reshape(1, -1) if X.ndim == 1 else X, obs[None]
+        if self._must_look:
+            self._check_counts(X)
         tensors = {"X": X if X.is_floating_point() else X.float(), "batch": obs[:, :1], "labels": obs[:, 1:2]}
         # Continuous before categorical: scvi-tools takes five keys in its own order for cells that are all labelled.
         if self._joinids is not None:

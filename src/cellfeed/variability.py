@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from cellfeed.dataset import ExperimentDataset
-from cellfeed.errors import PlanError, is_whole
+from cellfeed.errors import PlanError, SelectionError, is_whole
 from cellfeed.genes import name_columns
 from cellfeed.settings import IN_ORDER
 from cellfeed.transforms import NormalizeTotal
@@ -49,6 +49,8 @@ def highly_variable_genes(
     ------
     PlanError
         If ``n_genes`` is below 1 or there are less than 2 cells.
+    SelectionError
+        If X holds negative values, which are no counts.
 
     Examples
     --------
@@ -71,16 +73,26 @@ def moments(dataset: ExperimentDataset, transform: Any) -> tuple[npt.NDArray[np.
     """Return the mean and the variance of each column of X over all cells, after a transform."""
     ordered = dataset._with(
         **IN_ORDER, remainder="uneven", rank=0, world_size=1,
-        return_sparse_X=True, X_dtype="float32", transform=transform, batch_size=1024,
+        return_sparse_X=True, X_dtype="float32", transform=None, batch_size=1024,
     )  # fmt: skip
     n_obs, n_vars = ordered.shape
     sums = torch.zeros(2, n_vars, dtype=torch.float64)
     for minibatch in ordered:
-        values, columns = minibatch.X.values().double(), minibatch.X.col_indices().long()
+        _refuse_negative(minibatch.X.values(), dataset._selection.X_name)
+        X = transform(minibatch.X)
+        values, columns = X.values().double(), X.col_indices().long()
         sums[0].index_add_(0, columns, values)
         sums[1].index_add_(0, columns, values * values)
     mean, square = (sums / n_obs).numpy()
     return mean, np.maximum(square - mean**2, 0) * (n_obs / (n_obs - 1))
+
+
+def _refuse_negative(values: torch.Tensor, X_name: str) -> None:
+    if len(values) and (least := float(values.min())) < 0:
+        raise SelectionError(
+            f"X_name={X_name!r} holds negative values, such as {least:.4g}: these are no counts, maybe scaled values; "
+            f"give a dataset with the layer that holds counts, ExperimentDataset(..., X_name=...)"
+        )
 
 
 def normalised_dispersion(mean: npt.NDArray[np.float64], variance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
