@@ -70,7 +70,9 @@ def write_experiment(path: str | Path) -> str:
         warnings.simplefilter("ignore")  # deprecations between anndata and tiledbsoma
         import tiledbsoma.io
 
-        return str(tiledbsoma.io.from_anndata(str(path), cells, measurement_name="RNA", X_layer_name="raw"))
+        # As a layer: tiledbsoma 2.3 fails on the X of anndata 0.13, which is the layer None there.
+        cells.layers["raw"], cells.X = cells.X, None
+        return str(tiledbsoma.io.from_anndata(str(path), cells, measurement_name="RNA"))
 
 
 def example_cells() -> Any:
