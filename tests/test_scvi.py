@@ -1,6 +1,7 @@
 """scvi-tools through SOMA: tensors mean what they say, embeddings belong to their cells, models come back."""
 
 import contextlib
+import inspect
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from tests.test_processes import torchrun
 
 pytest.importorskip("scvi", reason="scvi-tools is not installed")
 
+import rich.pretty  # noqa: F401  scvi-tools 1.4 uses it without importing it
 import scvi
 
 import cellfeed.scvi
@@ -244,6 +246,40 @@ def test_scanvi_learns_labels_and_predicts_them(uri, cells, tmp_path):
     assert set(predict(second)) <= {"T", "B", "NK"}
 
 
+@pytest.mark.parametrize("kind", [scvi.model.SCVI, scvi.model.SCANVI])
+def test_a_saved_model_can_be_described_and_published(uri, tmp_path, capsys, kind):
+    """Its registry names its class: for the views of scvi-tools, for scvi-hub, and to refuse another class."""
+    hub = pytest.importorskip("scvi.hub", reason="scvi-hub is not installed")
+    datamodule = make(uri, batch_key=["donor", "site"], labels_key="cell_type", unlabeled_category="unknown")
+    options = {"datamodule": datamodule} if kind is scvi.model.SCANVI else {}
+    model = kind(adata=None, registry=datamodule.registry, n_latent=4, n_hidden=16, **options)
+    model.train(datamodule=datamodule, **QUIET)
+    model.save(folder := str(tmp_path / "model"), datamodule=datamodule)
+    kind.view_setup_args(folder)
+    assert f"{kind.__name__}.setup_anndata" in capsys.readouterr().out.replace("\n", "")
+    assert hub.HubMetadata.from_dir(folder, anndata_version="0.12").model_cls_name == kind.__name__
+    card = hub.HubModelCardHelper.from_dir(folder, license_info="cc-by-4.0", anndata_version="0.12").model_card
+    assert '"batch_key": "donor//site"' in card.content
+    other = scvi.model.SCANVI if kind is scvi.model.SCVI else scvi.model.SCVI
+    with pytest.raises(StateError, match=f"holds a model of the class {kind.__name__}, not {other.__name__}"):
+        cellfeed.scvi.load(other, folder, datamodule)
+    with pytest.raises(ValueError, match="a model from a different class"):
+        other.load(folder, adata=False)
+    assert "model_name" not in datamodule.registry  # it may serve another class next
+
+
+def test_batches_of_several_columns_have_one_key(uri):
+    """scvi-tools uses the key as the name of a column, in ``differential_expression`` for one: it is text."""
+    datamodule = make(uri, batch_key=["donor", "site"])
+    state = datamodule.registry["field_registries"]["batch"]["state_registry"]
+    assert state["original_key"] == datamodule.registry["setup_args"]["batch_key"] == "donor//site"
+    if "dataloader" not in inspect.signature(scvi.model.SCVI.differential_expression).parameters:
+        pytest.skip("scvi-tools takes no dataloader in differential_expression")
+    groups = {"groupby": "donor//site", "group1": "d0//s0", "group2": "d1//s1"}
+    frame = train(datamodule).differential_expression(dataloader=datamodule.inference_dataloader(), **groups)
+    assert sorted(frame.index) == sorted(datamodule.genes)
+
+
 def test_a_model_of_an_anndata_embeds_a_store(uri, cells, var):
     """Genes, batches and covariates by name: the embeddings are those that the model gives of the AnnData."""
     X, obs = cells
@@ -271,7 +307,7 @@ def test_what_a_model_was_trained_on_is_saved_with_it(uri, tmp_path):
 
 @pytest.mark.parametrize("sparse", [False, True])
 def test_what_is_no_count_is_refused(uri, cells, var, tmp_path, sparse):
-    """Scaled or log-normalised values, in training and inference: an error that names the layer, unless any are taken."""
+    """Scaled or log-normalised values, in training and inference: an error that names the layer."""
     scaled = write_experiment(tmp_path / "scaled.soma", sp.csr_matrix(cells[0] * -1), cells[1], var=var)
     for source, options in ((scaled, {}), (uri, {"transform": Log1p()})):
         for counts in (True, False):

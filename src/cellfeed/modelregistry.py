@@ -11,10 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from cellfeed.covariates import SEPARATOR
 from cellfeed.errors import StateError, lacking, some
 
 OWN = "cellfeed"
 """Where a registry keeps the keys and the provenance of a data module."""
+
+MODEL_NAME = "model_name"
+"""Where a registry keeps the class of the model; scvi-hub and the views of a saved model need it."""
 
 MODEL_FILE = "model.pt"
 """The file of a saved model in its folder."""
@@ -112,9 +116,13 @@ def make_registry(
     covariates: Mapping[str, Sequence[str]],
     provenance: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Make a registry. It names no class of model: one data module serves SCVI and then SCANVI."""
+    """Make a registry. It names no class of model: one data module serves SCVI and then SCANVI.
+
+    Several columns of batches have one key, the columns joined as their values are: scvi-tools takes it as the name of
+    a column.
+    """
     continuous = keys["continuous_covariate_keys"]
-    batch_key = keys["batch_key"][0] if len(keys["batch_key"]) == 1 else (keys["batch_key"] or None)
+    batch_key = SEPARATOR.join(keys["batch_key"]) or None
     return {
         "scvi_version": version,
         "setup_method_name": "setup_datamodule",
@@ -173,6 +181,11 @@ def _covariates(covariates: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     }
 
 
+def name_model(model: Any, registry: Mapping[str, Any] | None = None) -> None:
+    """Give a model a registry, its own unless another is given, that names the model's class."""
+    model.registry_ = {**(model.registry_ if registry is None else registry), MODEL_NAME: type(model).__name__}
+
+
 def load(model_class: Any, path: str | Path, datamodule: Any = None) -> Any:
     """Load a model that was trained with a :class:`~cellfeed.scvi.SCVIDataModule`.
 
@@ -197,7 +210,7 @@ def load(model_class: Any, path: str | Path, datamodule: Any = None) -> Any:
     Raises
     ------
     StateError
-        If there is no model, or its genes or categories are not those of ``datamodule``.
+        If there is no model, it is of another class, or its genes or categories are not those of ``datamodule``.
 
     Examples
     --------
@@ -213,6 +226,12 @@ def load(model_class: Any, path: str | Path, datamodule: Any = None) -> Any:
     saved = read_model(path)
     attributes = dict(saved["attr_dict"])
     registry, parameters = attributes.pop("registry_"), attributes.pop("init_params_")
+    saved_class = registry.get(MODEL_NAME, model_class.__name__)
+    if saved_class != model_class.__name__:
+        raise StateError(
+            f"{str(path)!r} holds a model of the class {saved_class}, not {model_class.__name__}: "
+            f"load(scvi.model.{saved_class}, ...)"
+        )
     if datamodule is not None:
         datamodule.check(registry)
     given = {**parameters["non_kwargs"], **{k: v for more in parameters["kwargs"].values() for k, v in more.items()}}
@@ -273,5 +292,5 @@ def load_query_data(model_class: Any, reference: Any, datamodule: Any, **options
     registry = {**datamodule.registry, "setup_method_name": "setup_anndata"}
     given = str(reference) if isinstance(reference, (str, Path)) else reference
     model = model_class.load_query_data(adata=None, reference_model=given, registry=registry, **options)
-    model.registry_ = datamodule.registry
+    name_model(model, datamodule.registry)
     return model

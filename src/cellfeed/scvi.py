@@ -37,7 +37,16 @@ from cellfeed.dataset import ExperimentDataset
 from cellfeed.densify import densified
 from cellfeed.errors import EncodeError, MissingDependencyError, SelectionError
 from cellfeed.inference import inference_dataloader, with_joinids
-from cellfeed.modelregistry import Known, compare, find_registry, keys_of, load, load_query_data, make_registry
+from cellfeed.modelregistry import (
+    Known,
+    compare,
+    find_registry,
+    keys_of,
+    load,
+    load_query_data,
+    make_registry,
+    name_model,
+)
 from cellfeed.topology import find_ranks
 
 if importlib.util.find_spec("scvi") is None:
@@ -55,15 +64,16 @@ LEAST_CELLS = 3
 class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
     """Train scvi-tools' models (SCVI, SCANVI and others that take data modules) on a SOMA experiment.
 
-    X must hold counts, unless ``counts=False``. Genes are known by their names, categories by their text: codes mean the same in every module
-    that is made from one reference, whatever cells it has.
+    X must hold counts, unless ``counts=False``. Genes are known by their names, categories by their text: codes mean
+    the same in every module that is made from one reference, whatever cells it has.
 
     Parameters
     ----------
     experiment
         An open ``tiledbsoma.Experiment``, the URI of one, or a ``tiledbsoma.ExperimentAxisQuery``.
     batch_key
-        A column of obs; several, whose combinations are the batches; or ``None`` for one batch.
+        A column of obs; several, whose combinations are the batches; or ``None`` for one batch. scvi-tools knows
+        several by their names joined by ``"//"``: ``model.differential_expression(groupby="donor//site", ...)``.
     labels_key
         A column of obs, or ``None``.
     unlabeled_category
@@ -217,10 +227,14 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         return InferenceTensors(self, self._part(part), batch_size)
 
     def setup(self, stage: str | None = None) -> None:
-        """Check that a model under training has the genes and categories of this module; called by Lightning."""
+        """Check that a model under training has the genes and categories of this module; called by Lightning.
+
+        The registry of the model gets the name of its class, as scvi-tools' own data modules give it.
+        """
         model = getattr(self.trainer, "_model", None) if self.trainer is not None else None
         if model is not None and hasattr(model, "registry_"):
             self.check(model)
+            name_model(model)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Make the tensors of a minibatch; for SCANVI and its kind in a pair with those of its labelled cells."""
