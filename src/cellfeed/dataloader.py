@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader
 
-from cellfeed.datapipe import plain
+from cellfeed.datapipe import is_chained, plain
 from cellfeed.dataset import ExperimentDataset
 from cellfeed.errors import CellfeedError, PlanError, ReadError, is_whole
 from cellfeed.frameworks import EpochSampler, mark_last
@@ -128,7 +128,9 @@ def _tells_of_a_lost_worker(error: BaseException) -> bool:
     return not str(error).startswith("Caught ")
 
 
-def experiment_dataloader(dataset: ExperimentDataset, num_workers: int = 0, **kwargs: Any) -> ExperimentDataLoader:
+def experiment_dataloader(
+    dataset: ExperimentDataset | None = None, num_workers: int = 0, *, datapipe: Any = None, **kwargs: Any
+) -> ExperimentDataLoader:
     """Make a :class:`torch.utils.data.DataLoader` for a dataset.
 
     With ``num_workers=0`` the dataset reads in threads of this process, which is the fast way: they
@@ -137,10 +139,13 @@ def experiment_dataloader(dataset: ExperimentDataset, num_workers: int = 0, **kw
     Parameters
     ----------
     dataset
-        An :class:`ExperimentDataset` or :class:`ExperimentDataPipe`.
+        An :class:`ExperimentDataset` or :class:`ExperimentDataPipe`; or a chain of datapipes that begins with one,
+        such as ``datapipe.map(function)``. A chain takes no workers, and its loader is PyTorch's, without a state.
     num_workers
         Worker processes; each reads an equal part of the cells. They are spawned, never forked, unless you
         give another ``multiprocessing_context``.
+    datapipe
+        The name that ``dataset`` has in ``cellxgene_census.experimental.ml``.
     kwargs
         Further arguments of :class:`torch.utils.data.DataLoader`, but for those that the dataset decides. ``timeout``
         is 600 seconds unless given: workers from which no minibatch comes for so long count as hung.
@@ -166,7 +171,13 @@ def experiment_dataloader(dataset: ExperimentDataset, num_workers: int = 0, **kw
     >>> sum(len(X) for X, obs in cellfeed.experiment_dataloader(dataset))
     700
     """
-    return make_dataloader(ExperimentDataLoader, dataset, num_workers, kwargs)
+    if (dataset is None) == (datapipe is None):
+        raise PlanError("experiment_dataloader takes a dataset, or by its published name datapipe=: give one of them")
+    given: Any = datapipe if dataset is None else dataset
+    if is_chained(given):
+        chained: Any = _chained_dataloader(given, num_workers, kwargs)
+        return chained  # type: ignore[no-any-return]
+    return make_dataloader(ExperimentDataLoader, given, num_workers, kwargs)
 
 
 def make_dataloader(
@@ -181,9 +192,7 @@ def make_dataloader(
         raise PlanError(
             f"dataset is a {type(dataset).__name__}; {kind.made_by} takes an ExperimentDataset or an ExperimentDataPipe"
         )
-    for name, instead in _REFUSED.items():
-        if name in kwargs:
-            raise PlanError(f"{kind.made_by} does not take {name}={kwargs[name]!r}; use {instead}")
+    _refuse_decided(kind.made_by, kwargs)
     if not is_whole(num_workers) or not 0 <= num_workers <= MAX_WORKERS:
         raise PlanError(f"num_workers={num_workers!r} must be an integer from 0 to {MAX_WORKERS}")
     num_workers = int(num_workers)
@@ -196,6 +205,23 @@ def make_dataloader(
     except Exception as cause:  # of what it was given, which may raise anything
         given = ", ".join([f"num_workers={num_workers}", *(f"{name}=" for name in sorted(kwargs))])
         raise PlanError(f"torch.utils.data.DataLoader refuses its arguments ({given}): {cause}") from cause
+
+
+def _refuse_decided(made_by: str, kwargs: Mapping[str, Any]) -> None:
+    for name, instead in _REFUSED.items():
+        if name in kwargs:
+            raise PlanError(f"{made_by} does not take {name}={kwargs[name]!r}; use {instead}")
+
+
+def _chained_dataloader(chain: Any, num_workers: int, kwargs: Mapping[str, Any]) -> Any:
+    """Make PyTorch's loader of a chain of datapipes; workers would each read all cells, in one order for ever."""
+    _refuse_decided("experiment_dataloader", kwargs)
+    if num_workers:
+        raise PlanError(
+            f"num_workers={num_workers!r} with a chain of datapipes ({type(chain).__name__}): give num_workers=0, "
+            f"which reads in threads, or the function as transform= of the ExperimentDataPipe"
+        )
+    return DataLoader(chain, batch_size=None, collate_fn=_as_it_is, **kwargs)
 
 
 def _as_it_is(minibatch: Any) -> Any:

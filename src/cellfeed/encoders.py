@@ -22,7 +22,8 @@ from cellfeed.vocabulary import Vocabulary, code_dtype
 class Encoder(abc.ABC):
     r"""Turns columns of obs into integer codes and back. Subclass it for your own.
 
-    cellfeed calls :meth:`fit` and :meth:`transform` once, each with all selected cells.
+    cellfeed calls :meth:`fit` and :meth:`transform` once, each with all selected cells. ``obs`` has the
+    :attr:`columns` and ``soma_joinid``.
 
     Examples
     --------
@@ -61,10 +62,16 @@ class Encoder(abc.ABC):
 
 
 def encode(encoder: Encoder, frame: pd.DataFrame) -> npt.NDArray[Any]:
-    """Fit an encoder and keep its codes in the smallest integer type."""
+    """Fit an encoder and keep its codes in the smallest integer type.
+
+    ``soma_joinid`` is in ``obs`` where ``frame`` has it, named by the encoder or not.
+    """
+    columns = list(encoder.columns)
+    if "soma_joinid" in frame.columns and "soma_joinid" not in columns:
+        columns.append("soma_joinid")
     try:
-        encoder.fit(frame[list(encoder.columns)])
-        codes = np.asarray(encoder.transform(frame[list(encoder.columns)]))
+        encoder.fit(frame[columns])
+        codes = np.asarray(encoder.transform(frame[columns]))
     except EncodeError:
         raise
     except Exception as cause:
@@ -116,6 +123,8 @@ class LabelEncoder(NamedEncoder):
     classes
         The values, by code, where they are known, such as those that a model was trained on; :meth:`fit` then learns
         nothing. ``None`` at the end stands for a missing value.
+    col
+        The name that ``column`` has in ``cellxgene_census.experimental.ml``.
 
     Examples
     --------
@@ -129,12 +138,14 @@ class LabelEncoder(NamedEncoder):
 
     def __init__(
         self,
-        column: str,
+        column: str | None = None,
         *,
         name: str | None = None,
         unknown: int | str = "error",
         classes: Sequence[Any] | npt.NDArray[Any] | None = None,
+        col: str | None = None,
     ) -> None:
+        column = _one_of("LabelEncoder", column=column, col=col)
         unknown = _check_unknown(unknown)
         _check_names(column=column, name=column if name is None else name)
         super().__init__(column if name is None else name, [column])
@@ -144,6 +155,11 @@ class LabelEncoder(NamedEncoder):
         self._vocabulary = None if classes is None else Vocabulary.of(np.asarray(classes).tolist())
         if classes is not None and (len(set(classes)) != len(classes) or None in list(classes)[:-1]):
             raise EncodeError(f"classes={list(classes)!r} must differ, and None be the last of them")
+
+    @property
+    def col(self) -> str:
+        """The column."""
+        return self._column
 
     @property
     def classes_(self) -> npt.NDArray[Any]:
@@ -170,7 +186,7 @@ class LabelEncoder(NamedEncoder):
         return _replace_unknown(codes, self._unknown, self._name, lambda rows: column.iloc[rows].unique())
 
     def inverse_transform(self, codes: npt.ArrayLike) -> npt.NDArray[Any]:
-        """Return the values of integer codes of any shape."""
+        """Return the values of integer codes of any shape; a column, shape (n, 1), gives shape (n,)."""
         return _decode(self._fitted().values, codes, self._name)
 
 
@@ -189,6 +205,8 @@ class BatchEncoder(NamedEncoder):
     separator
         Stands between the values of a decoded combination. ``None`` takes the first of ``""``, ``"_"``,
         ``"|"``, ``"//"`` for which no two combinations read the same.
+    cols
+        The name that ``columns`` has in ``cellxgene_census.experimental.ml``.
 
     Examples
     --------
@@ -205,12 +223,14 @@ class BatchEncoder(NamedEncoder):
 
     def __init__(
         self,
-        columns: Sequence[str],
+        columns: Sequence[str] | None = None,
         name: str = "batch",
         *,
         separator: str | None = None,
         unknown: int | str = "error",
+        cols: Sequence[str] | None = None,
     ) -> None:
+        columns = _one_of("BatchEncoder", columns=columns, cols=cols)
         if not isinstance(columns, (list, tuple)) or not columns:
             raise EncodeError(f"BatchEncoder: columns={columns!r} must be a list of one or more column names")
         unknown = _check_unknown(unknown)
@@ -223,6 +243,11 @@ class BatchEncoder(NamedEncoder):
         self._vocabularies: list[Vocabulary] = []
         self._combined: npt.NDArray[np.int64] = np.empty(0, np.int64)
         self._classes: npt.NDArray[Any] | None = None
+
+    @property
+    def cols(self) -> list[str]:
+        """The columns."""
+        return self._columns
 
     @property
     def classes_(self) -> npt.NDArray[Any]:
@@ -289,7 +314,7 @@ class BatchEncoder(NamedEncoder):
         )
 
     def inverse_transform(self, codes: npt.ArrayLike) -> npt.NDArray[Any]:
-        """Return the combinations, as text, of integer codes of any shape."""
+        """Return the combinations, as text, of integer codes; shapes are those of :class:`LabelEncoder`."""
         return _decode(self.classes_, codes, self._name)
 
 
@@ -299,6 +324,15 @@ def _column(obs: pd.DataFrame, column: str, encoder: str) -> pd.Series[Any]:
     if column not in obs.columns:
         raise EncodeError(f"encoder {encoder!r} needs the column {column!r}; it was given {list(obs.columns)}")
     return obs[column]
+
+
+def _one_of(encoder: str, **named: Any) -> Any:
+    """Return the one argument that was given under one of its two names."""
+    given = [value for value in named.values() if value is not None]
+    if len(given) != 1:
+        names = list(named)
+        raise EncodeError(f"{encoder} takes {names[0]}= or, by its published name, {names[1]}=: give one of them")
+    return given[0]
 
 
 def _check_unknown(unknown: int | str) -> int | str:
@@ -331,6 +365,8 @@ def _replace_unknown(codes: npt.NDArray[Any], unknown: int | str, encoder: str, 
 def _decode(values: npt.NDArray[Any], codes: npt.ArrayLike, encoder: str) -> npt.NDArray[Any]:
     with told_as(EncodeError, f"encoder {encoder!r}: codes must be integers in an array"):
         index = np.asarray(codes)
+    if index.ndim == 2 and index.shape[1] == 1:  # obs of one column, which scikit-learn's encoders take so
+        index = index[:, 0]
     if index.size and (index.dtype.kind not in "iu" or index.min() < 0 or index.max() >= len(values)):
         got = f", from {index.min()} to {index.max()}" if index.dtype.kind in "iuf" else ""
         raise EncodeError(

@@ -14,7 +14,7 @@ import pandas as pd
 
 from cellfeed import native
 from cellfeed.address import ArrayAddress
-from cellfeed.encoders import Encoder, LabelEncoder, encode
+from cellfeed.encoders import Encoder, LabelEncoder, NamedEncoder, encode
 from cellfeed.errors import EncodeError, SelectionError, nearest, warn_user
 from cellfeed.experiment import check_experiment, reading
 from cellfeed.identity import created_as
@@ -98,6 +98,8 @@ def _read(
     measurement = experiment.ms[axis_query.measurement_name]
     array = _layer(measurement, X_name)
     columns = list(dict.fromkeys(column for encoder in chosen if encoder for column in encoder.columns))
+    if any(encoder and not isinstance(encoder, NamedEncoder) for encoder in chosen) and JOINID not in columns:
+        columns.append(JOINID)  # encoders of users may read it unnamed, as the published loader lets them
     _check_columns(experiment.obs, columns, chosen)
 
     config = native.user_config(experiment.context)
