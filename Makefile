@@ -3,13 +3,23 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types docs format clean
+LOWEST := .venv-lowest
+
+.PHONY: demo test test-lowest lint types docs format clean
 
 demo: $(STAMP)
 	$(VENV)/bin/cellfeed demo
 
 test: $(STAMP)
 	$(PY) -m pytest -q --numprocesses logical --maxprocesses 4 --dist worksteal
+
+# On the lowest versions that pyproject.toml permits, without the libraries around cellfeed. pandas 2.0 warns of NumPy.
+test-lowest: constraints-lowest.txt
+	test -x $(LOWEST)/bin/python || python3.11 -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable . \
+		boto3 hypothesis "moto[server]" psutil pytest pytest-timeout
+	$(LOWEST)/bin/python -m pytest -q -W "ignore:np.find_common_type:DeprecationWarning" --ignore tests/programs \
+		--ignore tests/test_census.py --ignore tests/test_examples.py --ignore tests/test_pages.py
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .
@@ -31,4 +41,4 @@ $(STAMP): pyproject.toml constraints.txt requirements-dev.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -145,7 +145,7 @@ def _row_blocks(spec, depth, kind, popularity, sums) -> Iterator[pa.RecordBatch]
             sums["nnz"][rows] = row_nnz
             sums["raw_sum"][rows] = np.bincount(d0 - start, data, len(row_nnz))
             sums["raw_squares"][rows] = np.bincount(d0 - start, np.square(data, dtype=np.float64), len(row_nnz))
-            yield pa.record_batch({"soma_dim_0": d0, "soma_dim_1": d1, "soma_data": data})
+            yield pa.RecordBatch.from_pydict({"soma_dim_0": d0, "soma_dim_1": d1, "soma_data": data})
 
 
 def _write_global_order(X: soma.SparseNDArray, batches: Iterator[pa.RecordBatch]) -> None:

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import cellfeed
@@ -112,3 +113,14 @@ def test_import_compiles_and_loads_nothing_heavy():
     new = {name.split(".")[0] for name in ast.literal_eval(done.stdout)}
     assert "cellfeed" in new
     assert not new & set(heavy)
+
+
+def test_the_lowest_versions_are_those_that_the_package_permits():
+    """What ``make test-lowest`` installs: each bound but PyTorch's, of which no old build for CPUs is offered."""
+    root = SOURCE.parents[1]
+    bounds = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
+    lines = (root / "constraints-lowest.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    for bound in bounds:
+        name, version = bound.split(">=")
+        assert name == "torch" or pins[name].startswith(version), bound
