@@ -48,11 +48,11 @@ def mark_last(loader: Any, passes: Passes, begin: Callable[[], Iterator[T]]) -> 
     Accelerate makes an optimizer step after the last minibatch even if fewer than ``gradient_accumulation_steps`` have
     come since the step before. Its own loaders read one minibatch ahead to know; here the plan knows.
     """
-    accelerate = sys.modules.get("accelerate")
-    if accelerate is None:
+    accelerate_state = sys.modules.get("accelerate.state")
+    if accelerate_state is None:
         return begin()
     n_minibatches = passes.n_to_come(max(1, loader.num_workers))
-    return _marked(loader, accelerate.state.GradientState(), begin(), n_minibatches)
+    return _marked(loader, accelerate_state.GradientState(), begin(), n_minibatches)
 
 
 def _marked(loader: Any, state: Any, minibatches: Iterator[T], n_minibatches: int) -> Iterator[T]:
