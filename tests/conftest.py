@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from cellfeed.topology import LAUNCHERS
 from tests.stores import addressed, labelled_obs, write_experiment
 
 # Tests read with tiledbsoma, too, and side by side: its crash (cellfeed.address.SAFE_SETTINGS) would come now and then.
@@ -24,7 +25,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 @pytest.fixture(autouse=True)
 def _no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test is alone in its world, whatever launched it."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+    for name in (*LAUNCHERS.values(), *LAUNCHERS, "LOCAL_RANK", "SLURM_STEP_ID"):
         monkeypatch.delenv(name, raising=False)
 
 

@@ -16,9 +16,9 @@ ORDER = [
     "watch", "rows", "native", "files", "vfs", "reader", "vocabulary", "encoders", "obsframe", "selection",
     "integrity", "tileindex", "tilereader", "identity", "experiment", "query", "genes", "densify", "transforms",
     "topology", "epochs", "settings", "provenance", "budget", "report", "target", "forecast", "planner", "prefetch",
-    "layerreader", "feed", "minibatch", "pipeline", "passes", "frameworks", "dataset", "datapipe", "dataloader",
-    "inference", "variability", "obsm", "datamodule", "lightning", "covariates", "modelregistry", "scvi", "warmup",
-    "demo", "bench", "picture", "calibrate", "cli", "__init__",
+    "layerreader", "feed", "minibatch", "pipeline", "passes", "workers", "frameworks", "dataset", "datapipe",
+    "dataloader", "inference", "variability", "obsm", "datamodule", "lightning", "covariates", "modelregistry",
+    "scvi", "warmup", "demo", "bench", "picture", "calibrate", "cli", "__init__",
 ]  # fmt: skip
 PURE = {
     "errors", "memory", "keyed", "joinids", "schedule", "plan", "walk", "effective", "progress", "state", "splits",
@@ -28,7 +28,7 @@ PURE = {
 MAY_IMPORT = {
     "tiledbsoma": {"native", "address", "identity", "experiment", "query", "genes", "obsm", "demo", "cli"},
     "torch": {
-        "densify", "transforms", "topology", "epochs", "watch", "minibatch", "pipeline", "frameworks", "dataset",
+        "densify", "transforms", "topology", "watch", "minibatch", "pipeline", "frameworks", "workers", "dataset",
         "datapipe", "dataloader", "inference", "variability", "modelregistry", "scvi", "demo",
     },
 }  # fmt: skip

@@ -85,3 +85,25 @@ def test_it_tells_how_long_items_waited_for_room():
     assert list(ahead) == [0, 1, 2]
     assert len(waits) == 3
     assert waits[1] > 0.2
+
+
+def test_an_interrupt_while_the_thread_starts_leaves_no_thread(monkeypatch):
+    """Ctrl-C may come just before or just after the thread begins; it ends all the same, and the source is closed."""
+    start = threading.Thread.start
+
+    def before(thread):
+        raise KeyboardInterrupt
+
+    def after(thread):
+        start(thread)
+        raise KeyboardInterrupt
+
+    for interrupted in (before, after):
+        log = []
+        monkeypatch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            Prefetch(counting(10**6, log), depth=1)
+        monkeypatch.undo()
+        gc.collect()
+        assert n_threads() == 0
+        assert log[-1:] == ([] if interrupted is before else ["closed"])

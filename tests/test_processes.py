@@ -15,7 +15,7 @@ from cellfeed import ExperimentDataset, ReadError, experiment_dataloader
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {
-    **{k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")},
+    **{k: v for k, v in os.environ.items() if not k.startswith(("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_"))},
     "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")]),
     "GLOO_SOCKET_IFNAME": "lo",
     "OMP_NUM_THREADS": "1",
@@ -90,6 +90,7 @@ def test_killed_and_continued(store, tmp_path, num_workers, n_kills):
             process.send_signal(signal.SIGKILL)
             kills += 1
         process.wait(timeout=120)
+        assert [path for path in Path("/dev/shm").iterdir() if f"_{process.pid}_" in path.name] == []
     assert undisturbed.wait(timeout=120) == 0
     assert kills == n_kills
     history = json.loads((broken / "state.json").read_text())["history"]
@@ -107,16 +108,16 @@ def doomed(make_store):
     """A loader of two workers and the process numbers of these, once they are reading."""
     dataset = ExperimentDataset(make_store(3000), batch_size=4, soma_chunk_size=2, shuffle_chunk_count=50, seed=0)
     next(iter(dataset))  # compiles: workers must start within the time that they have
-    loader = experiment_dataloader(dataset, num_workers=2, timeout=15)
+    loader = experiment_dataloader(dataset, num_workers=2, timeout=15, persistent_workers=True)
     iterator = iter(loader)
     next(iterator)
-    return iterator, loader._watch._pids.tolist()
+    return loader, iterator, loader._workers.watch._pids.tolist()
 
 
 @pytest.mark.parametrize("fate", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_worker_that_dies_or_hangs(doomed, fate):
-    """An error and no endless wait; it says what the workers were reading, and leaves none of them behind."""
-    iterator, pids = doomed
+    """An error that says what the workers were reading; none of them is left, and the next pass has others."""
+    loader, iterator, pids = doomed
     os.kill(pids[0], fate)
     started = time.monotonic()
     said = "was (not )?reading.*, of '.*raw'"
@@ -128,6 +129,8 @@ def test_a_worker_that_dies_or_hangs(doomed, fate):
     while any(alive(pid) for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    if fate == signal.SIGKILL:
+        assert sum(len(X) for X, _ in loader) == 3000
 
 
 def alive(pid):

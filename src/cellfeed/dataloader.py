@@ -6,15 +6,18 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch.utils.data import DataLoader
 
 from cellfeed.datapipe import is_chained, plain
 from cellfeed.dataset import ExperimentDataset
+from cellfeed.epochs import Pass
 from cellfeed.errors import CellfeedError, PlanError, ReadError, is_whole
 from cellfeed.frameworks import EpochSampler, mark_last
 from cellfeed.minibatch import Minibatch, PaddedMinibatch
 from cellfeed.plan import MAX_WORKERS
-from cellfeed.watch import Alarm, Watch
+from cellfeed.watch import Alarm
+from cellfeed.workers import WorkerGroup, check_sendable, sending
 
 _REFUSED = {
     "shuffle": "the dataset's shuffle=",
@@ -31,9 +34,10 @@ Loader = TypeVar("Loader", bound="ExperimentDataLoader")
 TIMEOUT_S = 600.0
 """Seconds without a minibatch after which workers count as hung, unless ``timeout=`` says otherwise."""
 
-
-GRACE_S = 5.0
-"""Seconds more until workers are ended that do not answer."""
+NOT_BEGUN = (
+    ". No worker had begun; their own messages on stderr say why. A script must start workers beneath "
+    '`if __name__ == "__main__":`, as each worker imports the script. num_workers=0 starts none, and is faster'
+)
 
 
 class ExperimentDataLoader(DataLoader[Minibatch | PaddedMinibatch]):
@@ -50,11 +54,15 @@ class ExperimentDataLoader(DataLoader[Minibatch | PaddedMinibatch]):
     # ``batch_sampler``, which :func:`experiment_dataloader` refuses.
     def __init__(self, dataset: ExperimentDataset, num_workers: int = 0, **kwargs: Any) -> None:
         self._passes, self._delivered = dataset._passes, dataset._delivered
-        self._watch = Watch(num_workers)
+        self._workers: WorkerGroup | None = None
         self._address = dataset._selection.X
         self._repeats = "batch_sampler" in kwargs
         self._first: int | None = None
-        super().__init__(plain(dataset, self._watch), num_workers=num_workers, **kwargs)
+        if num_workers and kwargs.get("multiprocessing_context") != "fork":
+            transform, first = dataset._settings.transform, kwargs.get("worker_init_fn")
+            parts = {f"transform={transform!r}": transform, f"worker_init_fn={first!r}": first, "the dataset": dataset}
+            check_sendable(parts, num_workers)
+        super().__init__(plain(dataset), num_workers=num_workers, **kwargs)
         self.__dict__["sampler"] = EpochSampler(self._passes.epochs)  # PyTorch takes none for an iterable dataset
 
     def __iter__(self) -> Iterator[Minibatch | PaddedMinibatch]:  # type: ignore[override]
@@ -75,35 +83,62 @@ class ExperimentDataLoader(DataLoader[Minibatch | PaddedMinibatch]):
         """Begin a pass."""
         if self.num_workers == 0:
             # PyTorch's iterator would add a quarter of a millisecond to each minibatch, for its profiler.
-            return super().__iter__() if self.pin_memory else iter(self.dataset)
-        # Each worker has a copy of the dataset, and none can turn to the next epoch.
-        self._passes.begin(self.num_workers)
-        return self._passes.epochs.counted(self._delivered.counted(self._watched(super().__iter__())))
+            return self._of_torch() if self.pin_memory else iter(self.dataset)
+        this = self._passes.begin(self.num_workers)  # each worker has a copy of the dataset, and cannot do it
+        received = self._received(*self._begin(this))
+        return self._passes.epochs.counted(self._delivered.counted(received), this)
 
-    def _watched(self, minibatches: Iterator[Minibatch | PaddedMinibatch]) -> Iterator[Minibatch | PaddedMinibatch]:
-        """Yield minibatches; when a worker dies or hangs, say what it was reading."""
-        self._watch.forget()
-        # PyTorch's time-out ends the waiting for a message, but not for the tensors that a message only names.
-        alarm = Alarm(self.timeout + GRACE_S if self.timeout else 0, self._watch.kill)
-        try:
+    def _of_torch(self) -> Iterator[Minibatch | PaddedMinibatch]:
+        with torch.device("cpu"):  # PyTorch draws a seed, on a default device that may not have values
+            return super().__iter__()
+
+    def _begin(self, this: Pass) -> tuple[Iterator[Minibatch | PaddedMinibatch], WorkerGroup]:
+        """Start workers for a pass, or have those that live through several passes begin it."""
+        if self._iterator is not None and self._workers is not None:
+            self._workers.watch.forget()
+            self._workers.assign(this)
+            with self._guarded(self._iterator, self._workers) as alarm, alarm.set():
+                return self._of_torch(), self._workers
+        workers = self._workers = WorkerGroup(self.num_workers)
+        workers.assign(this)
+        with sending(self.dataset, workers):
+            minibatches = self._of_torch()
+        workers.processes = minibatches._workers  # type: ignore[attr-defined]
+        # Within a time-out of its own PyTorch would not look whether workers live; without one it looks every 5 s.
+        minibatches._timeout = 0  # type: ignore[attr-defined]
+        return minibatches, workers
+
+    def _received(
+        self, minibatches: Iterator[Minibatch | PaddedMinibatch], workers: WorkerGroup
+    ) -> Iterator[Minibatch | PaddedMinibatch]:
+        """Yield what workers send, as long as they live and something comes in time."""
+        with self._guarded(minibatches, workers) as alarm:
             while True:
-                with alarm.set():
+                with alarm.set(), torch.device("cpu"):  # where PyTorch puts CSR tensors together again
                     minibatch = next(minibatches, None)
                 if minibatch is None:
                     return
                 yield minibatch
                 del minibatch
+
+    @contextlib.contextmanager
+    def _guarded(self, minibatches: Any, workers: WorkerGroup) -> Iterator[Alarm]:
+        """When a worker dies or hangs in the body, end all of them and say what they were reading."""
+        alarm = Alarm(self.timeout, workers.end)
+        try:
+            with alarm:
+                yield alarm
         except (RuntimeError, OSError, EOFError) as cause:
             if not (alarm.rang or _tells_of_a_lost_worker(cause)):
                 raise
-            told = self._watch.told()
+            reading = workers.watch.told()
             with contextlib.suppress(Exception):  # PyTorch reports each worker that it finds dead
-                minibatches._shutdown_workers()  # type: ignore[attr-defined]
-            self._watch.kill()  # one that is stopped would hold up the end of this process
+                minibatches._shutdown_workers()
+            workers.end()  # one that is stopped would hold up the end of this process
+            self._iterator = None  # the next pass starts others
             what = f"no minibatch came for {self.timeout:g} s" if alarm.rang else f"a worker was lost ({cause})"
-            raise ReadError(f"{what}: {told}, of {str(self._address)!r}") from cause
-        finally:
-            alarm.close()
+            advice = NOT_BEGUN if workers.watch.nothing_begun and not alarm.rang else ""
+            raise ReadError(f"{what}: {reading}, of {str(self._address)!r}{advice}") from cause
 
     def __len__(self) -> int:
         """Minibatches of this rank in the next pass, those received before a restore included."""
@@ -143,7 +178,8 @@ def experiment_dataloader(
         such as ``datapipe.map(function)``. A chain takes no workers, and its loader is PyTorch's, without a state.
     num_workers
         Worker processes; each reads an equal part of the cells. They are spawned, never forked, unless you
-        give another ``multiprocessing_context``.
+        give another ``multiprocessing_context``. A script must start them beneath ``if __name__ == "__main__":``, and
+        a ``transform`` must be defined where they can import it.
     datapipe
         The name that ``dataset`` has in ``cellxgene_census.experimental.ml``.
     kwargs
@@ -158,10 +194,11 @@ def experiment_dataloader(
     Raises
     ------
     ReadError
-        While it is iterated, if a worker process dies or hangs; the message says what the workers were reading.
+        While it is iterated, if a worker process dies or hangs; the message says what the workers were reading. In a
+        process that was forked during a pass, which has no threads to read with.
     PlanError
         A ``ValueError``, for what the dataset decides: ``shuffle``, ``batch_size``, ``sampler``, ``batch_sampler``,
-        ``collate_fn``, ``drop_last``.
+        ``collate_fn``, ``drop_last``; and for a ``transform`` or ``worker_init_fn`` that cannot be sent to workers.
 
     Examples
     --------

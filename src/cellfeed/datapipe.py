@@ -12,7 +12,6 @@ from torch.utils.data.graph import traverse_dps
 from cellfeed.dataset import ExperimentDataset
 from cellfeed.encoders import Encoder
 from cellfeed.errors import PlanError, nearest
-from cellfeed.watch import Watch
 
 
 class ExperimentDataPipe(ExperimentDataset, IterDataPipe[Any]):
@@ -192,13 +191,12 @@ def is_chained(datapipe: Any) -> bool:
     return begins_with_cells(traverse_dps(datapipe))
 
 
-def plain(dataset: ExperimentDataset, watch: Watch) -> ExperimentDataset:
-    """Return a twin of a dataset for one loader: the same passes, under the loader's watch.
+def plain(dataset: ExperimentDataset) -> ExperimentDataset:
+    """Return a twin of a dataset for one loader: the same passes, as a dataset of its own.
 
-    The twin of a datapipe is none: ``DataLoader`` wraps datapipes for a pickle of its own, in which shared memory is
-    lost and with it the epoch that the main process sets.
+    The twin of a datapipe is a plain dataset: ``DataLoader`` wraps datapipes, for a pickle of its own.
     """
     kind = ExperimentDataset if isinstance(dataset, ExperimentDataPipe) else type(dataset)
     twin = kind.__new__(kind)
-    twin.__dict__.update(dataset.__dict__, _watch=watch)
+    twin.__dict__.update(dataset.__dict__)
     return twin

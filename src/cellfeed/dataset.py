@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
 from cellfeed import budget, query, splits
 from cellfeed.address import RETRY_DEADLINE_S
@@ -35,12 +35,12 @@ from cellfeed.report import Plan
 from cellfeed.selection import Selection
 from cellfeed.settings import Settings
 from cellfeed.stats import Meter, Stats
-from cellfeed.topology import find_ranks, find_world, refuse_second_sharding
+from cellfeed.topology import find_ranks, find_worker, refuse_loader
 from cellfeed.transforms import SelectGenes, Transform, columns_after, find_genes
-from cellfeed.watch import Watch
+from cellfeed.workers import Sendable
 
 
-class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
+class ExperimentDataset(Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
     """Minibatches of cells from a SOMA experiment, for PyTorch.
 
     Cells are read from disk or S3 while the model trains; memory holds a bounded number of them. Every
@@ -103,7 +103,7 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
         variables of ``torchrun``.
     transform
         A callable that takes ``X`` of each minibatch, which it may change, and returns what is yielded for it: see
-        :mod:`cellfeed.transforms`. Worker processes need one that can be pickled. What it holds is not counted in
+        :mod:`cellfeed.transforms`. Worker processes need one that they can import. What it holds is not counted in
         ``memory_budget``.
     context
         With a URI: a ``tiledbsoma.SOMATileDBContext`` to open it with.
@@ -247,7 +247,6 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
         self._planner = Planner(selection, settings)
         self._planner.epoch_plan(0)  # a budget that is too small is said now, not at the first read
         self._passes = Passes(selection, settings, self._planner)
-        self._watch: Watch | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
@@ -578,21 +577,22 @@ class ExperimentDataset(IterableDataset[Minibatch | PaddedMinibatch]):
 
     def __iter__(self) -> Iterator[Minibatch | PaddedMinibatch]:
         self._refuse_fork()
-        refuse_second_sharding(self._settings.rank, self._settings.world_size)
-        world = find_world(self._settings.rank, self._settings.world_size)
-        in_worker = get_worker_info() is not None
-        if not in_worker:
-            self._passes.begin()
+        refuse_loader(self._settings.rank, self._settings.world_size, self._settings.batch_size)
+        if self._workers is None:
+            worker, num_workers = find_worker(self._passes.home)
+            this = self._passes.begin(num_workers, apart=True)
+        else:
+            worker, this = self._workers.assigned
         minibatches = stream(
             self._selection,
             self._settings,
-            self._passes.windows(world),
-            self._planner.resources(world.num_workers),
+            self._passes.windows(this, worker),
+            self._planner.resources(this.topology.num_workers),
             buffers=self._buffers,
             meter=self._meter,
-            watched=lambda reader: self._watch.watched(reader, world.worker) if in_worker and self._watch else reader,
+            watched=lambda reader: self._workers.watch.watched(reader, worker) if self._workers else reader,
         )
-        return self._passes.epochs.counted(minibatches if in_worker else self._delivered.counted(minibatches))
+        return minibatches if self._workers else self._passes.epochs.counted(self._delivered.counted(minibatches), this)
 
     def _refuse_fork(self) -> None:
         if os.getpid() != self._pid:

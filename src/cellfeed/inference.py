@@ -15,7 +15,7 @@ from cellfeed.dataloader import ExperimentDataLoader, make_dataloader
 from cellfeed.dataset import ExperimentDataset
 from cellfeed.errors import PlanError
 from cellfeed.joinids import IntArray, in_order
-from cellfeed.minibatch import Minibatch, PaddedMinibatch
+from cellfeed.minibatch import Minibatch, PaddedMinibatch, moved
 from cellfeed.settings import IN_ORDER, Settings
 from cellfeed.topology import find_ranks
 
@@ -43,6 +43,10 @@ class OrderedMinibatch(NamedTuple):
     X: torch.Tensor
     obs: torch.Tensor
     joinids: torch.Tensor
+
+    def to(self, device: Any, *, non_blocking: bool | None = None) -> OrderedMinibatch:
+        """Return the minibatch on a device; see :meth:`cellfeed.Minibatch.to`."""
+        return OrderedMinibatch(*moved(self, device, non_blocking))
 
 
 class InferenceDataLoader(ExperimentDataLoader):

@@ -6,7 +6,7 @@ import itertools
 import threading
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -46,6 +46,25 @@ class Minibatch(NamedTuple):
     X: torch.Tensor
     obs: torch.Tensor
 
+    def to(self, device: Any, *, non_blocking: bool | None = None) -> Minibatch:
+        """Return the minibatch on a device.
+
+        Parameters
+        ----------
+        device
+            As for :meth:`torch.Tensor.to`.
+        non_blocking
+            Likewise; ``None`` is ``True`` for a CUDA device, where it is safe and lets copies of pinned memory overlap.
+
+        Examples
+        --------
+        >>> import cellfeed.demo
+        >>> dataset = cellfeed.ExperimentDataset(cellfeed.demo.example_experiment())
+        >>> next(iter(dataset)).to("cpu").X.device
+        device(type='cpu')
+        """
+        return Minibatch(*moved(self, device, non_blocking))
+
 
 class PaddedMinibatch(NamedTuple):
     """A minibatch under ``remainder="pad"``: ``mask`` (bool, shape (B,)) is False for repeated cells.
@@ -63,6 +82,17 @@ class PaddedMinibatch(NamedTuple):
     X: torch.Tensor
     obs: torch.Tensor
     mask: torch.Tensor
+
+    def to(self, device: Any, *, non_blocking: bool | None = None) -> PaddedMinibatch:
+        """Return the minibatch on a device; see :meth:`Minibatch.to`."""
+        return PaddedMinibatch(*moved(self, device, non_blocking))
+
+
+def moved(tensors: tuple[torch.Tensor, ...], device: Any, non_blocking: bool | None) -> Iterator[torch.Tensor]:
+    """Yield tensors on a device."""
+    if non_blocking is None:  # as Lightning does, which leaves it to a minibatch that has a method of its own
+        non_blocking = torch.device(device).type == "cuda"
+    return (tensor.to(device, non_blocking=non_blocking) for tensor in tensors)
 
 
 class DenseBuffers:
@@ -150,6 +180,7 @@ class Assembler:
             torch.from_numpy(genes),
             torch.from_numpy(values).view(self._as_torch),
             size=(len(rows), self._n_vars),
+            device="cpu",
             check_invariants=False,  # canonical by construction, and tested to be
         )
 
@@ -242,4 +273,4 @@ def quiet_beta_warning() -> None:
     """Have PyTorch say now, unheard, what it says once a process: that CSR tensors are in beta."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.sparse_csr_tensor([0, 0], [], [], size=(1, 1))
+        torch.sparse_csr_tensor([0, 0], [], [], size=(1, 1), device="cpu")

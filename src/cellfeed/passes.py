@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 from cellfeed import state
-from cellfeed.epochs import Epochs
+from cellfeed.epochs import Epochs, Pass
 from cellfeed.errors import PlanError
-from cellfeed.plan import EpochPlan, World
+from cellfeed.plan import EpochPlan
 from cellfeed.planner import Planner
 from cellfeed.progress import Shares, Stage, Topology, deal, n_minibatches, windows_of
 from cellfeed.selection import Selection
 from cellfeed.settings import Settings
-from cellfeed.topology import find_ranks
+from cellfeed.topology import find_ranks, warn_of_unknown_rank
 from cellfeed.walk import Window
 
 
@@ -27,6 +28,11 @@ class Passes:
         What is passed over, and how.
     planner
         Of epochs over them.
+
+    Attributes
+    ----------
+    home
+        The process in which they were made; that of the original, in a copy that was sent elsewhere.
     """
 
     def __init__(self, selection: Selection, settings: Settings, planner: Planner) -> None:
@@ -34,22 +40,29 @@ class Passes:
         self._settings = settings
         self._planner = planner
         self.epochs = Epochs()
+        self.home = os.getpid()
 
-    def begin(self, num_workers: int = 1) -> None:
-        """Begin the next pass, in so many reading processes."""
+    def begin(self, num_workers: int = 1, *, apart: bool = False) -> Pass:
+        """Begin the next pass, which ``num_workers`` processes read.
+
+        ``apart`` says that each of them made its dataset itself, with the same parameters.
+        """
+        warn_of_unknown_rank(self._settings.rank)
         rank, world_size = self._ranks()
-        if world_size > 1 and self._settings.shuffle and not self._settings.seed_given:
-            raise PlanError(
-                f"seed=None with world_size={world_size}: each rank would draw another order, and cells would be "
-                f"lost and repeated; give all ranks the same seed"
+        if self._settings.shuffle and not self._settings.seed_given and (world_size > 1 or (apart and num_workers > 1)):
+            who, number = (
+                ("rank", f"world_size={world_size}") if world_size > 1 else ("worker", f"{num_workers} workers")
             )
-        self.epochs.begin_pass(self._topology(world_size, num_workers), rank)
+            raise PlanError(
+                f"seed=None with {number}: each {who} would draw another order, and cells would be lost and repeated; "
+                f"give all {who}s the same seed"
+            )
+        return self.epochs.begin_pass(self._topology(world_size, num_workers), rank)
 
-    def windows(self, world: World) -> Iterator[Window]:
-        """Return the windows that one worker is to walk in the pass under way."""
-        topology = self._topology(world.world_size, world.num_workers)
-        plan, shares = self._deal(self.epochs.current, self.epochs.stages, topology)
-        return windows_of(shares.ranks[world.rank][world.worker], plan)
+    def windows(self, this: Pass, worker: int) -> Iterator[Window]:
+        """Return the windows that one worker is to walk in a pass."""
+        plan, shares = self._deal(this.epoch, this.stages, this.topology)
+        return windows_of(shares.ranks[this.rank][worker], plan)
 
     def n_minibatches(self, num_workers: int = 1) -> int:
         """Minibatches of this rank in the next pass; those that were received before a restore are counted."""

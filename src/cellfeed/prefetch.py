@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import threading
 import time
@@ -11,6 +12,9 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+
+_START_S = 1.0
+"""Seconds within which a thread begins whose start was interrupted, unless it never does."""
 
 _POLL_S = 0.1
 """How often a producer with a full queue looks whether it shall stop."""
@@ -57,8 +61,9 @@ class Prefetch(Iterator[T], Generic[T]):
         thread = threading.Thread(
             target=_produce, args=(source, self._items, stop, waited), name="cellfeed-prefetch", daemon=True
         )
+        # Before the thread is there: an interrupt may come between any two lines, and the thread must end then, too.
+        self._finalizer = weakref.finalize(self, _shut_down, thread, self._items, stop, ending, os.getpid())
         thread.start()
-        self._finalizer = weakref.finalize(self, _shut_down, thread, self._items, stop, ending)
 
     def __next__(self) -> T:
         if self._ended:
@@ -106,12 +111,27 @@ def _put(items: queue.Queue[T | _End], item: T | _End, stop: threading.Event) ->
 
 
 def _shut_down(
-    thread: threading.Thread, items: queue.Queue[T | _End], stop: threading.Event, ending: Callable[[], None]
+    thread: threading.Thread,
+    items: queue.Queue[T | _End],
+    stop: threading.Event,
+    ending: Callable[[], None],
+    process: int,
 ) -> None:
+    if os.getpid() != process:  # forked since: the thread is not here, and may have held locks that stay closed
+        return
     stop.set()
     ending()
     with contextlib.suppress(queue.Empty):  # wake a producer that waits for room
         while True:
             items.get_nowait()
     if thread is not threading.current_thread():
+        _join(thread)
+
+
+def _join(thread: threading.Thread) -> None:
+    """Wait until a thread ends, which may not have begun: its start may have been interrupted."""
+    deadline = time.monotonic() + _START_S
+    while thread.ident is None and thread in threading.enumerate() and time.monotonic() < deadline:
+        time.sleep(_START_S / 1000)
+    if thread.ident is not None:
         thread.join()

@@ -160,7 +160,7 @@ class SelectGenes:
         dtype = X.col_indices().dtype
         return torch.sparse_csr_tensor(
             indptr.to(dtype), columns[order].to(dtype), values[order], size=(X.shape[0], self.n_vars),
-            check_invariants=False,
+            device=X.device, check_invariants=False,
         )  # fmt: skip
 
     def __repr__(self) -> str:
@@ -236,7 +236,12 @@ class Compose:
 
 
 def check_transform(transform: Any) -> Transform:
-    """Refuse what cannot be called."""
+    """Refuse what cannot be called with X alone."""
+    if isinstance(transform, type):
+        raise PlanError(
+            f"transform={transform.__name__} is a class, which is called to make a transform: give one, such as "
+            f"{transform.__name__}()"
+        )
     if not callable(transform):
         raise PlanError(
             f"transform={transform!r} must be a callable that takes X and returns X, such as "

@@ -76,7 +76,7 @@ def moments(dataset: ExperimentDataset, transform: Any) -> tuple[npt.NDArray[np.
         return_sparse_X=True, X_dtype="float32", transform=None, batch_size=1024,
     )  # fmt: skip
     n_obs, n_vars = ordered.shape
-    sums = torch.zeros(2, n_vars, dtype=torch.float64)
+    sums = torch.zeros(2, n_vars, dtype=torch.float64, device="cpu")
     for minibatch in ordered:
         _refuse_negative(minibatch.X.values(), dataset._selection.X_name)
         X = transform(minibatch.X)

@@ -29,9 +29,10 @@ class Watch:
     """
 
     def __init__(self, num_workers: int) -> None:
-        self._pids = torch.zeros(num_workers, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-        shape = (num_workers, MAX_READS, 2)
-        self._runs = torch.full(shape, -1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        pids = torch.zeros(num_workers, dtype=torch.int64, device="cpu")
+        runs = torch.full((num_workers, MAX_READS, 2), -1, dtype=torch.int64, device="cpu")
+        self._pids = pids.share_memory_()  # type: ignore[no-untyped-call]
+        self._runs = runs.share_memory_()  # type: ignore[no-untyped-call]
 
     def watched(self, reader: Reader, worker: int) -> Reader:
         """Return the reader of a worker, under watch."""
@@ -43,6 +44,11 @@ class Watch:
         """Forget the processes of an earlier pass."""
         self._pids.zero_()
         self._runs.fill_(-1)
+
+    @property
+    def nothing_begun(self) -> bool:
+        """Whether no worker has begun to iterate."""
+        return not self._pids.any()
 
     def told(self) -> str:
         """Say what is being read, worker by worker."""
@@ -78,8 +84,16 @@ class Alarm:
         self._until = math.inf
         self._done = threading.Event()
         self.rang = False
-        if seconds > 0:
-            threading.Thread(target=self._run, name="cellfeed-alarm", daemon=True).start()
+
+    def __enter__(self) -> Alarm:
+        """Start the thread, which ends with the body."""
+        try:
+            if self._seconds > 0:
+                threading.Thread(target=self._run, name="cellfeed-alarm", daemon=True).start()
+        except BaseException:  # an interrupt, as the thread starts
+            self._done.set()
+            raise
+        return self
 
     @contextlib.contextmanager
     def set(self) -> Iterator[None]:
@@ -97,8 +111,7 @@ class Alarm:
                 self._ring()
                 return
 
-    def close(self) -> None:
-        """End the thread."""
+    def __exit__(self, *error: object) -> None:
         self._done.set()
 
 
