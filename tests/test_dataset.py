@@ -82,13 +82,13 @@ def test_joinids_far_from_zero_come_once_each(tmp_path, use_eager_fetch):
 
 @eager
 def test_a_query_that_selects_nothing_ends_at_once(make_store, use_eager_fetch):
-    with pytest.warns(UserWarning, match="obs_query selects nothing"):
-        dataset = ExperimentDataset(
-            make_store(10),
-            obs_query=soma.AxisQuery(value_filter="label == 'none'"),
-            obs_column_names=["label"],
-            use_eager_fetch=use_eager_fetch,
-        )
+    dataset = ExperimentDataset(
+        make_store(10),
+        obs_query=soma.AxisQuery(value_filter="label == 'none'"),
+        obs_column_names=["label"],
+        use_eager_fetch=use_eager_fetch,
+        allow_empty=True,
+    )
     assert dataset.shape == (0, 3)
     assert len(dataset) == 0
     assert list(dataset) == []
@@ -519,7 +519,7 @@ def test_X_dtype(tmp_path, sparse, X_dtype, stored):
     if np.dtype(stored).kind == "f":
         X.data[::3] += 1 / 3
     elif stored is np.int64:
-        X.data[::3] += 2**40
+        X.data[::3] += 2**40 if X_dtype != "float16" else 2**15  # more than 65,504 is an error
     uri = write_experiment(tmp_path / "typed", X, dtype=stored)
     dataset = ExperimentDataset(uri, batch_size=20, shuffle=False, return_sparse_X=sparse, X_dtype=X_dtype)
     (ours, _) = next(iter(dataset))
