@@ -14,11 +14,11 @@ ORDER = [
     "effective", "delivered", "stats", "retry", "address", "progress", "state", "splits", "zstd", "kernels",
     "pagerows", "scaling", "unfilter", "fragments", "tilerows", "allocator", "slabs", "rowspace", "rowbuilder",
     "watch", "rows", "native", "files", "vfs", "reader", "vocabulary", "encoders", "obsframe", "selection",
-    "integrity", "tileindex", "tilereader", "identity", "experiment", "query", "genes", "densify", "transforms",
-    "topology", "epochs", "settings", "provenance", "budget", "report", "target", "forecast", "planner", "prefetch",
-    "layerreader", "feed", "minibatch", "pipeline", "passes", "workers", "frameworks", "dataset", "datapipe",
-    "dataloader", "inference", "variability", "obsm", "datamodule", "lightning", "covariates", "modelregistry",
-    "scvi", "warmup", "demo", "bench", "picture", "calibrate", "cli", "__init__",
+    "integrity", "tileindex", "tilereader", "identity", "experiment", "axisquery", "query", "genes", "densify",
+    "transforms", "topology", "epochs", "settings", "provenance", "budget", "report", "target", "forecast",
+    "planner", "prefetch", "layerreader", "feed", "minibatch", "pipeline", "passes", "workers", "frameworks",
+    "dataset", "datapipe", "dataloader", "inference", "variability", "obsm", "datamodule", "lightning",
+    "covariates", "modelregistry", "scvi", "warmup", "demo", "bench", "picture", "calibrate", "cli", "__init__",
 ]  # fmt: skip
 PURE = {
     "errors", "memory", "keyed", "joinids", "schedule", "plan", "walk", "effective", "progress", "state", "splits",
@@ -26,7 +26,7 @@ PURE = {
     "vocabulary", "redact", "valuefilter", "backoff",
 }  # fmt: skip
 MAY_IMPORT = {
-    "tiledbsoma": {"native", "address", "identity", "experiment", "query", "genes", "obsm", "demo", "cli"},
+    "tiledbsoma": {"native", "address", "identity", "experiment", "axisquery", "query", "genes", "obsm", "demo", "cli"},
     "torch": {
         "densify", "transforms", "topology", "watch", "minibatch", "pipeline", "frameworks", "workers", "dataset",
         "datapipe", "dataloader", "inference", "variability", "modelregistry", "scvi", "demo",

@@ -26,15 +26,15 @@ from tests.stores import addressed, write_experiment
         (
             {"obs_query": soma.AxisQuery(value_filter="label ==")},
             SelectionError,
-            "obs_query cannot be answered",
+            "obs_query: value_filter=.label ==. is not an expression",
         ),
         (
             {"obs_query": soma.AxisQuery(value_filter="nope == 3")},
             SelectionError,
-            "obs_query cannot be answered.*nope",
+            "obs_query: .* obs has no column .nope.",
         ),
-        ({"var_query": soma.AxisQuery(value_filter="a b c")}, SelectionError, "var_query cannot be answered"),
-        ({"obs_query": "label == 'x'"}, SelectionError, "obs_query=.* must be a tiledbsoma.AxisQuery"),
+        ({"var_query": soma.AxisQuery(value_filter="a b c")}, SelectionError, "var_query: .*is not an expression"),
+        ({"obs_query": 7}, SelectionError, "obs_query=7 must be a value filter as text, a dict"),
         ({"batch_size": 0}, PlanError, "batch_size=0 must be an integer of at least 1"),
         ({"batch_size": 2.5}, PlanError, "batch_size=2.5"),
         ({"batch_size": None}, PlanError, "batch_size=None"),
@@ -149,15 +149,18 @@ def test_from_query_names_what_it_does_not_take(store):
         ExperimentDataset.from_query(store)
 
 
-def test_selecting_nothing_is_allowed_but_said(store):
-    with pytest.warns(UserWarning, match="obs_query selects nothing") as caught:
-        dataset = ExperimentDataset(store, obs_query=soma.AxisQuery(value_filter="number < 0"))
+def test_selecting_nothing_is_an_error_unless_it_is_allowed(store):
+    nothing = {"obs_query": "number < 0"}
+    with pytest.raises(SelectionError, match="obs_query selects nothing: 'number < 0'.*Give allow_empty=True"):
+        ExperimentDataset(store, **nothing)
+    assert len(ExperimentDataset(store, **nothing, allow_empty=True)) == 0
+    with pytest.warns(UserWarning, match="selects nothing; the datapipe is empty") as caught:
+        assert len(ExperimentDataPipe(store, **nothing)) == 0
     assert caught[0].filename == __file__
-    assert len(dataset) == 0
-    with pytest.warns(UserWarning, match="var_query selects nothing"):
-        dataset = ExperimentDataset(
-            store, var_query=soma.AxisQuery(value_filter="feature_name == 'none'"), batch_size=64
-        )
+    no_genes = soma.AxisQuery(value_filter="feature_name == 'none'")
+    with pytest.raises(SelectionError, match="var_query selects nothing"):
+        ExperimentDataset(store, var_query=no_genes)
+    dataset = ExperimentDataset(store, var_query=no_genes, batch_size=64, allow_empty=True)
     assert [X.shape for X, _ in dataset] == [(64, 0), (36, 0)]
 
 

@@ -78,7 +78,12 @@ def test_cells_and_labels_are_read_once(uri, monkeypatch):
     read = []
     for name in ("select", "read_obs_column"):
         function = getattr(query, name)
-        monkeypatch.setattr(query, name, lambda *a, name=name, function=function: (read.append(name), function(*a))[1])
+
+        def noted(*args, name=name, function=function, **kwargs):
+            read.append(name)
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(query, name, noted)
     compare(uri, label="donor")
     assert read == ["select", "read_obs_column"]
 
@@ -124,10 +129,10 @@ def test_json_is_strict(uri, capsys):
     assert all(setting["impossible"] and not setting["chosen"] for setting in refused)
 
 
-@pytest.mark.filterwarnings("ignore:obs_query selects nothing")
-def test_an_empty_selection_has_figures_too(uri, capsys):
-    assert main(["calibrate", uri, "--json", "--speed", "--label", "donor", "--obs-filter", "number < 0"]) == 0
-    assert strict(capsys.readouterr().out)["n_obs"] == 0
+@pytest.mark.parametrize("command", ["plan", "calibrate"])
+def test_an_empty_selection_is_an_error(uri, capsys, command):
+    assert main([command, uri, "--obs-filter", "number < 0"]) != 0
+    assert "obs_query selects nothing" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("no_reading")

@@ -11,7 +11,7 @@ from torch.utils.data.graph import traverse_dps
 
 from cellfeed.dataset import ExperimentDataset
 from cellfeed.encoders import Encoder
-from cellfeed.errors import PlanError, nearest
+from cellfeed.errors import PlanError, nearest, warn_user
 
 
 class ExperimentDataPipe(ExperimentDataset, IterDataPipe[Any]):
@@ -28,6 +28,8 @@ class ExperimentDataPipe(ExperimentDataset, IterDataPipe[Any]):
         As for :class:`ExperimentDataset`.
     return_sparse_X, soma_chunk_size, use_eager_fetch, shuffle_chunk_count, encoders, parameters
         As for :class:`ExperimentDataset`.
+    allow_empty
+        As for :class:`ExperimentDataset`, but by default a query that selects nothing is a warning only.
 
     Examples
     --------
@@ -55,6 +57,8 @@ class ExperimentDataPipe(ExperimentDataset, IterDataPipe[Any]):
         use_eager_fetch: bool = True,
         shuffle_chunk_count: int | None = None,
         encoders: Sequence[Encoder] | None = None,
+        *,
+        allow_empty: bool = True,
         **parameters: Any,
     ) -> None:
         super().__init__(
@@ -72,8 +76,11 @@ class ExperimentDataPipe(ExperimentDataset, IterDataPipe[Any]):
             soma_chunk_size=soma_chunk_size,
             shuffle_chunk_count=shuffle_chunk_count,
             use_eager_fetch=use_eager_fetch,
+            allow_empty=allow_empty,
             **parameters,
         )
+        if not self._selection.n_obs or not self._selection.n_vars:
+            warn_user("obs_query or var_query selects nothing; the datapipe is empty")
 
     def random_split(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from cellfeed import budget, query, splits
 from cellfeed.address import RETRY_DEADLINE_S
 from cellfeed.delivered import Delivered
 from cellfeed.encoders import Encoder
-from cellfeed.errors import CellfeedError, PlanError, SelectionError, nearest
+from cellfeed.errors import CellfeedError, SelectionError
 from cellfeed.experiment import open_experiment, retrying
 from cellfeed.genes import identify_columns, name_columns, read_genes
 from cellfeed.joinids import IntArray
@@ -33,7 +32,7 @@ from cellfeed.provenance import make_record
 from cellfeed.redact import redacted
 from cellfeed.report import Plan
 from cellfeed.selection import Selection
-from cellfeed.settings import Settings
+from cellfeed.settings import Settings, with_defaults
 from cellfeed.stats import Meter, Stats
 from cellfeed.topology import find_ranks, find_worker, refuse_loader
 from cellfeed.transforms import SelectGenes, Transform, columns_after, find_genes
@@ -54,7 +53,8 @@ class ExperimentDataset(Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
     measurement_name, X_name
         The measurement and the sparse layer of its ``X`` to read.
     obs_query, var_query
-        ``tiledbsoma.AxisQuery`` with a value filter, coordinates, or both; ``None`` takes all.
+        Which cells and genes: a ``tiledbsoma.AxisQuery`` with a value filter, coordinates, or both; the value filter
+        as text; or a dict of values by column, as :func:`cellfeed.obs_filter` takes it. ``None`` takes all.
     obs_column_names
         Columns of obs to return, each as integer codes of a :class:`LabelEncoder`; ``"soma_joinid"`` is returned
         as it is.
@@ -107,11 +107,13 @@ class ExperimentDataset(Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
         ``memory_budget``.
     context
         With a URI: a ``tiledbsoma.SOMATileDBContext`` to open it with.
+    allow_empty
+        Make an empty dataset if no cells or no genes are selected, rather than raise a :class:`SelectionError`.
 
     Raises
     ------
     SelectionError
-        If the experiment, measurement, layer, column or query does not exist or cannot be read.
+        If the experiment, measurement, layer, column or query does not exist or cannot be read, or nothing is selected.
     ReadError
         If an object store does not answer until ``retry_deadline_s``.
     PlanError
@@ -159,6 +161,7 @@ class ExperimentDataset(Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
         retry_deadline_s: float = RETRY_DEADLINE_S,
         transform: Transform | None = None,
         context: Any = None,
+        allow_empty: bool = False,
     ) -> None:
         settings = Settings.check(
             batch_size=batch_size,
@@ -185,7 +188,7 @@ class ExperimentDataset(Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
             open_experiment(experiment, context, retries) as opened,
         ):
             axis_query = query.make_axis_query(opened, measurement_name, obs_query, var_query, retries)
-            selection = query.select(axis_query, X_name, obs_column_names, encoders, retries)
+            selection = query.select(axis_query, X_name, obs_column_names, encoders, retries, allow_empty=allow_empty)
         self._set_up(selection, settings, meter)
 
     @classmethod
@@ -196,6 +199,7 @@ class ExperimentDataset(Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
         X_name: str = "raw",
         obs_column_names: Sequence[str] = (),
         encoders: Sequence[Encoder] | None = None,
+        allow_empty: bool = False,
         **parameters: Any,
     ) -> Self:
         """Make a dataset of a ``tiledbsoma.ExperimentAxisQuery``.
@@ -204,7 +208,7 @@ class ExperimentDataset(Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
         ----------
         axis_query
             ``experiment.axis_query(measurement_name, obs_query=..., var_query=...)``, open.
-        X_name, obs_column_names, encoders, parameters
+        X_name, obs_column_names, encoders, allow_empty, parameters
             As for the class.
 
         Returns
@@ -225,10 +229,11 @@ class ExperimentDataset(Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
                 f"axis_query={redacted(repr(axis_query))} must be a tiledbsoma.ExperimentAxisQuery: "
                 f'experiment.axis_query("RNA", obs_query=...)'
             )
-        settings = Settings.check(**_with_defaults(parameters))
+        settings = Settings.check(**with_defaults(ExperimentDataset.__init__, parameters))
         meter = Meter()
         with retrying(axis_query.experiment, None, settings.retry_deadline_s, meter) as retries:
-            selection = query.select(axis_query, X_name, obs_column_names, encoders, retries)
+            fitted = query.fit_axis_query(axis_query, retries)
+            selection = query.select(fitted, X_name, obs_column_names, encoders, retries, allow_empty=allow_empty)
         return cls._made_of(selection, settings, meter)
 
     @classmethod
@@ -600,13 +605,3 @@ class ExperimentDataset(Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
                 "this dataset was made before the process was forked, and TileDB's threads do not survive a fork: "
                 'use multiprocessing_context="spawn" (cellfeed.experiment_dataloader does), or num_workers=0'
             )
-
-
-def _with_defaults(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Fill in the class's defaults for the parameters that make its settings."""
-    signature = inspect.signature(ExperimentDataset.__init__)
-    defaults = {name: signature.parameters[name].default for name in Settings.PARAMETERS}
-    unknown = sorted(set(parameters) - set(defaults))
-    if unknown:
-        raise PlanError(f"from_query does not take {unknown[0]!r}; {nearest(unknown[0], defaults)}")
-    return {**defaults, **parameters}

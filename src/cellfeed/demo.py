@@ -173,6 +173,7 @@ def run(
         batch_size=batch_size,
         shuffle=True,
         seed=seed,
+        allow_empty=False,
         **parameters,
     )
     train, test = datapipe.random_split(weights={"train": 0.8, "test": 0.2}, seed=seed, stratify=label)

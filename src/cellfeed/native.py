@@ -131,10 +131,17 @@ def _default_config() -> dict[str, str]:
     return {key: str(value) for key, value in bare.tiledb_config.items()}
 
 
+def parts_of(axis_query: Any) -> tuple[Any, Any] | None:
+    """Return the queries of obs and of var, as ``tiledbsoma.AxisQuery``, of which a query was made, if it has them."""
+    queries = getattr(axis_query, "_matrix_axis_query", None)
+    obs, var = getattr(queries, "obs", None), getattr(queries, "var", None)
+    return None if obs is None or var is None else (obs, var)
+
+
 def describe_queries(axis_query: Any) -> tuple[Any, Any]:
     """Say in plain values what a query asks of obs and of var; ``None`` for all, and where a query does not tell."""
-    queries = getattr(axis_query, "_matrix_axis_query", None)
-    return _describe(getattr(queries, "obs", None)), _describe(getattr(queries, "var", None))
+    obs, var = parts_of(axis_query) or (None, None)
+    return _describe(obs), _describe(var)
 
 
 def _describe(query: Any) -> dict[str, str | None] | None:

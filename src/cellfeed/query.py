@@ -14,13 +14,14 @@ import pandas as pd
 
 from cellfeed import native
 from cellfeed.address import ArrayAddress
+from cellfeed.axisquery import as_axis_query, check_not_empty, fit_query
 from cellfeed.encoders import Encoder, LabelEncoder, NamedEncoder, encode
-from cellfeed.errors import EncodeError, SelectionError, nearest, warn_user
+from cellfeed.errors import EncodeError, SelectionError, nearest
 from cellfeed.experiment import check_experiment, reading
 from cellfeed.identity import created_as
 from cellfeed.joinids import IntArray, JoinIds
 from cellfeed.obsframe import FrameBuilder
-from cellfeed.redact import public_uri, redacted, secrets_of, told_as
+from cellfeed.redact import public_uri, secrets_of, told_as
 from cellfeed.retry import ONCE, Retries
 from cellfeed.selection import ArrayGeometry, Selection
 
@@ -36,15 +37,8 @@ RAW_SUM, RAW = "raw_sum", "raw"
 def make_axis_query(
     experiment: Any, measurement_name: str, obs_query: Any, var_query: Any, retries: Retries = ONCE
 ) -> Any:
-    """Combine the parts of a query; an unknown measurement is an error."""
-    import tiledbsoma as soma
-
-    for name, query in (("obs_query", obs_query), ("var_query", var_query)):
-        if query is not None and not isinstance(query, soma.AxisQuery):
-            raise SelectionError(
-                f"{name}={redacted(repr(query))} must be a tiledbsoma.AxisQuery, for example "
-                f"tiledbsoma.AxisQuery(value_filter=cellfeed.obs_filter(tissue='lung'))"
-            )
+    """Combine the parts of a query; what is not in the experiment is an error."""
+    queries = as_axis_query("obs_query", obs_query), as_axis_query("var_query", var_query)
     _check_name("measurement_name", measurement_name)
     with reading(experiment):
         measurements = retries.call(lambda: list(experiment.ms))
@@ -53,11 +47,25 @@ def make_axis_query(
                 f"measurement_name={measurement_name!r} is not in the experiment; "
                 f"{nearest(measurement_name, measurements)}"
             )
-        return retries.call(
-            lambda: experiment.axis_query(
-                measurement_name, obs_query=obs_query or soma.AxisQuery(), var_query=var_query or soma.AxisQuery()
-            )
-        )
+        return retries.call(partial(_fit, experiment, measurement_name, *queries))
+
+
+def _fit(experiment: Any, measurement_name: str, obs_query: Any, var_query: Any) -> Any:
+    """Query an experiment by what fits the columns of its obs and var."""
+    var = experiment.ms[measurement_name].var
+    return experiment.axis_query(
+        measurement_name,
+        obs_query=fit_query("obs_query", obs_query, experiment.obs.schema, "obs"),
+        var_query=fit_query("var_query", var_query, var.schema, "var"),
+    )
+
+
+def fit_axis_query(axis_query: Any, retries: Retries = ONCE) -> Any:
+    """Return a query whose parts are checked as those of :func:`make_axis_query` are, where they can be had."""
+    parts = native.parts_of(axis_query)
+    if parts is None:
+        return axis_query
+    return make_axis_query(axis_query.experiment, axis_query.measurement_name, *parts, retries)
 
 
 def _check_name(argument: str, name: object) -> None:
@@ -76,16 +84,23 @@ def select(
     obs_column_names: Sequence[str],
     encoders: Sequence[Encoder] | None,
     retries: Retries = ONCE,
+    *,
+    allow_empty: bool = False,
 ) -> Selection:
-    """Read obs and var once: the selected cells and genes, and their codes."""
+    """Read obs and var once: the selected cells and genes, and their codes.
+
+    Raises
+    ------
+    SelectionError
+        If nothing is selected, unless ``allow_empty``; or what is selected cannot be read.
+    """
     experiment = check_experiment(axis_query.experiment, "the query's experiment")
     _check_name("X_name", X_name)
     chosen = _choose_encoders(obs_column_names, encoders)
     with reading(experiment):
         selection, frame = retries.call(lambda: _read(axis_query, X_name, chosen, retries.deadline_s))
-    for name, found in (("obs_query", selection.n_obs), ("var_query", selection.n_vars)):
-        if found == 0:
-            warn_user(f"{name} selects nothing; the dataset is empty")
+        if not allow_empty:
+            retries.call(partial(check_not_empty, axis_query, selection.n_obs, selection.n_vars))
     codes = tuple(encode(encoder, frame) if encoder else None for encoder in chosen)
     return replace(selection, encoders={encoder.name: encoder for encoder in chosen if encoder}, codes=codes)
 

@@ -92,5 +92,5 @@ def told_as(
     except GaveUp as cause:
         raise ReadError(f"{redacted(what, secrets)}: {cause}") from cause.__cause__
     except Exception as cause:
-        reason = redacted(cause, secrets) or type(cause).__name__
+        reason = redacted(cause, secrets).partition("\n\nAt:\n")[0] or type(cause).__name__  # behind it: a stack
         raise error(f"{redacted(what, secrets)}: {reason}{advice}") from public_cause(cause, secrets)

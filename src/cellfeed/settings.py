@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, get_args
 
 from cellfeed.address import RETRY_DEADLINE_S
-from cellfeed.errors import PlanError, is_real, is_whole
+from cellfeed.errors import PlanError, is_real, is_whole, nearest
 from cellfeed.keyed import check_seed, fresh_seed
 from cellfeed.memory import parse_bytes
 from cellfeed.plan import Remainder
@@ -139,3 +141,13 @@ def _check_alone(
     ):
         if value != without:
             raise PlanError(f"mixing={mixing!r} chooses how cells are shuffled, and so does {name}={value!r}: give one")
+
+
+def with_defaults(function: Callable[..., Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in a function's defaults for the parameters that make settings."""
+    signature = inspect.signature(function)
+    defaults = {name: signature.parameters[name].default for name in Settings.PARAMETERS}
+    unknown = sorted(set(parameters) - set(defaults))
+    if unknown:
+        raise PlanError(f"from_query does not take {unknown[0]!r}; {nearest(unknown[0], defaults)}")
+    return {**defaults, **parameters}

@@ -18,11 +18,17 @@ MANY = 16
 """So many numbers are compared one by one; more of them by ``in``, which is fast but knows not every type."""
 
 
+OPERATORS = (">", ">=", "<", "<=", "!=")
+"""Operators of comparisons."""
+
+
 def obs_filter(columns: Mapping[str, Any] | None = None, /, **more: Any) -> str:
     r"""Make the value filter of a query from Python values.
 
-    A row is selected if each column named has the value given, or one of the values given. Quotes, backslashes and
-    line breaks inside text are escaped; nothing in a value can change what the filter means.
+    A row is selected if each column named has the value given, or one of the values given. A comparison is a pair of an
+    operator and a value: ``(">", 500)``, with ``>``, ``>=``, ``<``, ``<=`` or ``!=``; of several in a list, all must
+    hold. Quotes, backslashes and line breaks inside text are escaped; nothing in a value can change what the filter
+    means.
 
     Parameters
     ----------
@@ -30,7 +36,7 @@ def obs_filter(columns: Mapping[str, Any] | None = None, /, **more: Any) -> str:
         Values by name, for columns whose names are no Python names, such as ``"orig.ident"``.
     more
         Values by name. A value is text, a number or a boolean, or a list, tuple, set, NumPy array or pandas
-        ``Series``, ``Index`` or ``Categorical`` of these, all of one kind.
+        ``Series``, ``Index`` or ``Categorical`` of these, all of one kind; or a comparison, or a list of comparisons.
 
     Returns
     -------
@@ -47,6 +53,8 @@ def obs_filter(columns: Mapping[str, Any] | None = None, /, **more: Any) -> str:
     "tissue_general in ['tongue', 'lung'] and is_primary_data == True"
     >>> obs_filter({"orig.ident": "patient's"}, n_genes=[500, 501])
     'attr(\'orig.ident\') == "patient\'s" and (n_genes == 500 or n_genes == 501)'
+    >>> obs_filter(n_genes=[(">=", 500), ("<", 6000)], cell_type=("!=", ["unknown", "doublet"]))
+    "n_genes >= 500 and n_genes < 6000 and cell_type != 'unknown' and cell_type != 'doublet'"
     """
     if columns is not None and not isinstance(columns, Mapping):
         raise SelectionError(
@@ -65,12 +73,37 @@ def _term(name: object, value: Any) -> str:
     if not isinstance(name, str) or not name:
         raise SelectionError(f"obs_filter: column {name!r} must be the name of a column, as text")
     _check_text(name, name)
+    if _is_comparison(value):
+        value = [value]
+    if isinstance(value, (list, tuple)) and any(map(_is_comparison, value)):
+        return " and ".join(_comparison(name, one) for one in value)
     values = [_plain(name, one) for one in _as_list(name, value)]
     kinds = sorted({_kind(one) for one in values})
     if len(kinds) > 1:
         raise SelectionError(f"obs_filter: the values of {name!r} are of several kinds ({', '.join(kinds)}); give one")
     terms = _compare(_column(name), list(dict.fromkeys(values)), kinds[0])
     return terms[0] if len(terms) == 1 else f"({' or '.join(terms)})"
+
+
+def _is_comparison(value: Any) -> bool:
+    """Whether a value is a pair of an operator and what to compare with."""
+    return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and value[0] in OPERATORS
+
+
+def _comparison(name: str, value: Any) -> str:
+    """Write a comparison with a value; unlike all values of a list is unlike each of them."""
+    if not _is_comparison(value):
+        raise SelectionError(
+            f'obs_filter: {name} has comparisons and {value!r} in one list; give pairs such as (">", 500) only, all of '
+            f"which must hold"
+        )
+    operator, compared = value
+    values = [_plain(name, one) for one in _as_list(name, compared)]
+    if operator != "!=" and len(values) > 1:
+        raise SelectionError(
+            f'obs_filter: {name}=({operator!r}, {compared!r}) compares with one value; a list goes with "!="'
+        )
+    return " and ".join(f"{_column(name)} {operator} {one!r}" for one in values)
 
 
 def _compare(column: str, values: list[Any], kind: str) -> list[str]:

@@ -1,0 +1,143 @@
+"""What a user writes to choose cells is checked against the columns that there are, before anything is read."""
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import tiledbsoma as soma
+
+from cellfeed import ExperimentDataset, SelectionError, obs_filter
+from tests.stores import addressed, write_experiment
+
+INTEGERS = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
+N_OBS = 120
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    numbers = np.arange(N_OBS)
+    obs = pd.DataFrame({kind: numbers.astype(kind) for kind in [*INTEGERS, "float32"]})
+    obs["cell_type"] = pd.Categorical(np.where(numbers % 2, "CD34+ cell", "B cell"))
+    obs["tissue"] = np.where(numbers < 60, "lung", "blood")
+    obs["flag"] = numbers % 3 == 0
+    return write_experiment(tmp_path_factory.mktemp("query") / "s", addressed(N_OBS, 6), obs)
+
+
+def selected(store, query, **parameters):
+    return ExperimentDataset(store, obs_query=query, seed=0, allow_empty=True, **parameters).obs_joinids.tolist()
+
+
+def test_text_and_dicts_are_value_filters(store):
+    lung = list(range(60))
+    assert selected(store, "tissue == 'lung'") == lung
+    assert selected(store, {"tissue": "lung"}) == lung
+    assert selected(store, {"tissue": ["lung"], "int16": (">", 50)}) == list(range(51, 60))
+    dataset = ExperimentDataset(store, var_query="feature_name in ['G1', 'G4']")
+    assert dataset.var_joinids.tolist() == [1, 4]
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("tisue == 'lung'", r"obs has no column 'tisue'; did you mean 'tissue'\?"),
+        ("attr('tisue') == 'lung'", r"obs has no column 'tisue'; did you mean 'tissue'\?"),
+        ("int8 > 3 and not tisue == 'lung'", "obs has no column 'tisue'"),
+        ("tissue = 'lung'", "is not an expression"),
+        ("tissue == 'lung' and", "is not an expression"),
+        ("tissue == lung", "quote text: 'lung'"),
+        ("tissue == 3", "column 'tissue' holds text"),
+        ("cell_type in [1, 2]", "column 'cell_type' holds text"),
+        ("int32 == '3'", "column 'int32' holds int32 values"),
+        ("float32 > 'a'", "column 'float32' holds float values"),
+    ],
+)
+def test_a_filter_that_does_not_fit_is_an_error_that_says_why(store, query, message):
+    with pytest.raises(SelectionError, match=message) as raised:
+        selected(store, query)
+    assert "At:" not in str(raised.value)
+    with soma.open(store) as experiment, pytest.raises(SelectionError, match=message):
+        ExperimentDataset.from_query(experiment.axis_query("RNA", obs_query=soma.AxisQuery(value_filter=query)))
+
+
+def test_errors_of_the_store_come_without_its_stack(store):
+    with pytest.raises(SelectionError, match="operator is not supported") as raised:
+        selected(store, "tissue is None")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", INTEGERS)
+@pytest.mark.parametrize(
+    "values",
+    [list(range(3, 40)), [3, 300, 70_000, 2**40, 2**63], [-5, -300, 7], [-5], [2**40], [0.5, 4], [4.0, 5.0]],
+    ids=str,
+)
+def test_numbers_beyond_the_type_of_a_column_match_nothing(store, kind, values):
+    expected = [n for n in range(N_OBS) if n in values]
+    assert selected(store, {kind: values}) == expected
+    if all(isinstance(value, int) and value >= 0 for value in values):
+        assert selected(store, f"{kind} in {values}") == expected
+        assert selected(store, f"{kind} not in {values}") == [n for n in range(N_OBS) if n not in values]
+
+
+@pytest.mark.parametrize("kind", [*INTEGERS, "float32"])
+@pytest.mark.parametrize("value", [-300, -1, -0.5, 0, 0.5, 57, 57.5, 119, 300, 2**40])
+def test_comparisons_have_the_value_that_they_have_for_numbers(store, kind, value):
+    numbers = np.arange(N_OBS)
+    for operator, expected in {
+        ">": numbers > value,
+        ">=": numbers >= value,
+        "<": numbers < value,
+        "<=": numbers <= value,
+        "!=": numbers != value,
+    }.items():
+        assert selected(store, {kind: (operator, value)}) == np.flatnonzero(expected).tolist(), operator
+
+
+def test_several_comparisons_must_all_hold():
+    assert obs_filter(n=[(">=", 500), ("<", 600)]) == "n >= 500 and n < 600"
+    assert obs_filter(n=("!=", [1, 2]), t="x") == "n != 1 and n != 2 and t == 'x'"
+    for wrong in ([(">", 1), 5], (">", [1, 2]), (">", None)):
+        with pytest.raises(SelectionError, match="obs_filter"):
+            obs_filter(n=wrong)
+
+
+MASK = np.arange(N_OBS) >= 100
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [MASK, MASK.tolist(), tuple(MASK.tolist()), pa.array(MASK), pa.chunked_array([pa.array(MASK)])],
+    ids=lambda mask: type(mask).__name__,
+)
+def test_a_mask_as_coordinates_is_an_error(store, mask):
+    """TileDB-SOMA takes it for the joinids 0 and 1."""
+    query = soma.AxisQuery(coords=(mask,))
+    for parameters in ({"obs_query": query}, {"var_query": query}):
+        with pytest.raises(SelectionError, match="coordinates are booleans"):
+            ExperimentDataset(store, **parameters)
+    with soma.open(store) as experiment, pytest.raises(SelectionError, match="coordinates are booleans"):
+        ExperimentDataset.from_query(experiment.axis_query("RNA", obs_query=query))
+    assert selected(store, soma.AxisQuery(coords=(np.flatnonzero(MASK),))) == list(range(100, N_OBS))
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("cell_type == 'CD34'", r"cell_type holds no 'CD34': did you mean 'CD34\+ cell'\?"),
+        ("tissue == 'Lung'", r"tissue holds no 'Lung': did you mean 'lung'\?"),
+        ("tissue in ['zzzz', 'lungs'] and int8 == 3", "tissue holds no 'lungs': did you mean 'lung'"),
+        ("cell_type == 'zzzzzz'", "there are 'B cell', "),
+        ("cell_type == 'B cell' and int8 == 3", "the filter's values exist, but no row meets all of its conditions"),
+        ({"int8": (">", 119)}, "no row meets all"),
+    ],
+)
+def test_a_filter_that_selects_nothing_names_the_nearest_values(store, query, message):
+    with pytest.raises(SelectionError, match=message):
+        ExperimentDataset(store, obs_query=query)
+
+
+def test_an_experiment_without_cells_needs_to_be_allowed(tmp_path):
+    uri = write_experiment(tmp_path / "s", addressed(4, 3)[:0])
+    with pytest.raises(SelectionError, match="obs_query selects nothing; obs has no rows"):
+        ExperimentDataset(uri)
+    assert len(ExperimentDataset(uri, allow_empty=True)) == 0
