@@ -153,6 +153,8 @@ def test_an_array_made_anew_is_refused(tmp_path, server, monkeypatch, direct):
     """It has as many values, at the same place; only its first schema has another name."""
     monkeypatch.setenv("CELLFEED_DIRECT", direct)
     X, obs = addressed(N_OBS, N_VARS), labelled_obs(N_OBS)
+    for folder in "12":
+        (tmp_path / folder).mkdir()  # tiledbsoma 2.0 makes none
     later = write_experiment(tmp_path / "2" / "cells", X * 1000, obs)
     uri = server.upload(write_experiment(tmp_path / "1" / "cells", X, obs), f"anew{direct}")
     dataset = ExperimentDataset(uri, context=soma.SOMATileDBContext(tiledb_config=server.config()))
