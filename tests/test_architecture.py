@@ -13,7 +13,7 @@ ORDER = [
     "errors", "redact", "valuefilter", "memory", "backoff", "keyed", "joinids", "schedule", "plan", "walk",
     "effective", "delivered", "stats", "retry", "address", "progress", "state", "splits", "zstd", "kernels",
     "pagerows", "scaling", "unfilter", "fragments", "tilerows", "allocator", "slabs", "rowspace", "rowbuilder",
-    "watch", "rows", "native", "files", "vfs", "reader", "vocabulary", "encoders", "obsframe", "selection",
+    "watch", "rows", "native", "files", "vfs", "reader", "vocabulary", "encoders", "labels", "obsframe", "selection",
     "integrity", "tileindex", "tilereader", "identity", "experiment", "axisquery", "query", "genes", "densify",
     "transforms", "topology", "epochs", "settings", "provenance", "budget", "report", "target", "forecast",
     "planner", "prefetch", "layerreader", "feed", "minibatch", "pipeline", "passes", "workers", "frameworks",

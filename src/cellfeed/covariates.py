@@ -24,9 +24,6 @@ SEPARATOR = "//"
 ONLY = "0"
 """The category of all cells where there is no column."""
 
-MISSING = str(None)
-"""The category of cells without a value."""
-
 
 class Categories(NamedEncoder):
     """Codes 0..K-1 for the values of a column, or the combinations of several, as text.
@@ -70,7 +67,9 @@ class Categories(NamedEncoder):
             met = self.categories[:1] if self._other is None else [self._other]
         else:
             self._inner.fit(obs)
-            met = [str(text) for text in self._inner.classes_]
+            # A missing value is known by its code: a label may have any text.
+            classes = zip(self._inner.classes_, self._inner.is_missing, strict=True)
+            met = [self._other if gone and self._other is not None else str(text) for text, gone in classes]
             self.categories = self._extended(known, met)
         if self._other is not None:
             self.categories.append(self._other)
@@ -79,7 +78,7 @@ class Categories(NamedEncoder):
 
     def _extended(self, known: list[str], met: list[str]) -> list[str]:
         """Return the known categories, and behind them those that are new where there may be such."""
-        own = [text for text in met if self._other is None or text not in (self._other, MISSING)]
+        own = [text for text in met if text != self._other]
         if self._known is None:
             return own
         unknown = lacking(own, known)

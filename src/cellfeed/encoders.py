@@ -79,7 +79,8 @@ def encode(encoder: Encoder, frame: pd.DataFrame) -> npt.NDArray[Any]:
     if codes.shape != (len(frame),) or (codes.dtype.kind not in "iub" and len(frame)):
         raise EncodeError(
             f"encoder {encoder.name!r}: transform must give one integer per cell, shape ({len(frame)},); "
-            f"it gave {codes.dtype} of shape {codes.shape}"
+            f"it gave {codes.dtype} of shape {codes.shape}. The obs of a minibatch is int64: return codes, and numbers "
+            f"from inverse_transform"
         )
     if len(codes) == 0:
         return np.empty(0, np.int8)
@@ -109,7 +110,8 @@ class NamedEncoder(Encoder):
 class LabelEncoder(NamedEncoder):
     """Codes 0..K-1 for the K distinct values of a column, in ascending order.
 
-    A missing value (null, NaN) is a value of its own, the last; it decodes to ``None``.
+    A missing value (null, NaN) is a class of its own, the last, which decodes to ``None``; or it has the code
+    ``unknown``, if that is an integer.
 
     Parameters
     ----------
@@ -119,7 +121,8 @@ class LabelEncoder(NamedEncoder):
         Defaults to the column's name.
     unknown
         What :meth:`transform` does with a value that :meth:`fit` has not seen: ``"error"``, or an integer
-        that becomes its code.
+        that becomes its code, and the code of missing values. ``unknown=-100`` gives cells without a label the code
+        that PyTorch's losses leave out (``ignore_index``).
     classes
         The values, by code, where they are known, such as those that a model was trained on; :meth:`fit` then learns
         nothing. ``None`` at the end stands for a missing value.
@@ -177,7 +180,12 @@ class LabelEncoder(NamedEncoder):
             return
         column = _column(obs, self._column, self._name)
         with told_as(EncodeError, f"encoder {self._name!r} cannot put the values of its column in order"):
-            self._vocabulary = Vocabulary(column)
+            self._vocabulary = Vocabulary(column, with_missing=self._unknown == "error")
+
+    @property
+    def learns_missing(self) -> bool:
+        """Whether :meth:`fit` has made a class of missing values, which nobody has asked for."""
+        return not self._is_fixed and self._fitted().has_missing
 
     def transform(self, obs: pd.DataFrame) -> npt.NDArray[Any]:
         """Return one code per row; an unseen value is an error that names it, or the stated code."""
@@ -194,7 +202,13 @@ class BatchEncoder(NamedEncoder):
     """Codes for the distinct combinations of several columns.
 
     Combinations are told apart column by column: ("a", "bc") and ("ab", "c") have different codes. Decoded, a
-    combination is the text of its values, joined by ``separator``.
+    combination is the text of its values, joined by ``separator``. The text of a missing value is ``"None"``, or
+    ``"<missing>"`` where a value of the column has that text.
+
+    Attributes
+    ----------
+    is_missing
+        bool, shape (n_classes,): whether all values of a combination are missing.
 
     Parameters
     ----------
@@ -243,6 +257,7 @@ class BatchEncoder(NamedEncoder):
         self._vocabularies: list[Vocabulary] = []
         self._combined: npt.NDArray[np.int64] = np.empty(0, np.int64)
         self._classes: npt.NDArray[Any] | None = None
+        self.is_missing: npt.NDArray[np.bool_] = np.empty(0, bool)
 
     @property
     def cols(self) -> list[str]:
@@ -267,13 +282,17 @@ class BatchEncoder(NamedEncoder):
         if combinations >= 2**62:
             raise EncodeError(f"encoder {self._name!r}: columns {self._columns} have too many distinct values")
         self._combined = np.unique(self._combine(obs))
-        parts: list[npt.NDArray[Any]] = []
+        parts: list[npt.NDArray[np.int64]] = []
         rest = self._combined
+        missing = np.ones(len(rest), bool)
         for vocabulary in reversed(self._vocabularies):
             rest, code = np.divmod(rest, max(len(vocabulary), 1))
-            parts.insert(0, vocabulary.values[code] if len(vocabulary) else code)
-        rows = [[str(value) for value in row] for row in zip(*parts, strict=True)]
-        self._classes = np.array(self._join(rows), dtype=object)
+            parts.insert(0, code)
+            missing &= (code == len(vocabulary) - 1) & vocabulary.has_missing
+        texts = [np.array(vocabulary.texts, dtype=object) for vocabulary in self._vocabularies]
+        rows = zip(*(text[code] for text, code in zip(texts, parts, strict=True)), strict=True)
+        self._classes = np.array(self._join([list(row) for row in rows]), dtype=object)
+        self.is_missing = missing
 
     def _join(self, rows: list[list[str]]) -> list[str]:
         separators = self._SEPARATORS if self._separator is None else (self._separator,)

@@ -69,14 +69,15 @@ class _ColumnBuilder:
     def _add_codes(self, chunk: pa.DictionaryArray) -> None:
         if self._last is None or not self._last.equals(chunk.dictionary):
             self._last = chunk.dictionary
-            # A null inside a dictionary is the missing value, like a null code.
+            # A null or NaN inside a dictionary is the missing value, like a null code.
             places = [
-                -1 if value is None else self._categories.setdefault(value, len(self._categories))
+                -1 if value is None or value != value else self._categories.setdefault(value, len(self._categories))
                 for value in chunk.dictionary.to_pylist()
             ]
             self._translate = np.array([*places, -1], np.int32)
         assert self._translate is not None
-        if len(chunk.indices) and (pc.max(chunk.indices).as_py() or 0) >= len(chunk.dictionary):
+        largest = pc.max(chunk.indices).as_py()  # None where all are missing
+        if largest is not None and largest >= len(chunk.dictionary):
             raise SelectionError(
                 f"column {self._name!r} of obs holds codes for values that its dictionary lacks; the store was "
                 f"written through a handle older than the column: open obs anew and write it again"

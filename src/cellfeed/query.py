@@ -20,6 +20,7 @@ from cellfeed.errors import EncodeError, SelectionError, nearest
 from cellfeed.experiment import check_experiment, reading
 from cellfeed.identity import created_as
 from cellfeed.joinids import IntArray, JoinIds
+from cellfeed.labels import warn_of_labels
 from cellfeed.obsframe import FrameBuilder
 from cellfeed.redact import public_uri, secrets_of, told_as
 from cellfeed.retry import ONCE, Retries
@@ -102,6 +103,7 @@ def select(
         if not allow_empty:
             retries.call(partial(check_not_empty, axis_query, selection.n_obs, selection.n_vars))
     codes = tuple(encode(encoder, frame) if encoder else None for encoder in chosen)
+    warn_of_labels(chosen, frame, plain=not encoders)
     return replace(selection, encoders={encoder.name: encoder for encoder in chosen if encoder}, codes=codes)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,10 +18,20 @@ class Vocabulary:
     ----------
     values
         shape (n_values,): the values, by code; ``None`` for the missing one.
+    has_missing
+        Whether the last code is that of a missing value.
+
+    Parameters
+    ----------
+    column
+        The values.
+    with_missing
+        Whether a missing value has a code, if there is one.
     """
 
-    def __init__(self, column: pd.Series[Any]) -> None:
-        self._set_up(*_distinct(column))
+    def __init__(self, column: pd.Series[Any], *, with_missing: bool = True) -> None:
+        used, has_missing = _distinct(column)
+        self._set_up(used, has_missing and with_missing)
 
     @classmethod
     def of(cls, values: list[Any]) -> Vocabulary:
@@ -33,25 +45,45 @@ class Vocabulary:
         self.values = np.array(used, dtype=_dtype_of(used))
         if has_missing:
             self.values = np.append(self.values.astype(object), [None])
-        self._has_missing = has_missing
-        self._index = pd.Index(used)
+        self.has_missing = has_missing
+        self._index = pd.Index(np.array(used, dtype=_dtype_of(used))) if _are_integers(used) else pd.Index(used)
 
     def __len__(self) -> int:
         return len(self.values)
 
+    @property
+    def texts(self) -> list[str]:
+        """The values as text, all different: the text of a missing value is that of no other."""
+        texts = [str(value) for value in self.values]
+        if self.has_missing:
+            others = set(texts[:-1])
+            texts[-1] = next(text for text in _missing_texts() if text not in others)
+        return texts
+
     def codes(self, column: pd.Series[Any]) -> npt.NDArray[np.int64]:
         """Return one code per row, -1 for a value that is not in the vocabulary."""
-        missing = len(self.values) - 1 if self._has_missing else -1
+        missing = len(self.values) - 1 if self.has_missing else -1
         if isinstance(column.dtype, pd.CategoricalDtype):
             by_category = self._lookup(column.cat.categories)
             # int16 is enough for most vocabularies, and this table is all that is widened.
             table = np.append(by_category, missing).astype(code_dtype(len(self.values)))
             return table[column.cat.codes.to_numpy()]
+        if isinstance(column.dtype, pd.api.extensions.ExtensionDtype) and pd.api.types.is_integer_dtype(column.dtype):
+            # In the type of the column itself: pandas compares nullable integers with others as float64.
+            whole = column.to_numpy(dtype=column.dtype.numpy_dtype, na_value=0)  # type: ignore[attr-defined]
+            return np.where(column.isna().to_numpy(), missing, self._lookup(pd.Index(whole)))
         codes = self._lookup(pd.Index(column))
         return np.where(column.isna().to_numpy(), missing, codes)
 
     def _lookup(self, values: pd.Index[Any]) -> npt.NDArray[np.int64]:
-        return np.asarray(self._index.get_indexer(values), dtype=np.int64)
+        kinds = self._index.dtype.kind, values.dtype.kind
+        if kinds not in (("i", "u"), ("u", "i")):
+            return np.asarray(self._index.get_indexer(values), dtype=np.int64)
+        # Neither 64-bit type holds all values of the other: those beyond it are not in the vocabulary.
+        numbers = values.to_numpy()
+        held = numbers <= np.iinfo(np.int64).max if kinds[1] == "u" else numbers >= 0
+        codes = self._index.get_indexer(pd.Index(np.where(held, numbers, 0).astype(self._index.dtype)))
+        return np.where(held, codes, -1).astype(np.int64)
 
 
 def _distinct(column: pd.Series[Any]) -> tuple[list[Any], bool]:
@@ -64,7 +96,20 @@ def _distinct(column: pd.Series[Any]) -> tuple[list[Any], bool]:
     return sorted(values.tolist()), bool(column.isna().any())
 
 
+def _missing_texts() -> Iterator[str]:
+    """Yield texts that may stand for a missing value, the usual one first."""
+    yield str(None)
+    yield "<missing>"
+    yield from (f"<missing {k}>" for k in itertools.count(2))
+
+
+def _are_integers(values: list[Any]) -> bool:
+    return bool(values) and all(type(value) is int for value in values)
+
+
 def _dtype_of(values: list[Any]) -> npt.DTypeLike:
+    if _are_integers(values):
+        return np.uint64 if max(values) > np.iinfo(np.int64).max and min(values) >= 0 else np.int64
     kinds = {type(value) for value in values}
     return np.result_type(*kinds) if kinds and kinds <= {int, float, bool} and len(kinds) == 1 else object
 

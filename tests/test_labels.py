@@ -1,0 +1,184 @@
+"""Labels of cells: missing values are known by their code and never by a text, and numbers are exact."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import tiledbsoma as soma
+import torch
+
+from cellfeed import BatchEncoder, EncodeError, Encoder, ExperimentDataset, LabelEncoder
+from cellfeed.covariates import Categories
+from cellfeed.obsframe import FrameBuilder
+from tests.stores import addressed, write_experiment
+
+BIG = 2**53
+
+
+def stored(path, **columns):
+    """Write an experiment whose obs has columns, and return its URI."""
+    obs = pd.DataFrame(columns)
+    return write_experiment(path, addressed(len(obs), 4), obs)
+
+
+def labels_of(uri, column, **parameters):
+    """What the codes of a column decode to, in the order of the cells, and the number of classes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        dataset = ExperimentDataset(uri, obs_column_names=[column], shuffle=False, batch_size=100, **parameters)
+    (minibatch,) = dataset
+    encoder = dataset.obs_encoders[column]
+    return encoder.inverse_transform(minibatch.obs[:, 0]).tolist(), len(encoder.classes_)
+
+
+MISSING = {
+    "text": pd.array([None] * 6, dtype=pd.ArrowDtype(pa.large_string())),
+    "category": pd.Categorical([None] * 6, categories=["a", "b"]),
+    "number": pd.array([None] * 6, dtype="Int64"),
+    "fraction": np.full(6, np.nan),
+}
+
+
+@pytest.mark.parametrize("kind", MISSING)
+def test_a_column_without_any_value_is_one_class(tmp_path, kind):
+    uri = stored(tmp_path / "s", label=MISSING[kind], group=["x", "y"] * 3)
+    assert labels_of(uri, "label") == ([None] * 6, 1)
+    dataset = ExperimentDataset(uri, encoders=[BatchEncoder(["label", "group"])], seed=0, batch_size=2)
+    assert len(dataset.obs_encoders["batch"].classes_) == 2
+    assert [part.shape[0] for part in dataset.random_split([0.5, 0.5], stratify="label")] == [3, 3]
+    assert dataset.plan(label="label").n_minibatches == 3
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_a_selection_or_a_page_without_any_value_is_one_class(tmp_path, text):
+    values = ["a", "b", None, None, None, None]
+    column = values if text else pd.Categorical(values)
+    uri = stored(tmp_path / "s", label=column)
+    assert labels_of(uri, "label", obs_query=soma.AxisQuery(coords=(slice(2, 5),))) == ([None] * 4, 1)
+    assert labels_of(uri, "label") == (values, 3)
+    pages = [pa.array(part, pa.string()).dictionary_encode() for part in (values[2:], values[:2], values[2:])]
+    frame = FrameBuilder(["label"])
+    for page in pages:
+        frame.add(pa.table({"label": page}))
+    assert frame.finish(np.arange(10))["label"].isna().sum() == 8
+
+
+def test_nan_in_a_dictionary_is_a_missing_value():
+    frame = FrameBuilder(["dose"])
+    frame.add(pa.table({"dose": pa.DictionaryArray.from_arrays(pa.array([0, 1, 2, 1]), pa.array([0.5, np.nan, 2.0]))}))
+    obs = frame.finish(np.arange(4))
+    encoder = LabelEncoder("dose")
+    encoder.fit(obs)
+    assert encoder.classes_.tolist() == [0.5, 2.0, None]
+    assert encoder.transform(obs).tolist() == [0, 2, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [BIG, BIG + 1, None],
+        [BIG + 1, BIG + 2, BIG + 3],
+        [2**63, 2**63 + 1, 2**64 - 1],
+        [0, 2**64 - 1, None],
+        [7, None, 8],
+    ],
+    ids=str,
+)
+def test_integers_are_exact_to_64_bits(tmp_path, values):
+    """Not looked up as float64, in which neighbours above 2**53 are one number."""
+    column = pd.array(values, dtype="UInt64") if None in values else np.array(values, np.uint64)
+    uri = stored(tmp_path / "s", number=column)
+    assert labels_of(uri, "number") == (values, 3)
+    obs = pd.DataFrame({"number": column})
+    for encoder in (BatchEncoder(["number"]), Categories(["number"], "batch")):
+        encoder.fit(obs)
+        assert encoder.inverse_transform(encoder.transform(obs)).tolist() == [str(value) for value in values]
+
+
+def test_integers_of_other_types_are_looked_up_by_their_value():
+    encoder = LabelEncoder("k", unknown=-1)
+    encoder.fit(pd.DataFrame({"k": np.array([1, 2**63 - 1], np.int64)}))
+    assert encoder.transform(pd.DataFrame({"k": np.array([1, 2**63, 2**63 - 1], np.uint64)})).tolist() == [0, -1, 1]
+    encoder.fit(pd.DataFrame({"k": np.array([1, 2**63], np.uint64)}))
+    assert encoder.transform(pd.DataFrame({"k": np.array([-1, 1], np.int64)})).tolist() == [-1, 0]
+
+
+def test_the_text_none_and_a_missing_value_are_two_classes(tmp_path):
+    uri = stored(tmp_path / "s", drug=["None", None, "x", "<missing>"])
+    dataset = ExperimentDataset(uri, encoders=[BatchEncoder(["drug"])], shuffle=False)
+    (minibatch,) = dataset
+    encoder = dataset.obs_encoders["batch"]
+    assert encoder.inverse_transform(minibatch.obs[:, 0]).tolist() == ["None", "<missing 2>", "x", "<missing>"]
+    assert encoder.is_missing[minibatch.obs[:, 0]].tolist() == [False, True, False, False]
+
+
+def test_a_label_with_the_text_none_is_a_label():
+    """With a category for unlabelled cells, only cells without a value are in it."""
+    obs = pd.DataFrame({"label": ["None", None, "T cell", "Unknown"]})
+    labels = Categories(["label"], "labels", other="Unknown")
+    labels.fit(obs)
+    assert labels.categories == ["None", "T cell", "Unknown"]
+    assert labels.transform(obs).tolist() == [0, 2, 1, 2]
+    known = Categories(["label"], "labels", known=["None", "T cell", "Unknown"], other="Unknown")
+    known.fit(obs.iloc[1:])
+    assert known.transform(obs.iloc[1:]).tolist() == [2, 1, 2]
+
+
+def test_a_class_of_cells_without_a_label_is_announced(tmp_path):
+    uri = stored(tmp_path / "s", label=["a", None, "b", None])
+    with pytest.warns(UserWarning, match="column 'label' has no value for 2 of 4 cells") as caught:
+        ExperimentDataset(uri, obs_column_names=["label"])
+    assert caught[0].filename == __file__
+    dataset = ExperimentDataset(uri, obs_column_names=["label"], obs_query="label != None", shuffle=False)
+    assert next(iter(dataset)).obs[:, 0].tolist() == [0, 1]
+    ignored = ExperimentDataset(uri, encoders=[LabelEncoder("label", unknown=-100)], shuffle=False)
+    codes = next(iter(ignored)).obs[:, 0]
+    assert codes.tolist() == [0, -100, 1, -100]
+    loss = torch.nn.functional.cross_entropy(torch.zeros(4, 2), codes)
+    assert torch.isclose(loss, torch.tensor(2.0).log())
+
+
+NUMBERS = "column 'value' holds numbers, and obs has the codes"
+
+
+@pytest.mark.parametrize(
+    ("values", "announced"),
+    [
+        ([69, 77, 36], True),
+        ([0.0, 1.0, 2.0], True),
+        ([0, 2, 1], False),
+        ([True, False, True], False),
+        (["7", "8", "9"], False),
+    ],
+    ids=str,
+)
+def test_numbers_that_become_codes_are_announced(tmp_path, values, announced):
+    uri = stored(tmp_path / "s", value=values)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        dataset = ExperimentDataset(uri, obs_column_names=["value"], shuffle=False)
+        ExperimentDataset(uri, encoders=[LabelEncoder("value")])
+    assert [str(one.message).startswith(NUMBERS) for one in caught] == [True] * announced
+    (minibatch,) = dataset
+    assert dataset.obs_encoders["value"].inverse_transform(minibatch.obs[:, 0]).tolist() == values
+
+
+def test_numbers_of_an_encoder_are_refused_with_the_reason(tmp_path):
+    class Age(Encoder):
+        name, columns = "age", ("value",)
+
+        def fit(self, obs): ...
+
+        def transform(self, obs):
+            return obs["value"] / 2
+
+        def inverse_transform(self, codes):
+            return codes
+
+    uri = stored(tmp_path / "s", value=[1, 2, 3])
+    with pytest.raises(
+        EncodeError, match="The obs of a minibatch is int64: return codes, and numbers from inverse_tra"
+    ):
+        ExperimentDataset(uri, encoders=[Age()])
