@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellfeed.errors import PlanError
-from cellfeed.splits import check_weights, part_sizes, split_cells, split_groups, split_stratified
+from cellfeed.splits import check_weights, part_sizes, split, split_cells, split_groups, split_stratified
 
 weights = st.lists(st.integers(1, 20), min_size=1, max_size=5).map(lambda w: np.array(w) / sum(w))
 codes = st.lists(st.integers(0, 4), max_size=120).map(lambda c: np.array(c, np.int64))
@@ -81,3 +81,22 @@ def test_groups_can_be_stratified():
 def test_bad_weights_are_named(bad, text):
     with pytest.raises(PlanError, match=r"weights=.*" + text):
         check_weights(bad)
+
+
+@given(
+    st.integers(2, 12).flatmap(lambda n: st.lists(st.integers(1, 40), min_size=n, max_size=n)),
+    st.integers(1, 5),
+    st.integers(0, 99),
+)
+def test_groups_of_few_strata_keep_the_sizes(sizes, n_strata, seed):
+    """Each group may be of one stratum, so that no part can have a share of each: sizes stay near the weights."""
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    weights = np.array([0.8, 0.2])
+    parts = split(len(groups), weights, seed, groups=groups, strata=groups % n_strata)
+    assert all(abs(len(part) - len(groups) * w) <= max(sizes) for part, w in zip(parts, weights, strict=True))
+
+
+def test_one_type_of_cell_in_each_library_leaves_cells_to_each_part():
+    groups = np.repeat(np.arange(10), 5000)
+    parts = split(50_000, np.array([0.8, 0.2]), 0, groups=groups, strata=groups)
+    assert [len(part) for part in parts] == [40_000, 10_000]

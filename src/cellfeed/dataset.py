@@ -18,9 +18,9 @@ from cellfeed import budget, query, splits
 from cellfeed.address import RETRY_DEADLINE_S
 from cellfeed.delivered import Delivered
 from cellfeed.encoders import Encoder
-from cellfeed.errors import CellfeedError, SelectionError
+from cellfeed.errors import CellfeedError, SelectionError, ordered
 from cellfeed.experiment import open_experiment, retrying
-from cellfeed.genes import identify_columns, name_columns, read_genes
+from cellfeed.genes import find_selected, identify_columns, name_columns
 from cellfeed.joinids import IntArray
 from cellfeed.keyed import check_seed
 from cellfeed.minibatch import DenseBuffers, Minibatch, PaddedMinibatch, quiet_beta_warning
@@ -35,7 +35,7 @@ from cellfeed.selection import Selection
 from cellfeed.settings import Settings, with_defaults
 from cellfeed.stats import Meter, Stats
 from cellfeed.topology import find_ranks, find_worker, refuse_loader
-from cellfeed.transforms import SelectGenes, Transform, columns_after, find_genes
+from cellfeed.transforms import SelectGenes, Transform, columns_after
 from cellfeed.workers import Sendable
 
 
@@ -403,7 +403,7 @@ class ExperimentDataset(Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
             A column of obs; each part gets its share of every value.
         group
             A column of obs; cells with the same value stay together, so sizes follow the weights
-            only as nearly as whole groups permit.
+            only as nearly as whole groups permit; with ``stratify``, sizes come before the shares of values.
 
         Returns
         -------
@@ -501,8 +501,8 @@ class ExperimentDataset(Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
         >>> dataset.select_genes(["CD79A", "CD3D"]).shape
         (700, 2)
         """
-        names = read_genes(self._selection, column)
-        places = find_genes(genes, names, missing)
+        genes = ordered("genes", genes)
+        places, names = find_selected(self._selection, genes, column, missing)
         present = np.sort(places[places >= 0])
         with warnings.catch_warnings(action="ignore"):  # of what is missing was told
             chosen = SelectGenes(genes, names[present], missing)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cellfeed.errors import EncodeError, is_whole
+from cellfeed.errors import EncodeError, is_whole, ordered
 from cellfeed.redact import told_as
 from cellfeed.vocabulary import Vocabulary, code_dtype
 
@@ -155,6 +155,7 @@ class LabelEncoder(NamedEncoder):
         self._column = column
         self._unknown = unknown
         self._is_fixed = classes is not None
+        classes = None if classes is None else ordered("classes", classes, EncodeError)
         self._vocabulary = None if classes is None else Vocabulary.of(np.asarray(classes).tolist())
         if classes is not None and (len(set(classes)) != len(classes) or None in list(classes)[:-1]):
             raise EncodeError(f"classes={list(classes)!r} must differ, and None be the last of them")

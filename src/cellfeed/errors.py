@@ -21,7 +21,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from numbers import Integral
-from typing import TypeGuard, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 T = TypeVar("T")
 
@@ -176,6 +176,32 @@ def lacking(names: Sequence[T], among: Sequence[T]) -> list[T]:
     """Return the names that are not among others, in their order."""
     known = set(among)
     return [name for name in names if name not in known]
+
+
+def ordered(argument: str, values: Any, error: type[CellfeedError] = SelectionError) -> list[Any]:
+    """Return the values of an argument whose order counts, as a list.
+
+    Raises
+    ------
+    error
+        If it is text, a set, which has another order in each process, or not iterable.
+
+    Examples
+    --------
+    >>> ordered("genes", (name for name in ["A1BG", "A2M"]))
+    ['A1BG', 'A2M']
+    """
+    if isinstance(values, (set, frozenset)):
+        raise error(
+            f"{argument}={values!r} is a set, which has another order in each process; give an ordered list, such as "
+            f"sorted({argument})"
+        )
+    if isinstance(values, str):
+        raise error(f"{argument}={values!r} must be a list of names: [{values!r}]")
+    try:
+        return list(values)
+    except TypeError:
+        raise error(f"{argument}={values!r} must be a list") from None
 
 
 def warn_user(message: str) -> None:

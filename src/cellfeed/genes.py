@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cellfeed.errors import SelectionError, nearest
-from cellfeed.query import read_column
+from cellfeed.errors import SelectionError, lacking, nearest
+from cellfeed.joinids import IntArray
+from cellfeed.query import JOINID, read_column
 from cellfeed.selection import Selection
+from cellfeed.transforms import find_genes
 
 NAMES = ("feature_id", "var_id", "feature_name")
 """Columns of var that name genes: that of a Census; the index, as tiledbsoma.io writes it; and the symbols."""
@@ -33,6 +36,54 @@ def read_genes(selection: Selection, column: str | None = None) -> npt.NDArray[A
 
     names = read_column(selection.var, selection.var_joinids, "names of genes", choose).astype(object)
     return np.array([str(name) for name in names.where(names.notna(), None)], dtype=object)
+
+
+def find_selected(
+    selection: Selection, genes: Sequence[str], column: str | None, missing: str
+) -> tuple[IntArray, npt.NDArray[Any]]:
+    """Find genes by name among those that are selected.
+
+    Returns
+    -------
+    The place of each gene, int64, -1 for those that are missing and are to be zeros; and the names of all that are
+    selected.
+
+    Raises
+    ------
+    SelectionError
+        If genes are missing, or a name stands for several; if another column of var holds the names, it says so.
+    """
+    names = read_genes(selection, column)
+    try:
+        return find_genes(genes, names, missing), names
+    except SelectionError as error:
+        absent = lacking(genes, names.tolist())
+        held = _columns_that_hold(selection, absent) if absent else {}
+        if not held:
+            raise
+        shown = ", ".join(f"{other!r} ({n} of {len(absent)})" for other, n in held.items())
+        other = max(held, key=lambda name: held[name])
+        raise SelectionError(f"{error}. Var holds them in {shown}: give column={other!r}") from None
+
+
+def _columns_that_hold(selection: Selection, names: Sequence[str]) -> dict[str, int]:
+    """Count the names that each column of var holds, for those that hold any."""
+    columns: list[str] = []
+
+    def note(known: Sequence[str]) -> str:
+        columns.extend(name for name in known if name != JOINID)
+        return JOINID
+
+    read_column(selection.var, selection.var_joinids, "names of columns", note)
+    found = {}
+    for column in columns:
+        values = read_column(selection.var, selection.var_joinids, "names of genes", partial(_return, column))
+        found[column] = len(set(names) & set(values.dropna().astype(str)))
+    return {column: n for column, n in found.items() if n}
+
+
+def _return(column: str, _known: Sequence[str]) -> str:
+    return column
 
 
 def name_columns(selection: Selection, column: str | None = None) -> npt.NDArray[Any]:

@@ -99,8 +99,9 @@ class VerifyingReader:
         others = f" (and {int(wrong.sum()) - 1} more of {len(joinids)} cells differ)" if wrong.sum() > 1 else ""
         raise ReadError(
             f"{self._name} holds {found[k]:.12g} {what} for soma_joinid {joinids[k]} where obs tells "
-            f"{column}={told[k]:.12g}{others}: X or obs is damaged, or that column is not of this layer; take X as it "
-            f'is with verify="off"'
+            f"{column}={told[k]:.12g}{others}: X or obs is damaged, or that column is of another layer or of more "
+            f"genes, as in a store made of some genes of a Census: drop nnz and raw_sum from obs, or take X as it is "
+            f'with verify="off"'
         )
 
     @property

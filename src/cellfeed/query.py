@@ -16,7 +16,7 @@ from cellfeed import native
 from cellfeed.address import ArrayAddress
 from cellfeed.axisquery import as_axis_query, check_not_empty, fit_query
 from cellfeed.encoders import Encoder, LabelEncoder, NamedEncoder, encode
-from cellfeed.errors import EncodeError, SelectionError, nearest
+from cellfeed.errors import EncodeError, SelectionError, nearest, ordered
 from cellfeed.experiment import check_experiment, reading
 from cellfeed.identity import created_as
 from cellfeed.joinids import IntArray, JoinIds
@@ -217,12 +217,10 @@ def _check_within(array: Any, joinids: IntArray, var_joinids: IntArray) -> None:
 
 def _choose_encoders(obs_column_names: Sequence[str], encoders: Sequence[Encoder] | None) -> list[Encoder | None]:
     """One encoder per column of the minibatch's obs; ``None`` stands for the joinid itself."""
-    if isinstance(obs_column_names, str):
-        raise SelectionError(f"obs_column_names={obs_column_names!r} must be a list of names: [{obs_column_names!r}]")
-    names = _as_list("obs_column_names", obs_column_names)
+    names = ordered("obs_column_names", obs_column_names)
     for name in names:
         _check_name("obs_column_names: a column", name)
-    encoders = None if encoders is None else _as_list("encoders", encoders)
+    encoders = None if encoders is None else ordered("encoders", encoders)
     if encoders is not None and len(encoders):
         if names:
             raise EncodeError(
@@ -240,13 +238,6 @@ def _choose_encoders(obs_column_names: Sequence[str], encoders: Sequence[Encoder
     if twice:
         raise EncodeError(f"two encoders have the name {twice[0]!r}; names must differ (they key dataset.obs_encoders)")
     return chosen
-
-
-def _as_list(argument: str, values: Any) -> list[Any]:
-    try:
-        return list(values)
-    except TypeError:
-        raise SelectionError(f"{argument}={values!r} must be a list") from None
 
 
 def _check_columns(obs: Any, columns: list[str], chosen: Sequence[Encoder | None]) -> None:

@@ -35,7 +35,7 @@ from cellfeed.covariates import Categories, read_numbers
 from cellfeed.datamodule import Loaders, Split, divide, open_dataset
 from cellfeed.dataset import ExperimentDataset
 from cellfeed.densify import densified
-from cellfeed.errors import EncodeError, MissingDependencyError, SelectionError
+from cellfeed.errors import EncodeError, MissingDependencyError, SelectionError, ordered
 from cellfeed.inference import inference_dataloader, with_joinids
 from cellfeed.modelregistry import (
     Known,
@@ -151,11 +151,11 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self._keys: dict[str, Any] = {
-            "batch_key": [batch_key] if isinstance(batch_key, str) else list(batch_key or ()),
+            "batch_key": [batch_key] if isinstance(batch_key, str) else ordered("batch_key", batch_key or ()),
             "labels_key": labels_key,
             "unlabeled_category": unlabeled_category,
-            "categorical_covariate_keys": list(categorical_covariate_keys),
-            "continuous_covariate_keys": list(continuous_covariate_keys),
+            "categorical_covariate_keys": ordered("categorical_covariate_keys", categorical_covariate_keys),
+            "continuous_covariate_keys": ordered("continuous_covariate_keys", continuous_covariate_keys),
             "var_column": var_column,
         }
         known = None if reference is None else Known.of(find_registry(reference))

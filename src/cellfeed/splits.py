@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cellfeed.errors import PlanError
+from cellfeed.errors import PlanError, ordered
 from cellfeed.joinids import IntArray
 from cellfeed.keyed import Purpose, permutation
 
@@ -17,6 +17,8 @@ Weights = Mapping[str, float] | Sequence[float]
 
 def check_weights(weights: Weights) -> npt.NDArray[np.float64]:
     """Return the weights as an array, or say what is wrong with them."""
+    if isinstance(weights, (set, frozenset)):
+        ordered("weights", weights, PlanError)
     try:
         values = list(weights.values()) if isinstance(weights, Mapping) else list(weights)
         array = np.array(values, dtype=np.float64)
@@ -104,12 +106,28 @@ def split_groups(
     """Split so that no group falls on two parts.
 
     Groups come in random order; each goes to the part that lacks most of its cells, stratum by
-    stratum where ``strata`` are given. Sizes are as near to the weights as whole groups allow.
+    stratum where ``strata`` are given. Sizes are as near to the weights as whole groups allow: where
+    strata are so few groups that their shares and the sizes cannot both be had, sizes decide.
 
     Returns
     -------
     One int64 array of ascending positions per weight.
     """
+    parts = _deal_groups(groups, weights, seed, strata)
+    if strata is not None and len(groups):
+        sizes = np.array([len(part) for part in parts])
+        largest = np.unique(groups, return_counts=True)[1].max()
+        if (np.abs(sizes - len(groups) * weights) > largest).any():
+            return _deal_groups(groups, weights, seed, None)
+    return parts
+
+
+def _deal_groups(
+    groups: npt.NDArray[np.integer[Any]],
+    weights: npt.NDArray[np.float64],
+    seed: int,
+    strata: npt.NDArray[np.integer[Any]] | None,
+) -> list[IntArray]:
     _, group = np.unique(groups, return_inverse=True)
     n_groups = int(group.max()) + 1 if len(group) else 0
     stratum = np.zeros(len(group), np.int64) if strata is None else np.unique(strata, return_inverse=True)[1]

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from cellfeed.densify import densified
-from cellfeed.errors import PlanError, SelectionError, is_real, some, warn_user
+from cellfeed.errors import PlanError, SelectionError, is_real, ordered, some, warn_user
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
 
@@ -121,7 +121,7 @@ class SelectGenes:
     """
 
     def __init__(self, genes: Sequence[str], among: Sequence[str] | npt.NDArray[Any], missing: str = "error") -> None:
-        self.genes = tuple(genes)
+        self.genes = tuple(ordered("genes", genes))
         self.source = find_genes(self.genes, among, missing)
         self._n_before = len(among)
         self._is_identity = len(self.source) == len(among) and bool(np.all(self.source == np.arange(len(among))))
@@ -173,9 +173,9 @@ def find_genes(
     """Return the place of each gene among the columns, -1 for missing ones where those are to be zeros."""
     if missing not in ("error", "zeros"):
         raise PlanError(f'missing={missing!r} must be "error" or "zeros"')
-    if isinstance(genes, str) or len(set(genes)) != len(genes):
-        shown = repr(genes) if isinstance(genes, str) else some(genes)
-        raise SelectionError(f"genes={shown} must be a list of names, none of them twice")
+    genes = ordered("genes", genes)
+    if len(set(genes)) != len(genes):
+        raise SelectionError(f"genes={some(genes)} must be a list of names, none of them twice")
     place: dict[str, int] = {}
     wanted, twice = set(genes), []
     for k, name in enumerate(among):
