@@ -11,14 +11,15 @@ import cellfeed
 SOURCE = Path(cellfeed.__file__).parent
 ORDER = [
     "errors", "redact", "valuefilter", "memory", "backoff", "keyed", "joinids", "schedule", "plan", "walk",
-    "effective", "delivered", "stats", "retry", "address", "progress", "state", "splits", "zstd", "kernels",
-    "pagerows", "scaling", "unfilter", "fragments", "tilerows", "allocator", "slabs", "rowspace", "rowbuilder",
-    "watch", "rows", "native", "files", "vfs", "reader", "vocabulary", "encoders", "labels", "obsframe",
-    "selection", "integrity", "tileindex", "tilereader", "identity", "experiment", "axisquery", "query", "densify",
-    "transforms", "genes", "topology", "epochs", "settings", "provenance", "budget", "report", "target", "forecast",
-    "planner", "prefetch", "layerreader", "feed", "minibatch", "pipeline", "passes", "workers", "frameworks",
-    "dataset", "datapipe", "dataloader", "inference", "variability", "obsm", "datamodule", "lightning",
-    "covariates", "modelregistry", "scvi", "warmup", "demo", "bench", "picture", "calibrate", "cli", "__init__",
+    "effective", "delivered", "stats", "retry", "address", "progress", "state", "splits", "zstd", "compiled",
+    "kernels", "pagerows", "scaling", "unfilter", "fragments", "tilerows", "allocator", "slabs", "rowspace",
+    "rowbuilder", "watch", "rows", "native", "files", "vfs", "reader", "vocabulary", "encoders", "labels",
+    "obsframe", "selection", "integrity", "tileindex", "tilereader", "identity", "experiment", "axisquery", "query",
+    "densify", "transforms", "genes", "topology", "epochs", "settings", "provenance", "budget", "report", "target",
+    "forecast", "planner", "prefetch", "layerreader", "feed", "minibatch", "pipeline", "passes", "workers",
+    "frameworks", "dataset", "datapipe", "dataloader", "inference", "variability", "obsm", "datamodule",
+    "lightning", "covariates", "modelregistry", "scvi", "warmup", "demo", "bench", "picture", "calibrate", "cli",
+    "__init__",
 ]  # fmt: skip
 PURE = {
     "errors", "memory", "keyed", "joinids", "schedule", "plan", "walk", "effective", "progress", "state", "splits",
@@ -71,6 +72,13 @@ def test_pure_modules_ask_nobody():
     for name in PURE:
         for target in imports(MODULES[name]):
             assert target.split(".")[0] not in {"os", "time", "threading", "logging", "random"}, f"{name}: {target}"
+
+
+def test_all_kernels_have_one_decorator():
+    """Which keeps their code where it can: no kernel asks numba for a cache itself."""
+    for name, path in MODULES.items():
+        if name != "compiled":
+            assert "njit" not in path.read_text(), name
 
 
 def test_private_tiledbsoma_in_one_module_only():

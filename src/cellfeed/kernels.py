@@ -11,8 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import carray, njit, types
+from numba import carray, types
 from numba.extending import intrinsic
+
+from cellfeed.compiled import compiled
 
 
 @intrinsic
@@ -39,7 +41,7 @@ def _pointer(typing_context: Any, address: Any, like: Any) -> Any:
     return result(types.int64, like), generate
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def array_at(address, size, like):
     """Return an array over memory at an address, of the type of another array; its caller holds the memory."""
     return carray(_pointer(address, like), (size,))
@@ -48,14 +50,14 @@ def array_at(address, size, like):
 _UINT8, _UINT16 = np.empty(0, np.uint8), np.empty(0, np.uint16)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def copy_into(source, target):
     """Copy with a change of type."""
     for i in range(len(source)):
         target[i] = source[i]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def is_disordered(genes, start):
     """Whether any gene from ``start`` on is not above the one before it."""
     later, earlier = genes[start + 1 :], genes[start : len(genes) - 1]
@@ -65,7 +67,7 @@ def is_disordered(genes, start):
     return disorder
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def place_rows(sizes, part, row, gene_width, value_width, at, end, genes, values):
     """Give each row the next free bytes of its part: first its values, then its genes, both aligned.
 
@@ -83,7 +85,7 @@ def place_rows(sizes, part, row, gene_width, value_width, at, end, genes, values
     return row, 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def move_rows(genes_at, values_at, sizes, gene_type, value_type, new_genes_at, new_values_at):
     """Copy rows to other addresses."""
     for row in range(len(sizes)):
@@ -92,7 +94,7 @@ def move_rows(genes_at, values_at, sizes, gene_type, value_type, new_genes_at, n
         copy_into(array_at(values_at[row], size, value_type), array_at(new_values_at[row], size, value_type))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def sort_rows(genes_at, values_at, sizes, gene_type, value_type):
     """Sort each row by gene, in place; return the first row that holds a gene twice, and the gene; or -1 twice."""
     for row in range(len(sizes)):
@@ -107,7 +109,7 @@ def sort_rows(genes_at, values_at, sizes, gene_type, value_type):
     return -1, np.int64(-1)
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc"})
+@compiled(fastmath={"reassoc"})
 def sum_rows(values_at, sizes, value_type):
     """Add up the values of each row: float64, shape (n_rows,)."""
     sums = np.empty(len(sizes), np.float64)
@@ -120,7 +122,7 @@ def sum_rows(values_at, sizes, value_type):
     return sums
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def collect_values(values_at, indptr, value_type, out):
     """Copy the values of rows to one array, row after row."""
     out = borrowed(out)
@@ -129,7 +131,7 @@ def collect_values(values_at, indptr, value_type, out):
         copy_into(array_at(values_at[row], size, value_type), out[indptr[row] : indptr[row + 1]])
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def put_values(values_at, indptr, values):
     """Copy values, row after row, to where the values of rows lie."""
     values = borrowed(values)
@@ -138,7 +140,7 @@ def put_values(values_at, indptr, values):
         copy_into(values[indptr[row] : indptr[row + 1]], array_at(values_at[row], size, values))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def gather_dense(genes, values, sizes, widths, gene_type, value_type, out):
     """Write rows, of which addresses are known, as rows of a dense matrix, zeros included.
 
@@ -157,13 +159,13 @@ def gather_dense(genes, values, sizes, widths, gene_type, value_type, out):
             _put_dense(g, array_at(values[k], size, value_type), row)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _put_dense(genes, values, row):
     for i in range(len(genes)):
         row[genes[i]] = values[i]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def gather_csr(genes, values, sizes, widths, gene_type, value_type, indptr, out_genes, out_values):
     """Write rows, of which addresses are known, as rows of a CSR matrix whose row pointers are known."""
     out_genes, out_values = borrowed(out_genes), borrowed(out_values)
@@ -179,7 +181,7 @@ def gather_csr(genes, values, sizes, widths, gene_type, value_type, indptr, out_
             copy_into(array_at(values[k], size, value_type), to_values)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def spread_csr(indptr, genes, values, out):
     """Write a valid CSR matrix as a dense one; what lies twice at a place is added up."""
     out = borrowed(out)

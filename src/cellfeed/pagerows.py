@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from cellfeed.compiled import compiled
 from cellfeed.kernels import array_at, borrowed, copy_into, is_disordered
 
 DROP = np.uint32(0xFFFFFFFF)
@@ -14,7 +14,7 @@ STRIDE = 16
 """Coordinates that are compared at once; a row of a Census has about 90 in a band of genes."""
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def value_width(values):
     """Tell how small a type holds all values exactly: 0 for uint8, 1 for uint16, 2 for neither."""
     largest = 0
@@ -26,7 +26,7 @@ def value_width(values):
     return 0 if largest <= 255 else 1
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def narrow_float32(values, bits, target):
     """Copy float32 values to uint16 and tell their width, as :func:`value_width` does.
 
@@ -48,7 +48,7 @@ def narrow_float32(values, bits, target):
     return 0 if every <= 255 else 1
 
 
-@njit(nogil=True, cache=True, inline="always")
+@compiled(inline="always")
 def end_of_stretch(rows, start):
     """Return the place behind the stretch of one row number that begins at ``start``; give a borrowed array."""
     joinid = rows[start]
@@ -66,7 +66,7 @@ def end_of_stretch(rows, start):
     return end
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def locate(joinid, first, stop, k):
     """Index of the run that holds ``joinid``, tried at ``k`` first; -1 if none does."""
     if first[k] <= joinid < stop[k]:
@@ -82,7 +82,7 @@ def locate(joinid, first, stop, k):
     return low if low >= 0 and joinid < stop[low] else -1
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def find_rows(dim0, start, first, stop, row0, run_row, run_size):
     """Cut a page, from ``start`` on, into stretches of one row each; -1 is the row of an unwanted one.
 
@@ -107,7 +107,7 @@ def find_rows(dim0, start, first, stop, row0, run_row, run_size):
     return i, n_runs, n_unwanted
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def keep_rows(source, target, run_row, run_size):
     """Copy the stretches of wanted rows, with a change of type; returns how many elements they have."""
     source, target = borrowed(source), borrowed(target)
@@ -123,7 +123,7 @@ def keep_rows(source, target, run_row, run_size):
     return kept
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def keep_genes(dim1, data, run_row, run_size, table, base, genes, values):
     """Copy the wanted genes of wanted rows; ``run_size`` becomes what is left. Returns how many there are."""
     at = kept = 0
@@ -143,7 +143,7 @@ def keep_genes(dim1, data, run_row, run_size, table, base, genes, values):
     return kept
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def add_sizes(run_row, run_size, sizes):
     """Add the sizes of the stretches to those of their rows."""
     for k in range(len(run_row)):
@@ -151,7 +151,7 @@ def add_sizes(run_row, run_size, sizes):
             sizes[run_row[k]] += run_size[k]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def scatter_page(genes, values, run_row, run_size, genes_at, values_at, filled, gene_type, value_type):
     """Move the staged stretches of one page to their rows; tell whether any row came out of order.
 

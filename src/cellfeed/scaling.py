@@ -6,12 +6,12 @@ Compiled by numba on first use and cached on disk, as :mod:`cellfeed.kernels` is
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from cellfeed.compiled import compiled
 from cellfeed.kernels import _UINT8, _UINT16, _put_dense, array_at, borrowed, copy_into
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def gather_dense(genes, values, sizes, widths, gene_type, value_type, target, log, out):
     """Do as :func:`cellfeed.kernels.gather_dense` does, with values scaled: to a total of ``target`` if not 0."""
     out = borrowed(out)
@@ -23,7 +23,7 @@ def gather_dense(genes, values, sizes, widths, gene_type, value_type, target, lo
         _put_dense(array_at(genes[k], size, gene_type), scaled[:size], row)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def gather_csr(genes, values, sizes, widths, gene_type, value_type, indptr, target, log, out_genes, out_values):
     """Do as :func:`cellfeed.kernels.gather_csr` does, with values scaled."""
     out_genes, out_values = borrowed(out_genes), borrowed(out_values)
@@ -33,7 +33,7 @@ def gather_csr(genes, values, sizes, widths, gene_type, value_type, indptr, targ
         _scale(values[k], widths[k], value_type, target, log, out_values[at : at + size])
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _scale(address, width, value_type, target, log, scaled):
     """Write the values of one row, scaled."""
     if width == 1:
@@ -47,7 +47,7 @@ def _scale(address, width, value_type, target, log, scaled):
             scaled[i] = _scaled(values[i], factor, log)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _scale_counts(counts, target, log, scaled):
     """Scale counts, few of which differ: small ones are computed when they are met first, and looked up again."""
     factor = _factor(counts, target)
@@ -62,14 +62,14 @@ def _scale_counts(counts, target, log, scaled):
         scaled[i] = known[count]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _scaled(value, factor, log):
     x = value * factor
     # In double precision this is as exact as log1p is in single, and takes half the time; not so close to 0.
     return np.log(1.0 + x) if log and abs(x) > 1e-8 else x
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc"})
+@compiled(fastmath={"reassoc"})
 def _factor(values, target):
     """Return what brings a row to its total; 1 for a row without values, or without a target."""
     total = 0

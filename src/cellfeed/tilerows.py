@@ -8,8 +8,8 @@ the cache, and copies each stretch to its place. Nothing is staged in between.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from cellfeed.compiled import compiled
 from cellfeed.fragments import UNKNOWN_SUMS
 from cellfeed.kernels import array_at, borrowed, is_disordered
 from cellfeed.pagerows import DROP, end_of_stretch, locate, value_width
@@ -26,7 +26,7 @@ LARGEST_FLOAT = np.finfo(np.float64).max
 """The sum of floats that TileDB notes, with either sign, where it cannot hold the sum."""
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _find_cuts(rows, bounds, runs, wanted, cuts, n_cuts, sizes):
     """Cut sorted row numbers into stretches of one wanted row and mark the pieces that they lie in.
 
@@ -59,7 +59,7 @@ def _find_cuts(rows, bounds, runs, wanted, cuts, n_cuts, sizes):
     return n_cuts, total
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _sum(numbers):
     """Add up unsigned integers; narrow ones in parts that fit 32 bits, of which a vector instruction takes more."""
     numbers = borrowed(numbers)
@@ -77,13 +77,13 @@ def _sum(numbers):
     return total
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _equals(total, noted):
     """Whether a sum of integers is the one that the writer of a tile has noted, or that one is unknown."""
     return noted in (total, TOO_LARGE, TOO_SMALL)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _are_within(columns, wanted, low, high):
     """Whether the columns in the wanted pieces of a tile lie between its smallest and its largest column.
 
@@ -99,7 +99,7 @@ def _are_within(columns, wanted, low, high):
     return outside == 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _counts_agree(counts, noted, low, high):
     """Whether counts have the noted sum, which is exact in any order, and lie between the noted extremes."""
     smallest, largest = counts[0], counts[0]
@@ -108,7 +108,7 @@ def _counts_agree(counts, noted, low, high):
     return np.float64(_sum(counts)) == noted and smallest >= low and largest <= high
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _integers_agree(values, noted, low, high):
     """Whether integers have the noted sum, modulo 2**64, and lie between the noted extremes."""
     total = np.int64(0)
@@ -119,7 +119,7 @@ def _integers_agree(values, noted, low, high):
     return outside == 0 and _equals(total, noted)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _floats_agree(values, noted, low, high):
     """Whether floats have the noted sum and lie between the noted extremes.
 
@@ -136,7 +136,7 @@ def _floats_agree(values, noted, low, high):
     return outside == 0 and total == noted
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def cut_tiles(data, places, counts, how, zstd, scratch, rows, bounds, runs, wanted, cuts, ends, sizes, sums):
     """Find where the values of each wanted row lie.
 
@@ -186,7 +186,7 @@ def cut_tiles(data, places, counts, how, zstd, scratch, rows, bounds, runs, want
     return n_cuts, len(counts)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def fill_rows(packed, places, counts, how, zstd, scratch, room, wanted, cuts, ends, genes, form, space, noted):
     """Unpack columns and values and copy every stretch to its row.
 
@@ -267,13 +267,13 @@ def fill_rows(packed, places, counts, how, zstd, scratch, room, wanted, cuts, en
     return np.int64(disorder), len(counts)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _descends(columns):
     """Whether a column is below the one before it: in a tile the columns of one row ascend, or repeat."""
     return (columns[1:] < columns[:-1]).any()
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _put(columns, values, table, base, out_genes, out_values):
     """Copy a stretch, or what is wanted of it; returns how many values that are."""
     n = len(columns)

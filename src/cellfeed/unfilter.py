@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
+
+from cellfeed.compiled import compiled
 
 PLAIN, ZSTD, SHUFFLED_ZSTD = 0, 1, 2
 """How a column is packed."""
@@ -42,7 +44,7 @@ def _decompress(typing_context: Any, address: Any, context: Any, target: Any, ro
     return types.int64(*[types.int64] * 6), generate
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _word(data, at):
     """Little-endian uint32 at a place."""
     return (
@@ -50,7 +52,7 @@ def _word(data, at):
     )
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _unpack_chunk(data, at, end, how, address, context, target):
     """Unpack the chunk at ``at`` into bytes ``target``; returns its length, or ``DAMAGED``."""
     original, packed, head = _word(data, at), _word(data, at + 4), _word(data, at + 8)
@@ -76,7 +78,7 @@ def _unpack_chunk(data, at, end, how, address, context, target):
     return original if got == original else DAMAGED
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _join_planes(planes, n, width, out):
     """Make ``n`` values of their byte planes, lowest first; tell whether a plane that ``out`` has no room for is used.
 
@@ -101,7 +103,7 @@ def _join_planes(planes, n, width, out):
     return _any_set(planes[kept * n : width * n])
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _any_set(data):
     """Whether any byte is not zero; eight at a time."""
     whole = len(data) // 8 * 8
@@ -114,7 +116,7 @@ def _any_set(data):
     return spill != 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _narrow_plain(values, out):
     """Copy int64 to a smaller unsigned type; tell whether one does not fit."""
     spill = np.int64(0)
@@ -125,7 +127,7 @@ def _narrow_plain(values, out):
     return spill != 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _counts_of_planes(planes, n, out):
     """Make counts of the byte planes of ``n`` float32; tell whether one is no count or does not fit ``out``."""
     a, b, c, d = planes[:n], planes[n : 2 * n], planes[2 * n : 3 * n], planes[3 * n : 4 * n]
@@ -140,7 +142,7 @@ def _counts_of_planes(planes, n, out):
     return wrong != 0 or every > (1 << (8 * out.itemsize)) - 1
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _counts_of_floats(values, out):
     """Do the same for float32 that were not shuffled."""
     bits = values.view(np.int32)
@@ -154,7 +156,7 @@ def _counts_of_floats(values, out):
     return wrong != 0 or every > (1 << (8 * out.itemsize)) - 1
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def unpack_counts(data, at, end, how, zstd, scratch, wanted, out):
     """Unpack a column of float32 as counts of uint8 or uint16; otherwise as :func:`unpack_tile`.
 
@@ -187,7 +189,7 @@ def unpack_counts(data, at, end, how, zstd, scratch, wanted, out):
     return done if at == end else DAMAGED
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _chunk_values(data, at, end, width):
     """Values of ``width`` bytes in the chunk at ``at``; 0 if it cannot be."""
     if at + 12 > end:
@@ -196,7 +198,7 @@ def _chunk_values(data, at, end, width):
     return n if n * width == _word(data, at) else 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _is_wanted(wanted, start, n):
     """Whether any piece with values ``start`` to ``start + n`` is wanted; without pieces, all are."""
     if len(wanted) == 0:
@@ -204,7 +206,7 @@ def _is_wanted(wanted, start, n):
     return wanted[start // PIECE : (start + n - 1) // PIECE + 1].any()
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def unpack_tile(data, at, end, how, width, zstd, scratch, wanted, out):
     """Unpack the column of a tile that lies at ``data[at:end]``.
 
