@@ -1,5 +1,8 @@
 """TileDB's settings: ours where the user has none, and never instead of the user's."""
 
+import multiprocessing
+import os
+
 import pytest
 import tiledbsoma as soma
 
@@ -69,3 +72,22 @@ def test_a_safe_context_is_the_users():
     assert safe.timestamp_ms == 7
     assert safe.tiledb_config["vfs.s3.region"] == "moon"
     assert MERGE not in native.user_config(context)  # the user's own is left as it was
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_has_a_context_of_its_own_and_keeps_its_parents():
+    """The threads of the parent's context do not exist in the child; to free that context would wait for them."""
+    inherited = native.safe_context(None)
+    assert native.safe_context(None) is inherited
+
+    def compare(sender):
+        own = native.safe_context(None)
+        sender.send((own is inherited, native.safe_context(None) is own, len(native._defaults)))
+
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    child = multiprocessing.get_context("fork").Process(target=compare, args=(sender,))
+    child.start()
+    sender.close()
+    assert receiver.recv() == (False, True, len(native._defaults) + 1)
+    child.join(30)

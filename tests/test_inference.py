@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cellfeed
-from cellfeed import ExperimentDataPipe, ExperimentDataset, PlanError, SelectionError, inference_dataloader
+from cellfeed import ExperimentDataPipe, ExperimentDataset, PlanError, SelectionError, inference_dataloader, obsm
 from cellfeed.inference import even_batch_size
 from tests.stores import addressed, labelled_obs, write_experiment
 from tests.test_processes import torchrun
@@ -108,6 +108,55 @@ def test_an_embedding_is_read_back_with_its_cells(writable):
     assert np.array_equal(read.loc[ids].to_numpy(), embeddings)
 
 
+def read_obsm(uri, name):
+    with soma.open(uri) as experiment:
+        array = experiment.ms["RNA"].obsm[name]
+        table = array.read().tables().concat().to_pandas()
+        return array.shape, table.pivot(index="soma_dim_0", columns="soma_dim_1", values="soma_data")
+
+
+def test_an_embedding_is_replaced_where_that_is_asked_for(writable):
+    """By other cells and dimensions, as often as wanted; nothing of the one before is read."""
+    uri, joinids = writable
+    for n_dims in (3, 2, 4):
+        cellfeed.write_obsm(uri, "X a/b", joinids[n_dims:], np.full((20 - n_dims, n_dims), n_dims), overwrite=True)
+        shape, read = read_obsm(uri, "X a/b")
+        assert shape == (joinids[-1] + 1, n_dims)
+        assert read.index.tolist() == joinids[n_dims:].tolist()
+        assert (read.to_numpy() == n_dims).all()
+    with soma.open(uri) as experiment:
+        assert list(experiment.ms["RNA"].obsm) == ["X a/b"]
+
+
+def test_an_embedding_that_was_not_written_to_its_end_is_not_in_obsm(writable, monkeypatch):
+    """The name is given last: the embedding before stays, and the next attempt succeeds."""
+    uri, _ = writable
+    cellfeed.write_obsm(uri, "X_a", [1], [[7.0]])
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    for name in ("X_a", "X_b"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(obsm, "_write", killed)
+            cellfeed.write_obsm(uri, name, [1], [[8.0]], overwrite=True)
+    assert read_obsm(uri, "X_a")[1].to_numpy().tolist() == [[7.0]]
+    cellfeed.write_obsm(uri, "X_b", [1], [[9.0]])
+    assert read_obsm(uri, "X_b")[1].to_numpy().tolist() == [[9.0]]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_an_embedding_that_is_not_finite_as_float32_is_refused(writable, value):
+    """A model that diverged writes nothing; the message names the first cell."""
+    uri, _ = writable
+    embeddings = np.zeros((3, 2))
+    embeddings[1, 0] = value
+    with pytest.raises(SelectionError, match=r"row of joinid 4 is \[.*not finite as float32 \(1 of 3 rows"):
+        cellfeed.write_obsm(uri, "X_a", [7, 4, 1], embeddings)
+    with soma.open(uri) as experiment:
+        assert "obsm" not in experiment.ms["RNA"]
+
+
 def test_an_embedding_that_fits_no_cells_is_refused(writable):
     uri, joinids = writable
     with pytest.raises(SelectionError, match="obs has no soma_joinid 2 "):
@@ -119,5 +168,9 @@ def test_an_embedding_that_fits_no_cells_is_refused(writable):
     with pytest.raises(SelectionError, match="measurement_name='RNA2'.*'RNA'"):
         cellfeed.write_obsm(uri, "X_a", [1], np.zeros((1, 3)), measurement_name="RNA2")
     cellfeed.write_obsm(uri, "X_a", [1], np.zeros((1, 3)))
-    with pytest.raises(SelectionError, match="name='X_a' is in obsm already"):
+    with pytest.raises(SelectionError, match="name='X_a' is in obsm already.*overwrite=True"):
         cellfeed.write_obsm(uri, "X_a", [1], np.zeros((1, 3)))
+    with pytest.raises(SelectionError, match="name=3 must be text"):
+        cellfeed.write_obsm(uri, 3, [1], np.zeros((1, 3)))
+    with pytest.raises(SelectionError, match="overwrite='yes' must be True or False"):
+        cellfeed.write_obsm(uri, "X_a", [1], np.zeros((1, 3)), overwrite="yes")

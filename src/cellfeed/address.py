@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
+from cellfeed.errors import SelectionError
 from cellfeed.redact import public_uri, secrets_of
 from cellfeed.retry import ONCE, Retries
 from cellfeed.stats import Meter
@@ -55,6 +59,43 @@ def is_remote(uri: str) -> bool:
     """
     scheme, separator, _ = uri.partition("://")
     return bool(separator) and scheme != "file"
+
+
+def locate(uri: str | PathLike[str]) -> str:
+    """Return the URI that TileDB receives: a URI as it is, a local path as an absolute one.
+
+    TileDB asks for the working folder once per process, and resolves relative paths against that folder for ever.
+    A ``~`` is a name like any other, as it is for TileDB and zarr.
+
+    Parameters
+    ----------
+    uri
+        A URI with a scheme, or a local path.
+
+    Returns
+    -------
+    str
+        ``uri`` itself if it has a scheme, such as ``s3://`` or ``file://``; otherwise the absolute path.
+
+    Raises
+    ------
+    SelectionError
+        If it is empty, or a ``Path`` that was made of a URI: that has lost a slash.
+
+    Examples
+    --------
+    >>> locate("s3://bucket/cells"), locate("cells") == f"{Path.cwd()}/cells"
+    ('s3://bucket/cells', True)
+    """
+    text = str(uri)
+    if not text:
+        raise SelectionError("a URI or path is empty text; give the folder or the URI of a SOMA experiment")
+    if "://" in text:
+        return text
+    if lost := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)", text):
+        scheme = lost[1]
+        raise SelectionError(f"{text!r} has lost a slash, as a pathlib.Path of a URI has; give text: '{scheme}://...'")
+    return str(Path(text).absolute())
 
 
 @dataclass(frozen=True, repr=False)

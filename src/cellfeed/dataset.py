@@ -18,12 +18,13 @@ from cellfeed import budget, query, splits
 from cellfeed.address import RETRY_DEADLINE_S
 from cellfeed.delivered import Delivered
 from cellfeed.encoders import Encoder
-from cellfeed.errors import CellfeedError, SelectionError, ordered
+from cellfeed.errors import SelectionError, ordered
 from cellfeed.experiment import open_experiment, retrying
 from cellfeed.genes import find_selected, identify_columns, name_columns
 from cellfeed.joinids import IntArray
 from cellfeed.keyed import check_seed
 from cellfeed.minibatch import DenseBuffers, Minibatch, PaddedMinibatch, quiet_beta_warning
+from cellfeed.native import refuse_fork
 from cellfeed.passes import Passes
 from cellfeed.pipeline import stream
 from cellfeed.plan import Remainder, World
@@ -581,7 +582,7 @@ class ExperimentDataset(Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
     # ------------------------------------------------------------------ iterating
 
     def __iter__(self) -> Iterator[Minibatch | PaddedMinibatch]:
-        self._refuse_fork()
+        refuse_fork(self._pid)
         refuse_loader(self._settings.rank, self._settings.world_size, self._settings.batch_size)
         if self._workers is None:
             worker, num_workers = find_worker(self._passes.home)
@@ -598,10 +599,3 @@ class ExperimentDataset(Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
             watched=lambda reader: self._workers.watch.watched(reader, worker) if self._workers else reader,
         )
         return minibatches if self._workers else self._passes.epochs.counted(self._delivered.counted(minibatches), this)
-
-    def _refuse_fork(self) -> None:
-        if os.getpid() != self._pid:
-            raise CellfeedError(
-                "this dataset was made before the process was forked, and TileDB's threads do not survive a fork: "
-                'use multiprocessing_context="spawn" (cellfeed.experiment_dataloader does), or num_workers=0'
-            )

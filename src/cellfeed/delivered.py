@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, TypeVar
@@ -16,6 +17,16 @@ MAX_LABELS = 1 << 16
 
 
 _counting = threading.RLock()  # of all objects together, for none would survive a pickle; a signal may ask meanwhile
+
+
+def _renew_lock() -> None:
+    """Give a forked child a lock of its own: a thread of the parent may have held it."""
+    global _counting
+    _counting = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 class HasObs(Protocol):

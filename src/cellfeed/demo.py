@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from cellfeed.address import locate
 from cellfeed.dataloader import experiment_dataloader
 from cellfeed.datapipe import ExperimentDataPipe
 from cellfeed.errors import SelectionError
@@ -62,8 +63,8 @@ def write_experiment(path: str | Path) -> str:
     SelectionError
         If the folder exists.
     """
-    path = Path(path)
-    if path.exists():
+    uri = locate(path)
+    if Path(uri).exists():
         raise SelectionError(f"path={str(path)!r} exists; give a folder that does not")
     cells = example_cells()
     with warnings.catch_warnings():
@@ -72,7 +73,7 @@ def write_experiment(path: str | Path) -> str:
 
         # As a layer: tiledbsoma 2.3 fails on the X of anndata 0.13, which is the layer None there.
         cells.layers["raw"], cells.X = cells.X, None
-        return str(tiledbsoma.io.from_anndata(str(path), cells, measurement_name="RNA"))
+        return str(tiledbsoma.io.from_anndata(uri, cells, measurement_name="RNA"))
 
 
 def example_cells() -> Any:

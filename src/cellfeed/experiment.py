@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from cellfeed import native
-from cellfeed.address import ArrayAddress
+from cellfeed.address import ArrayAddress, locate
 from cellfeed.errors import SelectionError
 from cellfeed.redact import public_uri, secrets_of, told_as
 from cellfeed.retry import ONCE, Retries
@@ -21,8 +22,8 @@ def retrying(experiment: Any, context: Any, deadline_s: float, meter: Meter) -> 
     import tiledbsoma as soma
 
     uri, config = "", {}
-    if isinstance(experiment, (str, Path)):
-        uri, config = str(experiment), _config(context)
+    if isinstance(experiment, (str, PathLike)):
+        uri, config = locate(experiment), _config(context)
     elif isinstance(experiment, soma.Experiment):
         uri, config = experiment.uri, _config(experiment.context)
     with contextlib.closing(ArrayAddress(uri, 0, config, deadline_s).retries(meter=meter)) as retries:
@@ -38,25 +39,60 @@ def _config(context: Any) -> dict[str, str]:
 @contextlib.contextmanager
 def open_experiment(experiment: Any, context: Any = None, retries: Retries = ONCE) -> Iterator[Any]:
     """Give an open experiment: the one passed in, or that of a URI for as long as it is needed."""
-    import tiledbsoma as soma
-
-    if isinstance(experiment, (str, Path)):
-        uri = str(experiment)
-        _check_context(context)
-        with told_as(
-            SelectionError,
-            f"experiment={public_uri(uri)!r} is not a SOMA experiment that can be opened",
-            secrets_of(uri, _config(context)),
-            "; give a tiledbsoma.Experiment or the URI of one",
-        ):
-            safe = native.safe_context(context)
-            opened = retries.call(lambda: soma.open(uri, context=safe))
-        with opened:
-            yield check_experiment(opened, repr(public_uri(uri)))
+    if isinstance(experiment, (str, PathLike)):
+        with open_uri("experiment", experiment, context, retries) as opened:
+            yield check_experiment(opened, repr(public_uri(experiment)))
         return
     if context is not None:
         raise SelectionError("context= goes with a URI; an open experiment brings its own")
-    yield check_experiment(experiment, f"a {type(experiment).__name__}")
+    with native.of_this_process(check_experiment(experiment, f"a {type(experiment).__name__}")) as opened:
+        yield opened
+
+
+def open_uri(argument: str, given: str | PathLike[str], context: Any = None, retries: Retries = ONCE) -> Any:
+    """Open the object of tiledbsoma at a URI or path; ``argument`` is its name in errors."""
+    import tiledbsoma as soma
+
+    _check_context(context)
+    uri, shown = locate(given), public_uri(given)
+    safe = native.safe_context(context)
+    what = f"{argument}={shown!r} is not a SOMA experiment that can be opened"
+    with told_as(SelectionError, what, secrets_of(uri, _config(context)), f"; {_GIVE}"):
+        try:
+            return retries.call(lambda: soma.open(uri, context=safe))
+        except soma.DoesNotExistError:  # its own causes say no more
+            raise SelectionError(f"{what}: {_what_is_at(uri)}") from None
+
+
+_GIVE = "give a tiledbsoma.Experiment or the URI of one"
+
+
+def _what_is_at(uri: str) -> str:
+    """Say what is found at a URI that holds nothing of SOMA, and what to do."""
+    scheme, separator, rest = uri.partition("://")
+    path = Path(rest if separator else uri)
+    if separator and scheme != "file":
+        return _way_from(path) or f"nothing of SOMA is there, or may not be read; {_GIVE}"
+    if not path.exists():
+        home = "; '~' is not expanded: give os.path.expanduser(...)" if "~" in path.parts else ""
+        return f"there is no {str(path)!r}{home}; {_GIVE}"
+    return _way_from(path) or f"the {'folder' if path.is_dir() else 'file'} holds nothing of SOMA; {_GIVE}"
+
+
+def _way_from(path: Path) -> str | None:
+    """Say how an experiment is made of a file or folder of AnnData; ``None`` if it seems to be something else."""
+    target, names = str(path.with_suffix(".soma")), 'measurement_name="RNA", X_layer_name="raw"'
+    if path.suffix == ".h5ad":
+        return (
+            f"it is an AnnData file; make an experiment of it with "
+            f"tiledbsoma.io.from_h5ad({target!r}, {str(path)!r}, {names}) and give {target!r}"
+        )
+    if path.suffix == ".zarr" or any((path / name).exists() for name in (".zgroup", "zarr.json")):
+        return (
+            f"it is an AnnData in zarr; make an experiment of it with "
+            f"tiledbsoma.io.from_anndata({target!r}, anndata.read_zarr({str(path)!r}), {names}) and give {target!r}"
+        )
+    return None
 
 
 def _check_context(context: Any) -> None:
@@ -68,10 +104,26 @@ def _check_context(context: Any) -> None:
         )
 
 
+def _way_from_object(experiment: Any) -> str | None:
+    """Say how to use an object that stands for cells and is not an experiment; ``None`` if it is something else."""
+    import tiledbsoma as soma
+
+    if isinstance(experiment, soma.ExperimentAxisQuery):
+        return "give a query to ExperimentDataset.from_query(axis_query, ...)"
+    if type(experiment).__module__.split(".")[0] == "anndata":
+        return (
+            'make an experiment of it with tiledbsoma.io.from_anndata("cells.soma", adata, measurement_name="RNA", '
+            'X_layer_name="raw") and give "cells.soma"'
+        )
+    return None
+
+
 def check_experiment(experiment: Any, given: str) -> Any:
     """Return an experiment that is one, and is open for reading; ``given`` is how an error shall name it."""
     import tiledbsoma as soma
 
+    if (way := _way_from_object(experiment)) is not None:
+        raise SelectionError(f"experiment={given} is not a tiledbsoma.Experiment: {way}")
     if not isinstance(experiment, soma.Experiment):
         members = sorted(experiment) if isinstance(experiment, soma.Collection) and not experiment.closed else []
         inside = f"; open one of its members: {', '.join(map(repr, members))}" if members else ""

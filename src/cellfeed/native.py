@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from cellfeed.address import SAFE_SETTINGS
+from cellfeed.errors import CellfeedError
 from cellfeed.joinids import IntArray
 
 COLUMNS = ("soma_dim_0", "soma_dim_1", "soma_data")
@@ -96,15 +97,60 @@ def safe_context(context: Any) -> Any:
     if context is None:
         return _safe_default()
     given = user_config(context)
-    return context.replace(tiledb_config={key: value for key, value in SAFE_SETTINGS.items() if key not in given})
+    added = {key: value for key, value in SAFE_SETTINGS.items() if key not in given}
+    pool: dict[str, Any] = {"threadpool": None} if is_forked() else {}  # the pool's threads are left behind by a fork
+    return context.replace(tiledb_config=added, **pool)
 
 
-@functools.cache
+_defaults: dict[int, Any] = {}
+"""The context of each process id. That of a parent is kept in a forked child: to free it waits for its threads."""
+
+
 def _safe_default() -> Any:
-    """Return one context for all that is opened without: each has threads of its own."""
+    """Return one context for all that this process opens without: each has threads of its own.
+
+    The threads of a context exist in the process that made it only: a forked child that uses it waits for ever.
+    """
     import tiledbsoma as soma
 
-    return soma.SOMATileDBContext(tiledb_config=dict(SAFE_SETTINGS))
+    known = _defaults.get(os.getpid())
+    if known is None:
+        known = _defaults.setdefault(os.getpid(), soma.SOMATileDBContext(tiledb_config=dict(SAFE_SETTINGS)))
+    return known
+
+
+_imported_by = os.getpid()
+
+
+def is_forked() -> bool:
+    """Whether this process is a forked child of the one that imported cellfeed."""
+    return os.getpid() != _imported_by
+
+
+def refuse_fork(made_by: int) -> None:
+    """Refuse what another process made, by its id: TileDB's threads exist in the process that made them only."""
+    if os.getpid() != made_by:
+        raise CellfeedError(
+            "this dataset was made before the process was forked, and TileDB's threads do not survive a fork: make it "
+            "in the forked process (under Lightning's ddp_fork: in setup()), or start processes with "
+            'multiprocessing_context="spawn", as cellfeed.experiment_dataloader does, or use num_workers=0'
+        )
+
+
+def of_this_process(experiment: Any) -> contextlib.AbstractContextManager[Any]:
+    """Give an open experiment that this process can read: in a forked child, the same one opened again.
+
+    The parent may have opened it, and then the threads that read it exist in the parent only.
+    """
+    if not is_forked():
+        return contextlib.nullcontext(experiment)
+    import tiledbsoma as soma
+
+    timestamp_ms = experiment.tiledb_timestamp_ms
+    reopened = soma.Experiment.open(
+        experiment.uri, context=safe_context(experiment.context), tiledb_timestamp=timestamp_ms
+    )
+    return contextlib.closing(reopened)
 
 
 def user_config(context: Any) -> dict[str, str]:

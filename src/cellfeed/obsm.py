@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import uuid
+from os import PathLike
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +13,7 @@ import pyarrow as pa
 
 from cellfeed import native
 from cellfeed.errors import SelectionError, nearest
+from cellfeed.experiment import open_uri
 from cellfeed.joinids import IntArray, in_order
 from cellfeed.redact import public_uri, secrets_of, told_as
 
@@ -28,26 +32,31 @@ def write_obsm(
     *,
     measurement_name: str = "RNA",
     context: Any = None,
+    overwrite: bool = False,
 ) -> str:
     """Write an embedding of cells to the ``obsm`` of an experiment.
 
     It becomes a sparse array, which ``ExperimentAxisQuery.obsm`` and ``to_anndata(obsm_layers=[name])`` read. Cells
-    that were not embedded have no values in it: read back, their rows are missing or, in an AnnData, zero.
+    that were not embedded have no values in it: read back, their rows are missing or, in an AnnData, zero. ``obsm``
+    has the name once all values are written: if writing fails, ``obsm`` is as it was.
 
     Parameters
     ----------
     experiment_uri
-        Of an experiment that may be written to. Handles that are open already do not see the embedding.
+        URI or path of an experiment that may be written to. Handles that are open already do not see the embedding.
     name
-        A name that ``obsm`` does not hold yet, such as ``"X_scVI"``.
+        A name such as ``"X_scVI"``.
     joinids
         int64, shape (n,): the ``soma_joinid`` of each row, in any order, none twice.
     embeddings
-        Floats, shape (n, n_dims), n_dims of at least 1; written as float32, zeros too.
+        Numbers, shape (n, n_dims), n_dims of at least 1; written as float32, zeros too. All must be finite as float32.
     measurement_name
         The measurement to whose ``obsm`` it is added.
     context
         A ``tiledbsoma.SOMATileDBContext`` to open it with.
+    overwrite
+        Whether an array that has the name is replaced. It may have other cells and dimensions. Its files stay, and
+        readers at an earlier timestamp read it.
 
     Returns
     -------
@@ -56,7 +65,8 @@ def write_obsm(
     Raises
     ------
     SelectionError
-        If the experiment or measurement cannot be opened, ``obsm`` has the name, or the rows do not fit obs.
+        If the experiment or measurement cannot be opened, ``obsm`` has the name and ``overwrite`` is False, the rows
+        do not fit obs, or an embedding is not finite as float32.
 
     Examples
     --------
@@ -69,11 +79,10 @@ def write_obsm(
     """
     import tiledbsoma as soma
 
+    _check_target(experiment_uri, name, overwrite)
     ids, rows = _check_rows(joinids, embeddings)
     shown, secrets = public_uri(experiment_uri), secrets_of(experiment_uri, _settings_of(context))
-    with told_as(SelectionError, f"experiment_uri={shown!r} cannot be opened", secrets):
-        opened = soma.open(str(experiment_uri), context=native.safe_context(context))
-    with opened as experiment:
+    with open_uri("experiment_uri", experiment_uri, context) as experiment:
         if not isinstance(experiment, soma.Experiment) or measurement_name not in experiment.ms:
             known = experiment.ms if isinstance(experiment, soma.Experiment) else []
             raise SelectionError(
@@ -81,17 +90,38 @@ def write_obsm(
             )
         measurement = experiment.ms[measurement_name]
         has_obsm = "obsm" in measurement
-        if has_obsm and name in measurement.obsm:
+        has_name = has_obsm and name in measurement.obsm
+        if has_name and not overwrite:
             raise SelectionError(
-                f"name={name!r} is in obsm already; give another name, or delete it first "
-                f'(tiledbsoma.open({public_uri(measurement.obsm.uri)!r}, "d"))'
+                f"name={name!r} is in obsm already; give another name, or overwrite=True to replace it"
             )
         n_rows = _count_rows(experiment.obs, ids)
         uri = measurement.obsm.uri if has_obsm else measurement.uri
     with told_as(SelectionError, f"experiment_uri={shown!r} cannot be written to", secrets):
-        array_uri = _create(uri, name, (n_rows, rows.shape[1]), has_obsm=has_obsm, context=context)
+        if not has_obsm:
+            uri = _add_obsm(uri, context)
+        array_uri = _create(uri, name, (n_rows, rows.shape[1]), context)
         _write(array_uri, ids, rows, context)
+        _set(uri, name, array_uri, replaces=has_name, context=context)
     return array_uri
+
+
+def _check_target(experiment_uri: Any, name: Any, overwrite: Any) -> None:
+    import tiledbsoma as soma
+
+    if isinstance(experiment_uri, soma.Experiment):
+        raise SelectionError(
+            f"experiment_uri= is an open Experiment; give its URI: "
+            f"write_obsm({public_uri(experiment_uri.uri)!r}, {name!r}, ...)"
+        )
+    if not isinstance(experiment_uri, (str, PathLike)):
+        raise SelectionError(
+            f"experiment_uri={public_uri(experiment_uri)} must be the URI or path of an experiment, as text"
+        )
+    if not isinstance(name, str) or not name:
+        raise SelectionError(f"name={name!r} must be text, such as 'X_scVI'")
+    if not isinstance(overwrite, bool):
+        raise SelectionError(f"overwrite={overwrite!r} must be True or False")
 
 
 def _settings_of(context: Any) -> dict[str, str] | None:
@@ -112,7 +142,21 @@ def _check_rows(joinids: Any, embeddings: Any) -> tuple[IntArray, npt.NDArray[np
     order, twice = in_order(ids)
     if len(twice):
         raise SelectionError(f"joinids holds {twice[0]} more than once; give each cell one row")
-    return ids[order], rows[order].astype(np.float32)
+    ids = ids[order]
+    with np.errstate(over="ignore"):
+        narrow = rows[order].astype(np.float32)
+    lost = ~np.isfinite(narrow).all(axis=1)
+    if lost.any():
+        first = int(np.flatnonzero(lost)[0])
+        raise SelectionError(
+            f"embeddings: the row of joinid {ids[first]} is {_shown(rows[order][first])}, which is not finite as "
+            f"float32 ({int(lost.sum())} of {len(ids)} rows are not); leave such cells out of joinids and embeddings"
+        )
+    return ids, narrow
+
+
+def _shown(row: npt.NDArray[Any]) -> str:
+    return np.array2string(row, threshold=6, edgeitems=2)
 
 
 def _count_rows(obs: Any, ids: IntArray) -> int:
@@ -130,18 +174,40 @@ def _count_rows(obs: Any, ids: IntArray) -> int:
     return largest + 1
 
 
-def _create(uri: str, name: str, shape: tuple[int, int], *, has_obsm: bool, context: Any) -> str:
+def _add_obsm(measurement_uri: str, context: Any) -> str:
     import tiledbsoma as soma
 
+    with soma.Measurement.open(measurement_uri, "w", context=context) as measurement:
+        return str(measurement.add_new_collection("obsm", soma.Collection).uri)
+
+
+def _create(obsm_uri: str, name: str, shape: tuple[int, int], context: Any) -> str:
+    """Create an array in the folder of obsm, of which obsm itself does not know yet."""
+    import tiledbsoma as soma
+
+    uri = f"{obsm_uri.rstrip('/')}/{quote(name, safe='')}"
+    if soma.SparseNDArray.exists(uri, context=context):  # under the name, or left by a process that was killed
+        uri = f"{uri}_{uuid.uuid4().hex[:8]}"
     tiles = {"soma_dim_0": {"tile": min(ROWS_PER_TILE, shape[0])}, "soma_dim_1": {"tile": shape[1]}}
-    kind = soma.Collection if has_obsm else soma.Measurement
-    with kind.open(uri, "w", context=context) as parent:
-        obsm = parent if has_obsm else parent.add_new_collection("obsm", soma.Collection)
-        array = obsm.add_new_sparse_ndarray(
-            name, type=pa.float32(), shape=shape, platform_config={"tiledb": {"create": {"dims": tiles}}}
-        )
-        array.close()
-        return str(array.uri)
+    created = soma.SparseNDArray.create(
+        uri, type=pa.float32(), shape=shape, platform_config={"tiledb": {"create": {"dims": tiles}}}, context=context
+    )
+    created.close()
+    return uri
+
+
+def _set(obsm_uri: str, name: str, array_uri: str, *, replaces: bool, context: Any) -> None:
+    """Let obsm have an array by a name."""
+    import tiledbsoma as soma
+
+    if replaces:
+        with soma.Collection.open(obsm_uri, "d", context=context) as obsm:
+            del obsm[name]
+    with (
+        soma.Collection.open(obsm_uri, "w", context=context) as obsm,
+        soma.SparseNDArray.open(array_uri, context=context) as array,
+    ):
+        obsm.set(name, array)
 
 
 def _write(uri: str, ids: IntArray, rows: npt.NDArray[np.float32], context: Any) -> None:

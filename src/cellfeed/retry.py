@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import queue
 import random
 import re
@@ -265,3 +266,12 @@ def _end_threads() -> None:
 
 ONCE = Retries(0.0)
 """Tries once, in the thread that asks."""
+
+
+def _renew_lock() -> None:
+    """Give a forked child a lock of its own: a thread of the parent may have held it."""
+    ONCE.changed = threading.Condition()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)

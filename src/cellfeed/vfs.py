@@ -7,6 +7,7 @@ those of TileDB's public C interface. They let other threads of Python run.
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -117,7 +118,7 @@ class Vfs:
         handles = self._opened = dict[str, ctypes.c_void_p]()
         self._lock = threading.Lock()
         # Not at the end of the process: a thread that nobody waits for may still be reading then.
-        weakref.finalize(self, _free, library, self._context, self._vfs, handles).atexit = False
+        weakref.finalize(self, _free, os.getpid(), library, self._context, self._vfs, handles).atexit = False
 
     def _check_alone(self, status: int, error: ctypes.c_void_p) -> None:
         if status != 0:
@@ -175,7 +176,11 @@ class Vfs:
         return kept
 
 
-def _free(library: Any, context: ctypes.c_void_p, vfs: ctypes.c_void_p, handles: Mapping[str, ctypes.c_void_p]) -> None:
+def _free(
+    pid: int, library: Any, context: ctypes.c_void_p, vfs: ctypes.c_void_p, handles: Mapping[str, ctypes.c_void_p]
+) -> None:
+    if pid != os.getpid():
+        return  # to free a context waits for its threads, and a forked child has none of them
     for handle in handles.values():
         library.tiledb_vfs_fh_free(ctypes.byref(handle))
     library.tiledb_vfs_free(ctypes.byref(vfs))
