@@ -58,3 +58,19 @@ def test_queries_of_large_arrays_take_more_row_blocks():
     assert row_blocks_per_read(CENSUS, **options) == 1
     assert row_blocks_per_read(human, **options) > 2
     assert row_blocks_per_read(human, **{**options, "memory_budget": 100 << 20}) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"),
+    [
+        ("2000000000", 2_000_000_000),
+        ("2G", 2_000_000_000),
+        ("2 GB", 2_000_000_000),
+        ("2Gi", 2 << 30),
+        ("500 m", 500_000_000),
+    ],
+)
+def test_amounts_of_memory_as_people_write_them(text, n_bytes):
+    from cellfeed.memory import parse_bytes
+
+    assert parse_bytes(text) == n_bytes

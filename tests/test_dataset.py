@@ -607,3 +607,16 @@ def test_integers_of_numpy_are_integers(store):
     for saved in (dataset.provenance(), dataset.state_dict()):
         json.dumps(saved)
     assert dataset.plan() == plain.plan()
+
+
+@pytest.mark.parametrize("given", [torch.float16, "float16", np.float16, np.dtype("float16")], ids=repr)
+def test_types_of_pytorch_and_numpy_name_themselves(store, given):
+    (X, _) = next(iter(ExperimentDataset(store, X_dtype=given)))
+    assert X.dtype == torch.float16
+
+
+def test_a_share_may_be_a_percentage(store):
+    assert (
+        ExperimentDataset(store, mixing="90%", batch_size=4, seed=0).plan()
+        == ExperimentDataset(store, mixing=0.9, batch_size=4, seed=0).plan()
+    )

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellfeed import ReadError
+from cellfeed import ReadError, retry
 from cellfeed.backoff import FIRST_S, LONGEST_S, delays
 from cellfeed.errors import GaveUp
+from cellfeed.failures import advice_for, is_transient
 from cellfeed.redact import told_as
-from cellfeed.retry import ONCE, Retries, is_transient
+from cellfeed.retry import ONCE, Retries
 from cellfeed.stats import Meter
 
 SLOW_DOWN = "S3: Failed to read [Error Type: 19] [HTTP Response Code: 503] [Exception: SlowDown] : asked for"
@@ -74,6 +75,12 @@ def test_delays_are_drawn_from_nothing_to_the_longest():
         "Cannot open array; Array does not exist": False,
         "the array 's3://b/X' is not the one from which cells were selected": False,
         "connection reset by peer": True,
+        "[HTTP Response Code: 301] [Exception: PermanentRedirect]": False,
+        "[HTTP Response Code: -1] : curlCode: 6, Couldn't resolve host name": False,
+        "[HTTP Response Code: -1] : curlCode: 5, Couldn't resolve proxy name": False,
+        "[HTTP Response Code: -1] : curlCode: 60, SSL peer certificate was not OK": False,
+        "[HTTP Response Code: -1] : curlCode: 77, Problem with the SSL CA cert": False,
+        "[HTTP Response Code: -1] [Exception: ] : SDK failed to sign the request": False,
         "": False,
     }.items(),
 )
@@ -142,7 +149,7 @@ def test_logs_tell_of_retries_without_secrets(caplog):
     levels, texts = zip(*((record.levelname, record.getMessage()) for record in caplog.records), strict=True)
     assert levels == ("WARNING", "INFO", "INFO")
     assert all(word not in text for word in ("SESAME", "pass@", "key=1", "Headers") for text in texts)
-    assert texts[0].startswith("attempt 1 failed, the next is in 0.1 s: S3: Failed to read")
+    assert texts[0].startswith("attempt 1 failed, the next is in 0.1 s, the last in 120 s: S3: Failed to read")
     assert texts[-1] == "the store answers again"
 
 
@@ -202,3 +209,54 @@ def test_closing_ends_all_waiting(threads):
         with pytest.raises(GaveUp, match="reading was ended"):
             request.result()
     assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("text", "setting"),
+    {
+        "[HTTP Response Code: 301] [Headers: 'x-amz-bucket-region' = 'eu-west-1']": "set vfs.s3.region=eu-west-1",
+        "[HTTP Response Code: 301] [Exception: PermanentRedirect]": "vfs.s3.region",
+        "[HTTP Response Code: -1] : curlCode: 6, Couldn't resolve host name": "vfs.s3.endpoint_override",
+        "[HTTP Response Code: -1] : curlCode: 5, Couldn't resolve proxy name": "vfs.s3.proxy_host",
+        "[HTTP Response Code: -1] : curlCode: 60, SSL peer certificate": "vfs.s3.ca_file",
+        "[HTTP Response Code: -1] : SDK failed to sign the request": "vfs.s3.no_sign_request",
+        "[HTTP Response Code: 403] [Exception: AccessDenied]": "vfs.s3.no_sign_request",
+    }.items(),
+)
+def test_what_a_setting_mends_is_final_and_names_the_setting(text, setting, monkeypatch):
+    """The most common first mistakes: tried again for two minutes they would look like a network that is down."""
+    monkeypatch.setattr(retry, "_reached", threading.Event())
+    attempts = []
+
+    def attempt():
+        attempts.append(1)
+        raise RuntimeError(text)
+
+    with pytest.raises(ReadError) as raised, told_as(ReadError, "reading failed"):
+        Retries(60.0, sleep=Clock().sleep).call(attempt)
+    assert setting in str(raised.value)
+    assert len(attempts) == 1
+
+
+def test_a_host_that_was_found_before_may_be_found_again():
+    """Where the same process has reached a store, the setting is right and the network is not."""
+    lost = RuntimeError("[HTTP Response Code: -1] : curlCode: 6, Couldn't resolve host name")
+    assert is_transient(lost, was_reached=True)
+    assert not is_transient(RuntimeError("[HTTP Response Code: 301] PermanentRedirect"), was_reached=True)
+    assert advice_for("[HTTP Response Code: 503] [Exception: SlowDown]") is None
+
+
+def test_the_log_says_how_much_time_is_left(caplog):
+    clock = Clock()
+    answers = iter([RuntimeError(SLOW_DOWN), RuntimeError(SLOW_DOWN), None])
+
+    def attempt():
+        if (error := next(answers)) is not None:
+            raise error
+        return 7
+
+    with caplog.at_level("INFO", logger="cellfeed.retry"):
+        assert Retries(60.0, clock=clock, sleep=clock.sleep, draw=lambda: 1.0).call(attempt) == 7
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages[0].startswith("attempt 1 failed, the next is in 0.2 s, the last in 60 s: ")
+    assert messages[-1] == "the store answers again"

@@ -13,7 +13,7 @@ from cellfeed.dataset import ExperimentDataset
 from cellfeed.errors import PlanError
 from cellfeed.memory import format_bytes
 from cellfeed.report import Plan
-from cellfeed.stats import Stats
+from cellfeed.stats import Stats, hidden
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def measure(dataset: ExperimentDataset, *, seconds: float, progress: bool, title
     """
     n_obs, first_s = 0, 0.0
     started = time.perf_counter()
-    with tqdm(total=dataset.shape[0], unit=" cells", unit_scale=True, disable=not progress, desc=title) as bar:
+    with tqdm(total=dataset.shape[0], unit=" cells", unit_scale=True, disable=hidden(progress), desc=title) as bar:
         for minibatch in dataset:
             first_s = first_s or time.perf_counter() - started
             size = len(minibatch.obs) if minibatch.obs.ndim == 2 else 1

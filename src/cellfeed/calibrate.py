@@ -17,7 +17,8 @@ from cellfeed.errors import PlanError
 from cellfeed.memory import format_bytes, parse_bytes
 from cellfeed.picture import Point, check_file, scatter
 from cellfeed.report import Plan
-from cellfeed.settings import check_mixing
+from cellfeed.settings import check_mixing, parse_share
+from cellfeed.stats import hidden
 
 SHARES = (0.25, 0.5, 1, 2, 4)
 """Of the given memory budget: for so many the own plan is shown."""
@@ -43,7 +44,7 @@ class Setting:
     parameters
         Those of :class:`cellfeed.ExperimentDataset` that make it, beside those that all settings share.
     asked
-        Whether it is what was asked for: the target, or without one the own plan at the given budget.
+        Whether it is what was asked for: the target at the lowest cost, or without one the own plan at the budget.
     plan
         What it will do and cost; ``None`` if it is not possible.
     impossible
@@ -241,8 +242,8 @@ def run(
     label
         A column of obs, such as ``"dataset_id"``, whose labels shall be mixed; ``None`` supposes the worst labels.
     mixing
-        The target that chooses, above 0 and at most 1; ``None`` chooses the own plan at ``memory_budget``. Targets
-        are reached for the worst labels, whatever ``label`` is.
+        The target, above 0 and at most 1: the setting that reaches it for ``label`` at the lowest cost is marked.
+        ``None`` marks the own plan at ``memory_budget``.
     memory_budget
         Of all settings but the own plans: these are shown for a quarter to four times as much.
     speed, seconds
@@ -267,12 +268,15 @@ def run(
     PictureError
         If the picture cannot be written, or matplotlib is missing.
     """
+    mixing = parse_share(mixing)
     _check(mixing, seconds, parameters)
     if picture is not None:
         check_file(picture)
     # The published default has a plan in any budget, so cells are selected whatever else is possible.
     dataset = ExperimentDataset(uri, **PUBLISHED, memory_budget=memory_budget, **parameters)
     settings = _fold(_plan_all(dataset, _candidates(memory_budget, mixing), label, progress))
+    if mixing is not None:
+        settings = _choose(settings, mixing, memory_budget)
     _refuse_small_budget(settings, memory_budget)
     if speed:
         settings = _measure_all(dataset, settings, seconds, progress)
@@ -310,7 +314,7 @@ def _plan_all(
     """Plan each setting, over one selection and one reading of the label."""
     codes = None if label is None else dataset._labels(label)
     planned = []
-    for setting in tqdm(list(candidates), desc="planning", unit=" settings", leave=False, disable=not progress):
+    for setting in tqdm(list(candidates), desc="planning", unit=" settings", leave=False, disable=hidden(progress)):
         try:
             plan = dataset._with(**{**PLAIN, **setting.parameters})._plan(label, codes)
         except PlanError as refused:
@@ -331,6 +335,22 @@ def _fold(settings: Sequence[Setting]) -> list[Setting]:
         else:
             folded.append(setting)
     return folded
+
+
+def _choose(settings: Sequence[Setting], mixing: float, memory_budget: int | str) -> list[Setting]:
+    """Mark the setting that reaches a target at the lowest cost in decoding; the one asked for if none is cheaper."""
+    reaching = [
+        setting
+        for setting in settings
+        if setting.plan is not None
+        and setting.kind != "published default"
+        and setting.parameters["memory_budget"] == memory_budget
+        and setting.plan.effective_batch_size >= mixing * setting.plan.batch_size
+    ]
+    cheapest = min(reaching, key=lambda s: (s.plan.decode_amplification, not s.asked), default=None)  # type: ignore[union-attr]
+    if cheapest is None:
+        return list(settings)
+    return [replace(setting, asked=setting is cheapest) for setting in settings]
 
 
 def _refuse_small_budget(settings: Sequence[Setting], memory_budget: int | str) -> None:

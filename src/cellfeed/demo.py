@@ -22,6 +22,7 @@ from cellfeed.dataloader import experiment_dataloader
 from cellfeed.datapipe import ExperimentDataPipe
 from cellfeed.errors import SelectionError
 from cellfeed.report import Plan
+from cellfeed.stats import hidden
 from cellfeed.warmup import compile_kernels
 
 LABEL = "bulk_labels"
@@ -214,7 +215,7 @@ def fit(model: torch.nn.Module, dataset: Any, *, n_epochs: int, progress: bool) 
     """Train with Adam; return the seconds that it took."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-3)
     started = time.perf_counter()
-    with tqdm(total=n_epochs * len(dataset), unit=" minibatches", disable=not progress) as bar:
+    with tqdm(total=n_epochs * len(dataset), unit=" minibatches", disable=hidden(progress)) as bar:
         for epoch in range(n_epochs):
             bar.set_description(f"epoch {epoch + 1}/{n_epochs}")
             model.train()

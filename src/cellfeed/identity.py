@@ -6,8 +6,9 @@ from functools import partial
 
 from cellfeed.address import ArrayAddress
 from cellfeed.errors import ReadError
+from cellfeed.failures import is_transient
 from cellfeed.fragments import UnknownLayout
-from cellfeed.retry import Retries, is_transient
+from cellfeed.retry import Retries
 from cellfeed.tileindex import files_of
 
 ADVICE = "it was overwritten or damaged since the dataset was made. Restore it, or make the dataset anew"

@@ -10,6 +10,9 @@ _UNITS = {
     "B": 1,
     **{f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", start=1)},
     **{f"{prefix}IB": 1024**power for power, prefix in enumerate("KMGT", start=1)},
+    **{prefix: 1000**power for power, prefix in enumerate("KMGT", start=1)},
+    **{f"{prefix}I": 1024**power for power, prefix in enumerate("KMGT", start=1)},
+    "": 1,
 }
 
 
@@ -22,7 +25,8 @@ def parse_bytes(value: int | str, *, argument: str = "memory_budget") -> int:
     Parameters
     ----------
     value
-        A number of bytes, or text such as ``"2 GiB"``, ``"500MB"`` or ``"1.5 GB"``.
+        A number of bytes, or text such as ``"2 GiB"``, ``"500MB"``, ``"1.5 G"`` or ``"2000000000"``. ``G`` is ``GB``,
+        a thousand million, and ``Gi`` is ``GiB``.
     argument
         The name of the argument that an error shall show.
 
@@ -45,7 +49,7 @@ def parse_bytes(value: int | str, *, argument: str = "memory_budget") -> int:
     elif not isinstance(value, str):
         raise PlanError(f'{argument}={value!r} must be a number of bytes or text such as "2 GiB"')
     else:
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", value)
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
         unit = match and _UNITS.get(match[2].upper())
         if not match or not unit:
             raise PlanError(

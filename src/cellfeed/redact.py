@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from urllib.parse import quote, unquote
 
 from cellfeed.errors import CellfeedError, GaveUp, ReadError
+from cellfeed.failures import advice_for
 
 HIDDEN = "***"
 """Stands for what was taken out."""
@@ -93,4 +94,6 @@ def told_as(
         raise ReadError(f"{redacted(what, secrets)}: {cause}") from cause.__cause__
     except Exception as cause:
         reason = redacted(cause, secrets).partition("\n\nAt:\n")[0] or type(cause).__name__  # behind it: a stack
+        setting = advice_for(str(cause))
+        advice = advice if setting is None else f". {setting[0].upper()}{setting[1:]}"
         raise error(f"{redacted(what, secrets)}: {reason}{advice}") from public_cause(cause, secrets)

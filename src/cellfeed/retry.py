@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from cellfeed.backoff import delays
 from cellfeed.errors import GaveUp
+from cellfeed.failures import is_transient
 from cellfeed.redact import public_cause, redacted
 from cellfeed.stats import Meter
 
@@ -23,38 +24,15 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_STATUS = re.compile(r"HTTP Response Code: (-?\d+)")
-_PASSING = re.compile(
-    r"curlCode|SlowDown|RequestTimeout|timed? ?out|temporarily|too many requests"
-    r"|connection (was )?(reset|refused|closed|aborted)|service ?unavailable",
-    re.IGNORECASE,
-)
 _HEADERS = re.compile(r" \[(?:Headers|Request ID|Remote IP):[^\]]*\]")
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether what failed may succeed when it is tried again, by what TileDB's message says.
-
-    TileDB names the status of a response, which is that of success where its body was cut short, and -1 where there
-    was none. What has no status and tells nothing of the network, such as an array that does not exist, is final.
-
-    Examples
-    --------
-    >>> is_transient(RuntimeError("[HTTP Response Code: 503] [Exception: SlowDown]"))
-    True
-    >>> is_transient(RuntimeError("[HTTP Response Code: 403] [Exception: AccessDenied]"))
-    False
-    """
-    text = str(error)
-    statuses = [int(status) for status in _STATUS.findall(text)]
-    if any(400 <= status < 500 and status not in (408, 429) for status in statuses):
-        return "RequestTimeout" in text and "RequestTimeTooSkewed" not in text
-    return bool(statuses) or bool(_PASSING.search(text))
 
 
 GRACE_S = 1.0
 """Seconds that an attempt which begins at the deadline has left."""
 
+
+_reached = threading.Event()
+"""Whether a request of this process has succeeded."""
 
 _at_work: weakref.WeakSet[Retries] = weakref.WeakSet()
 _threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
@@ -134,16 +112,22 @@ class Retries:
             request.run()
             del request  # its result belongs to whoever asked
 
-    def note_failure(self, cause: BaseException, delay: float, n_attempts: int) -> None:
+    def note_failure(self, cause: BaseException, delay: float, n_attempts: int, left_s: float) -> None:
         """Count an attempt that failed, and tell the log: the first of an outage as a warning."""
         if self._meter is not None:
             self._meter.add(n_retries=1, retry_wait_s=delay)
         level = logging.INFO if self._failing else logging.WARNING
         self._failing = True
-        logger.log(level, "attempt %d failed, the next is in %.1f s: %s", n_attempts, delay, self.told(cause))
+        logger.log(
+            level,
+            "attempt %d failed, the next is in %.1f s, the last in %.0f s: %s",
+            n_attempts, delay, left_s, self.told(cause),
+        )  # fmt: skip
 
     def note_success(self) -> None:
         """Tell the log that what failed succeeds again."""
+        if self.deadline_s > 0:  # of an object store
+            _reached.set()
         if self._failing:
             self._failing = False
             logger.info("the store answers again")
@@ -202,7 +186,8 @@ class Request(Generic[T]):
                 delay = next(waits, None)
                 if delay is None or self._cause is None:
                     raise retries.give_up(self._given_up("the last one failed"))
-                retries.note_failure(self._cause, delay, self._n_attempts)
+                left_s = began + retries.deadline_s - retries.clock()
+                retries.note_failure(self._cause, delay, self._n_attempts, left_s)
                 if retries.sleep(delay):
                     retries.check_open()
         except BaseException as error:
@@ -219,7 +204,7 @@ class Request(Generic[T]):
         try:
             self._value = self._attempt()
         except Exception as cause:
-            if self._retries.deadline_s == 0 or not is_transient(cause):
+            if self._retries.deadline_s == 0 or not is_transient(cause, was_reached=_reached.is_set()):
                 raise
             self._cause = cause
             return False

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, get_args
 
+import numpy as np
+
 from cellfeed.address import RETRY_DEADLINE_S
 from cellfeed.errors import PlanError, is_real, is_whole, nearest
 from cellfeed.keyed import check_seed, fresh_seed
@@ -84,6 +86,8 @@ class Settings:
             raise PlanError('remainder="pad" and drop_last=True contradict each other: repeat cells or leave them out')
         if given["verify"] not in VERIFY:
             raise PlanError(f"verify={given['verify']!r} must be one of {', '.join(map(repr, VERIFY))}")
+        given["X_dtype"] = _name_of_type(given["X_dtype"])
+        given["mixing"] = parse_share(given["mixing"])
         if not isinstance(given["X_dtype"], str) or given["X_dtype"] not in X_DTYPES:
             raise PlanError(f"X_dtype={given['X_dtype']!r} must be one of {', '.join(map(repr, X_DTYPES))}")
         _check_deadline(given["retry_deadline_s"])
@@ -111,6 +115,27 @@ def _check_deadline(retry_deadline_s: float) -> None:
             f"retry_deadline_s={retry_deadline_s!r} must be a number of seconds from 0, which tries once, to "
             f"{MAX_DEADLINE_S:g}"
         )
+
+
+def _name_of_type(given: Any) -> Any:
+    """Return the name of a type of PyTorch or NumPy; what is none as it is."""
+    text = str(given)
+    if isinstance(given, str) or text.startswith("torch."):
+        return text.removeprefix("torch.")
+    try:
+        return given if given is None else np.dtype(given).name
+    except TypeError:
+        return given
+
+
+def parse_share(given: Any) -> Any:
+    """Return a share that was written as text, such as ``"90%"`` or ``"0.9"``, as a number; others as they are."""
+    if not isinstance(given, str):
+        return given
+    try:
+        return float(given.removesuffix("%")) / (100 if given.endswith("%") else 1)
+    except ValueError:
+        return given
 
 
 def check_mixing(mixing: float) -> None:

@@ -11,6 +11,11 @@ from dataclasses import dataclass, field, fields
 from cellfeed.memory import format_bytes
 
 
+def hidden(progress: bool) -> bool | None:
+    """Return what ``tqdm`` takes as ``disable``: ``None`` hides a bar where stderr is no terminal, as in a log file."""
+    return None if progress else True
+
+
 @dataclass(frozen=True)
 class Stats:
     """What iterators of a dataset have done in this process, since it was made.

@@ -1,0 +1,87 @@
+"""What an experiment holds: its size, measurements, layers and columns, read from metadata alone."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+from cellfeed.experiment import open_experiment, retrying
+from cellfeed.redact import public_uri
+from cellfeed.stats import Meter
+
+
+def describe(uri: str, context: Any = None, *, retry_deadline_s: float = 120.0) -> dict[str, Any]:
+    """Return what an experiment holds, as plain values.
+
+    Parameters
+    ----------
+    uri
+        A SOMA experiment.
+    context
+        A ``tiledbsoma.SOMATileDBContext`` to open it with.
+    retry_deadline_s
+        As for :class:`cellfeed.ExperimentDataset`.
+
+    Returns
+    -------
+    The URI without secrets, the timestamp, the number of cells, the columns of obs with their types, and for each
+    measurement its genes, the columns of var, its layers with shape and type, and its obsm.
+
+    Raises
+    ------
+    SelectionError
+        If there is no experiment at the URI.
+
+    Examples
+    --------
+    >>> import cellfeed.demo
+    >>> found = describe(cellfeed.demo.example_experiment())
+    >>> found["n_obs"], list(found["measurements"])
+    (700, ['RNA'])
+    """
+    with (
+        retrying(uri, context, retry_deadline_s, Meter()) as retries,
+        open_experiment(uri, context, retries) as experiment,
+    ):
+        return retries.call(lambda: _describe(experiment))
+
+
+def _describe(experiment: Any) -> dict[str, Any]:
+    opened = datetime.datetime.fromtimestamp(experiment.tiledb_timestamp_ms / 1000, datetime.UTC)
+    return {
+        "uri": public_uri(experiment.uri),
+        "timestamp": opened.isoformat(timespec="milliseconds"),
+        "n_obs": int(experiment.obs.count),
+        "obs": _columns(experiment.obs),
+        "measurements": {name: _measurement(measurement) for name, measurement in experiment.ms.items()},
+    }
+
+
+def _measurement(measurement: Any) -> dict[str, Any]:
+    layers = measurement.X if "X" in measurement else {}
+    return {
+        "n_vars": int(measurement.var.count),
+        "var": _columns(measurement.var),
+        "X": {name: f"{type(layer).__name__} {tuple(layer.shape)}" for name, layer in layers.items()},
+        "obsm": sorted(measurement.obsm) if "obsm" in measurement else [],
+    }
+
+
+def _columns(frame: Any) -> dict[str, str]:
+    """Return the type of each column; a dictionary has that of its values."""
+    types = {field.name: getattr(field.type, "value_type", field.type) for field in frame.schema}
+    return {name: str(kind).removeprefix("large_") for name, kind in types.items()}
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """Write what :func:`describe` returns for people."""
+    lines = [f"{found['uri']}, as of {found['timestamp']}", f"{found['n_obs']:,} cells; obs: {_listed(found['obs'])}"]
+    for name, measurement in found["measurements"].items():
+        lines.append(f"measurement {name}: {measurement['n_vars']:,} genes; var: {_listed(measurement['var'])}")
+        lines += [f"  X {layer}: {kind}" for layer, kind in measurement["X"].items()]
+        lines += [f"  obsm: {', '.join(measurement['obsm'])}"] if measurement["obsm"] else []
+    return "\n".join(lines)
+
+
+def _listed(columns: dict[str, str]) -> str:
+    return ", ".join(f"{name} ({kind})" for name, kind in columns.items())
