@@ -107,7 +107,7 @@ def test_workers_that_mix_less_are_refused(long):
         next(iter(experiment_dataloader(dataset, num_workers=4)))
 
 
-@pytest.mark.parametrize("mixing", [0, -0.1, 1.1, True, "0.9", float("nan")])
+@pytest.mark.parametrize("mixing", [0, -0.1, 1.1, True, "nine", "110%", float("nan")])
 def test_targets_that_are_none(long, mixing):
     with pytest.raises(PlanError, match="must be more than 0 and at most 1"):
         ExperimentDataset(long, mixing=mixing)

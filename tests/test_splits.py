@@ -92,7 +92,7 @@ def test_groups_of_few_strata_keep_the_sizes(sizes, n_strata, seed):
     """Each group may be of one stratum, so that no part can have a share of each: sizes stay near the weights."""
     groups = np.repeat(np.arange(len(sizes)), sizes)
     weights = np.array([0.8, 0.2])
-    parts = split(len(groups), weights, seed, groups=groups, strata=groups % n_strata)
+    parts = split_groups(groups, weights, seed, groups % n_strata)
     assert all(abs(len(part) - len(groups) * w) <= max(sizes) for part, w in zip(parts, weights, strict=True))
 
 

@@ -80,7 +80,7 @@ def locate(uri: str | PathLike[str]) -> str:
     Raises
     ------
     SelectionError
-        If it is empty, or a ``Path`` that was made of a URI: that has lost a slash.
+        If it is empty, a ``Path`` that was made of a URI, which has lost a slash, or a path that TileDB cannot read.
 
     Examples
     --------
@@ -95,7 +95,12 @@ def locate(uri: str | PathLike[str]) -> str:
     if lost := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)", text):
         scheme = lost[1]
         raise SelectionError(f"{text!r} has lost a slash, as a pathlib.Path of a URI has; give text: '{scheme}://...'")
-    return str(Path(text).absolute())
+    path = str(Path(text).absolute())
+    if odd := [sign for sign in "#?;" if sign in path]:
+        raise SelectionError(
+            f"{text!r} has {odd[0]!r} in its path, where TileDB ends the path; rename the folder, or give a link to it"
+        )
+    return path
 
 
 @dataclass(frozen=True, repr=False)

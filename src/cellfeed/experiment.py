@@ -45,7 +45,7 @@ def open_experiment(experiment: Any, context: Any = None, retries: Retries = ONC
         return
     if context is not None:
         raise SelectionError("context= goes with a URI; an open experiment brings its own")
-    with native.of_this_process(check_experiment(experiment, f"a {type(experiment).__name__}")) as opened:
+    with native.of_this_process(check_experiment(experiment, _with_article(type(experiment).__name__))) as opened:
         yield opened
 
 
@@ -93,6 +93,10 @@ def _way_from(path: Path) -> str | None:
             f"tiledbsoma.io.from_anndata({target!r}, anndata.read_zarr({str(path)!r}), {names}) and give {target!r}"
         )
     return None
+
+
+def _with_article(name: str) -> str:
+    return f"{'an' if name[:1] in 'AEIOUaeiou' else 'a'} {name}"
 
 
 def _check_context(context: Any) -> None:

@@ -25,7 +25,7 @@ from cellfeed.rowspace import Reader
 from cellfeed.selection import Selection
 from cellfeed.settings import Settings
 from cellfeed.stats import Meter
-from cellfeed.transforms import Transform, apply, split_scaling
+from cellfeed.transforms import Transform, apply, check_result, split_scaling
 from cellfeed.walk import Window
 
 Yielded = Minibatch | PaddedMinibatch
@@ -154,6 +154,7 @@ def _assemble(
     X = assembler.sparse_X(rows) if sparse else assembler.dense_X(rows)
     for transform in transforms:
         X = apply(transform, X)
+    check_result(settings.transform, X, len(rows))
     obs = torch.from_numpy(selection.obs_rows(rows.positions))
     if settings.batch_size == 1:
         X, obs = X if sparse else X[0], obs[0]

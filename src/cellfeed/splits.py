@@ -152,7 +152,30 @@ def split(
     strata: npt.NDArray[np.integer[Any]] | None = None,
     groups: npt.NDArray[np.integer[Any]] | None = None,
 ) -> list[IntArray]:
-    """Split ``n`` cells by the rule that the given codes ask for; see the functions above."""
+    """Split ``n`` cells by the rule that the given codes ask for; see the functions above.
+
+    Raises
+    ------
+    PlanError
+        If there are fewer groups than parts, or a part would have no cell: training over it would do nothing.
+    """
+    parts = _split(n, weights, seed, strata=strata, groups=groups)
+    empty = [k for k, part in enumerate(parts) if n and weights[k] > 0 and len(part) == 0]
+    if empty:
+        raise PlanError(
+            f"weights: part {empty[0]} of {weights.tolist()} would have none of {n} cells; give it a larger weight"
+        )
+    return parts
+
+
+def _split(
+    n: int,
+    weights: npt.NDArray[np.float64],
+    seed: int,
+    *,
+    strata: npt.NDArray[np.integer[Any]] | None,
+    groups: npt.NDArray[np.integer[Any]] | None,
+) -> list[IntArray]:
     if groups is not None:
         n_groups, n_parts = len(np.unique(groups)), int((weights > 0).sum())
         if n_groups < n_parts:

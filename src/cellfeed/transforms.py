@@ -174,6 +174,8 @@ def find_genes(
     if missing not in ("error", "zeros"):
         raise PlanError(f'missing={missing!r} must be "error" or "zeros"')
     genes = ordered("genes", genes)
+    if not genes:
+        raise SelectionError("genes=[] selects nothing; give the names of one gene or more")
     if len(set(genes)) != len(genes):
         raise SelectionError(f"genes={some(genes)} must be a list of names, none of them twice")
     place: dict[str, int] = {}
@@ -254,6 +256,26 @@ def apply(transform: Transform, X: torch.Tensor) -> torch.Tensor:
     """Apply a transform to a tensor that nobody else holds: in its memory, if the transform can."""
     in_place: Transform = getattr(transform, "apply_", transform)
     return in_place(X)
+
+
+def check_result(transform: Transform | None, X: Any, n_rows: int) -> None:
+    """Refuse what a transform returned if it is nothing, or has not one row for each cell.
+
+    Raises
+    ------
+    PlanError
+        The message names the transform. Rows of ``obs`` would be those of other cells.
+    """
+    if X is None:
+        raise PlanError(
+            f"transform={name_of(transform)} returned None; it must return X, also if it changes X in place"
+        )
+    shape = getattr(X, "shape", None)
+    if shape is not None and (len(shape) == 0 or shape[0] != n_rows):
+        raise PlanError(
+            f"transform={name_of(transform)} returned {tuple(shape)} for a minibatch of {n_rows} cells; it must return "
+            f"one row per cell. Choose cells by obs_query= instead"
+        )
 
 
 class Scaling(NamedTuple):
