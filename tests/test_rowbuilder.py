@@ -83,6 +83,16 @@ def test_values_are_kept_in_the_smallest_type_that_holds_them_to_the_bit(values,
     assert X.data.astype(np.float32).tobytes() == values.tobytes()
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.int64, np.float32, np.float64])
+def test_a_negative_value_is_no_count(dtype):
+    """-1 beside small counts is -1 in every type that has a sign, not 255."""
+    values = np.array([-1, 3, 100], dtype)
+    genes = GeneTable.from_joinids(np.arange(3), 3)
+    X, _ = build(np.zeros(3, np.int64), np.arange(3), values, [0], genes, dtype=dtype)
+    assert X.data.dtype == dtype
+    assert X.data.tolist() == [-1, 3, 100]
+
+
 def test_types_of_pages_are_reconciled():
     """A small page, then a large value: nothing is cut off."""
     values = np.array([1, 2, 3, 1000, 4, 0.25], np.float32)

@@ -19,7 +19,9 @@ def value_width(values):
     """Tell how small a type holds all values exactly: 0 for uint8, 1 for uint16, 2 for neither."""
     largest = 0
     for value in values:
-        whole = np.int64(value) if 0 <= value <= 65535 else np.int64(-1)
+        if not 0 <= value <= 65535:  # so is NaN
+            return 2
+        whole = np.int64(value)
         if whole != value or (value == 0 and np.signbit(value)):
             return 2
         largest = max(largest, whole)
