@@ -26,8 +26,9 @@ def test_compilation_is_announced_once(store):
     assert dataset.stats().n_minibatches == 0
 
 
-def test_the_demo_says_that_it_compiles_before_its_bar_starts(store, capsys):
+def test_the_demo_says_that_it_compiles_before_its_bar_starts(store, capsys, monkeypatch):
     """A user sees a reason for the delay instead of a bar that stands still."""
+    monkeypatch.setattr(demo, "hidden", lambda progress: not progress)  # as on a terminal
     demo.run(store, "label", n_epochs=1, batch_size=16, transform=compiling)
     error = capsys.readouterr().err
     assert error.startswith(demo.COMPILING + "\n")
