@@ -9,7 +9,7 @@ import pytest
 import tiledbsoma as soma
 import torch
 
-from cellfeed import BatchEncoder, EncodeError, Encoder, ExperimentDataset, LabelEncoder
+from cellfeed import BatchEncoder, EncodeError, Encoder, ExperimentDataset, LabelEncoder, SelectionError
 from cellfeed.covariates import Categories
 from cellfeed.obsframe import FrameBuilder
 from tests.stores import addressed, write_experiment
@@ -94,7 +94,8 @@ def test_integers_are_exact_to_64_bits(tmp_path, values):
     obs = pd.DataFrame({"number": column})
     for encoder in (BatchEncoder(["number"]), Categories(["number"], "batch")):
         encoder.fit(obs)
-        assert encoder.inverse_transform(encoder.transform(obs)).tolist() == [str(value) for value in values]
+        texts = ["<missing>" if value is None else str(value) for value in values]
+        assert encoder.inverse_transform(encoder.transform(obs)).tolist() == texts
 
 
 def test_integers_of_other_types_are_looked_up_by_their_value():
@@ -110,7 +111,7 @@ def test_the_text_none_and_a_missing_value_are_two_classes(tmp_path):
     dataset = ExperimentDataset(uri, encoders=[BatchEncoder(["drug"])], shuffle=False)
     (minibatch,) = dataset
     encoder = dataset.obs_encoders["batch"]
-    assert encoder.inverse_transform(minibatch.obs[:, 0]).tolist() == ["None", "<missing 2>", "x", "<missing>"]
+    assert encoder.inverse_transform(minibatch.obs[:, 0]).tolist() == ["None", "<missing>", "x", "<<missing>>"]
     assert encoder.is_missing[minibatch.obs[:, 0]].tolist() == [False, True, False, False]
 
 
@@ -124,6 +125,82 @@ def test_a_label_with_the_text_none_is_a_label():
     known = Categories(["label"], "labels", known=["None", "T cell", "Unknown"], other="Unknown")
     known.fit(obs.iloc[1:])
     assert known.transform(obs.iloc[1:]).tolist() == [2, 1, 2]
+
+
+@pytest.mark.parametrize("trained", [["None", None, "x"], [None, "x"], ["None", "x"], ["<missing>", "x"]], ids=str)
+@pytest.mark.parametrize("column", [["None", "x"], [None, "x"], ["<missing>", "x"]], ids=str)
+def test_categories_of_a_reference_keep_missing_values_and_texts_apart(trained, column):
+    """A value has the code of the reference's value, or is an error, whatever else the two data sets hold."""
+    reference = Categories(["batch"], "batch")
+    reference.fit(pd.DataFrame({"batch": trained}))
+    codes = dict(zip(trained, reference.transform(pd.DataFrame({"batch": trained})), strict=True))
+    obs = pd.DataFrame({"batch": column})
+    query = Categories(["batch"], "batch", known=reference.categories)
+    if set(column) <= set(trained):
+        query.fit(obs)
+        assert query.transform(obs).tolist() == [codes[value] for value in column]
+    else:
+        with pytest.raises(EncodeError, match="1 categories are not among"):
+            query.fit(obs)
+
+
+@pytest.mark.parametrize("classes", [[1, 2**63], [2**64 - 1, 2**63, None], [2**53 + 1, 2**53, np.nan]], ids=str)
+def test_given_classes_are_exact(classes):
+    """Not in one common type, which for integers on both sides of 2**63 may be float64; NaN is the missing value."""
+    values = [None if value != value else value for value in classes]
+    encoder = LabelEncoder("k", classes=classes)
+    assert encoder.classes_.tolist() == values
+    obs = pd.DataFrame({"k": pd.array(values, dtype="UInt64")})
+    assert encoder.transform(obs).tolist() == list(range(len(values)))
+
+
+@pytest.mark.parametrize("classes", [[7, -1, 2**63], [7, 2**64, 0]], ids=str)
+def test_given_classes_may_be_any_integers(classes):
+    """Also those that no type of 64 bits holds together."""
+    encoder = LabelEncoder("k", classes=classes, unknown=-5)
+    assert encoder.classes_.tolist() == classes
+    assert encoder.transform(pd.DataFrame({"k": np.array([8, 7])})).tolist() == [-5, 0]
+
+
+def test_a_code_that_int64_cannot_hold_is_an_error(tmp_path):
+    """Not another number, which the same bits are as int64."""
+
+    class Same(Encoder):
+        name, columns = "same", ("value",)
+
+        def fit(self, obs): ...
+
+        def transform(self, obs):
+            return obs["value"].to_numpy()
+
+        def inverse_transform(self, codes):
+            return codes
+
+    uri = stored(tmp_path / "s", value=np.array([1, 2**63], np.uint64))
+    with pytest.raises(EncodeError, match=f"transform gave the code {2**63}; the obs of a minibatch is int64"):
+        ExperimentDataset(uri, encoders=[Same()])
+
+
+def test_a_gene_without_a_name_has_no_text(tmp_path):
+    """The text "None" selects the gene of that name, or is an error."""
+    names = pd.array(["A", None, "None", "B"], dtype=pd.ArrowDtype(pa.large_string()))
+    unnamed = pd.array([None] * 4, dtype=pd.ArrowDtype(pa.large_string()))
+    var = pd.DataFrame({"feature_name": names, "unnamed": unnamed})
+    uri = write_experiment(tmp_path / "s", addressed(3, 4), var=var)
+    dataset = ExperimentDataset(uri, seed=0)
+    assert dataset.gene_names().tolist() == ["A", None, "None", "B"]
+    assert dataset.select_genes(["None"]).var_joinids.tolist() == [2]
+    assert dataset.gene_names("unnamed").tolist() == [None] * 4
+    with pytest.raises(SelectionError, match="None"):
+        dataset.select_genes(["None"], column="unnamed")
+
+
+def test_the_filter_of_a_message_takes_any_name_of_a_column(tmp_path):
+    uri = stored(tmp_path / "s", **{"cell type": ["a", None]})
+    with pytest.warns(UserWarning, match="column 'cell type' has no value for 1 of 2 cells") as caught:
+        ExperimentDataset(uri, obs_column_names=["cell type"])
+    obs_query = str(caught[0].message).split('obs_query="')[1].split('"')[0]
+    assert ExperimentDataset(uri, obs_column_names=["cell type"], obs_query=obs_query).shape[0] == 1
 
 
 def test_a_class_of_cells_without_a_label_is_announced(tmp_path):

@@ -58,7 +58,8 @@ class ExperimentDataset(Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
         as text; or a dict of values by column, as :func:`cellfeed.obs_filter` takes it. ``None`` takes all.
     obs_column_names
         Columns of obs to return, each as integer codes of a :class:`LabelEncoder`; ``"soma_joinid"`` is returned
-        as it is.
+        as it is. A warning says so if cells have no label, or if a column holds numbers other than 0, 1, 2 and so on,
+        whose codes are not their values.
     encoders
         Instead of ``obs_column_names``: encoders of your choice.
     batch_size
@@ -456,7 +457,8 @@ class ExperimentDataset(Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
 
         Returns
         -------
-        Text, dtype object: in the order of :attr:`var_joinids`, or of :meth:`select_genes`.
+        Text, dtype object, ``None`` for a gene without a name: in the order of :attr:`var_joinids`, or of
+        :meth:`select_genes`.
 
         Raises
         ------

@@ -16,7 +16,7 @@ import pandas as pd
 
 from cellfeed.errors import EncodeError, is_whole, ordered
 from cellfeed.redact import told_as
-from cellfeed.vocabulary import Vocabulary, code_dtype
+from cellfeed.vocabulary import Vocabulary, code_dtype, plain_values
 
 
 class Encoder(abc.ABC):
@@ -85,6 +85,8 @@ def encode(encoder: Encoder, frame: pd.DataFrame) -> npt.NDArray[Any]:
     if len(codes) == 0:
         return np.empty(0, np.int8)
     low, high = int(codes.min()), int(codes.max())
+    if high >= 2**63:
+        raise EncodeError(f"encoder {encoder.name!r}: transform gave the code {high}; the obs of a minibatch is int64")
     dtype = code_dtype(max(high + 1, -low))
     return codes.astype(dtype, copy=False)
 
@@ -155,10 +157,10 @@ class LabelEncoder(NamedEncoder):
         self._column = column
         self._unknown = unknown
         self._is_fixed = classes is not None
-        classes = None if classes is None else ordered("classes", classes, EncodeError)
-        self._vocabulary = None if classes is None else Vocabulary.of(np.asarray(classes).tolist())
-        if classes is not None and (len(set(classes)) != len(classes) or None in list(classes)[:-1]):
-            raise EncodeError(f"classes={list(classes)!r} must differ, and None be the last of them")
+        classes = None if classes is None else plain_values(ordered("classes", classes, EncodeError))
+        self._vocabulary = None if classes is None else Vocabulary.of(classes)
+        if classes is not None and (len(set(classes)) != len(classes) or None in classes[:-1]):
+            raise EncodeError(f"classes={classes!r} must differ, and None be the last of them")
 
     @property
     def col(self) -> str:
@@ -203,8 +205,8 @@ class BatchEncoder(NamedEncoder):
     """Codes for the distinct combinations of several columns.
 
     Combinations are told apart column by column: ("a", "bc") and ("ab", "c") have different codes. Decoded, a
-    combination is the text of its values, joined by ``separator``. The text of a missing value is ``"None"``, or
-    ``"<missing>"`` where a value of the column has that text.
+    combination is the text of its values, joined by ``separator``. The text of a missing value is
+    ``"<missing>"``; a value with this text is ``"<<missing>>"``.
 
     Attributes
     ----------

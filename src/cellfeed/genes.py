@@ -24,7 +24,8 @@ def read_genes(selection: Selection, column: str | None = None) -> npt.NDArray[A
 
     Returns
     -------
-    Text, dtype object, shape (n_vars,), of the column of var, by default the first of :data:`NAMES` that is there.
+    Text, dtype object, shape (n_vars,), of the column of var, by default the first of :data:`NAMES` that is there;
+    ``None`` for a gene without a name.
     """
 
     def choose(known: Sequence[str]) -> str:
@@ -35,7 +36,9 @@ def read_genes(selection: Selection, column: str | None = None) -> npt.NDArray[A
         return chosen
 
     names = read_column(selection.var, selection.var_joinids, "names of genes", choose).astype(object)
-    return np.array([str(name) for name in names.where(names.notna(), None)], dtype=object)
+    return np.array(
+        [str(name) if there else None for name, there in zip(names, names.notna(), strict=True)], dtype=object
+    )
 
 
 def find_selected(

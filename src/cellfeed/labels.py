@@ -26,11 +26,12 @@ def warn_of_labels(encoders: Sequence[Encoder | None], obs: pd.DataFrame, *, pla
         if not isinstance(encoder, LabelEncoder):
             continue
         column, values = obs[encoder.col], encoder.classes_
+        in_filter = encoder.col if encoder.col.isidentifier() else f"attr({encoder.col!r})"
         if encoder.learns_missing:
             warn_user(
                 f"column {encoder.col!r} has no value for {int(column.isna().sum())} of {len(column)} cells: they are "
                 f"a class of their own, the last, which decodes to None. Leave them out by "
-                f'obs_query="{encoder.col} != None", or give encoders=[LabelEncoder({encoder.col!r}, unknown=-100)], '
+                f'obs_query="{in_filter} != None", or give encoders=[LabelEncoder({encoder.col!r}, unknown=-100)], '
                 f"which PyTorch's losses ignore"
             )
         if plain and _codes_are_not_values(values):

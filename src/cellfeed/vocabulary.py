@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+
+MISSING = "<missing>"
+"""The text of a missing value, where values are known by their text."""
 
 
 class Vocabulary:
@@ -53,12 +56,8 @@ class Vocabulary:
 
     @property
     def texts(self) -> list[str]:
-        """The values as text, all different: the text of a missing value is that of no other."""
-        texts = [str(value) for value in self.values]
-        if self.has_missing:
-            others = set(texts[:-1])
-            texts[-1] = next(text for text in _missing_texts() if text not in others)
-        return texts
+        """The values as text, all different; the text of a value does not depend on the other values."""
+        return [text_of(value) for value in self.values.tolist()]
 
     def codes(self, column: pd.Series[Any]) -> npt.NDArray[np.int64]:
         """Return one code per row, -1 for a value that is not in the vocabulary."""
@@ -96,11 +95,32 @@ def _distinct(column: pd.Series[Any]) -> tuple[list[Any], bool]:
     return sorted(values.tolist()), bool(column.isna().any())
 
 
-def _missing_texts() -> Iterator[str]:
-    """Yield texts that may stand for a missing value, the usual one first."""
-    yield str(None)
-    yield "<missing>"
-    yield from (f"<missing {k}>" for k in itertools.count(2))
+def text_of(value: Any) -> str:
+    """Return a text that stands for one value only, in every data set: that of ``None`` is :data:`MISSING`.
+
+    Examples
+    --------
+    >>> text_of("T cell"), text_of("None"), text_of(None)
+    ('T cell', 'None', '<missing>')
+    >>> text_of("<missing>")
+    '<<missing>>'
+    """
+    if value is None:
+        return MISSING
+    text = str(value)
+    return f"<{text}>" if re.fullmatch(f"<*{MISSING}>*", text) else text
+
+
+def plain_values(values: Iterable[Any]) -> list[Any]:
+    """Return values each in its own type, not one common type that may not hold them; ``None`` if one is missing.
+
+    Examples
+    --------
+    >>> plain_values([np.uint64(2**63), 1, np.nan])
+    [9223372036854775808, 1, None]
+    """
+    plain = (value.item() if isinstance(value, np.generic) else value for value in values)
+    return [None if value is None or value is pd.NA or value != value else value for value in plain]
 
 
 def _are_integers(values: list[Any]) -> bool:
@@ -109,7 +129,9 @@ def _are_integers(values: list[Any]) -> bool:
 
 def _dtype_of(values: list[Any]) -> npt.DTypeLike:
     if _are_integers(values):
-        return np.uint64 if max(values) > np.iinfo(np.int64).max and min(values) >= 0 else np.int64
+        types = (np.int64, np.uint64)
+        fitting = (t for t in types if np.iinfo(t).min <= min(values) and max(values) <= np.iinfo(t).max)
+        return next(fitting, object)
     kinds = {type(value) for value in values}
     return np.result_type(*kinds) if kinds and kinds <= {int, float, bool} and len(kinds) == 1 else object
 
