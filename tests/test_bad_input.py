@@ -151,7 +151,7 @@ def test_from_query_names_what_it_does_not_take(store):
 
 def test_selecting_nothing_is_an_error_unless_it_is_allowed(store):
     nothing = {"obs_query": "number < 0"}
-    with pytest.raises(SelectionError, match="obs_query selects nothing: 'number < 0'.*allow_empty=True makes an empty"):
+    with pytest.raises(SelectionError, match="obs_query selects nothing: 'number < 0'.*allow_empty=True makes"):
         ExperimentDataset(store, **nothing)
     assert len(ExperimentDataset(store, **nothing, allow_empty=True)) == 0
     with pytest.warns(UserWarning, match="selects nothing; the datapipe is empty") as caught:

@@ -210,8 +210,8 @@ def check_not_empty(axis_query: Any, n_obs: int, n_vars: int) -> None:
         if found == 0:
             asked = f": {query.value_filter!r}" if query.value_filter else ""
             raise SelectionError(
-                f"{table}_query selects nothing{asked}{_why_empty(table, frame, query)}; allow_empty=True makes an empty "
-                f"dataset"
+                f"{table}_query selects nothing{asked}{_why_empty(table, frame, query)}; allow_empty=True makes "
+                f"an empty dataset"
             )
 
 
