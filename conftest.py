@@ -15,6 +15,7 @@ collect_ignore = [
     for module, needed in {"scvi": ["scvi"], "lightning": ["lightning", "pytorch_lightning"]}.items()
     if not any(importlib.util.find_spec(name) for name in needed)
 ]
+collect_ignore.append("tests/programs/unguarded.py")  # it is a script without a guard, and a test runs it
 
 
 @pytest.fixture(autouse=True)

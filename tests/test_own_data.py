@@ -34,9 +34,14 @@ def test_studies_with_other_columns_and_genes_make_one_experiment(tmp_path, monk
     obs = pd.DataFrame({"bulk_labels": pd.Categorical(labels), "age": 3.5}, names)
     second = write_study("second.h5ad", ["C", "D", "A"], obs, 1)
     (recipe,) = re.findall(r"(def read_study.*?)```", PAGE.read_text(), re.DOTALL)
+    recipe = recipe.replace(
+        '"both"', repr(str(tmp_path / "both"))
+    )  # TileDB keeps the first working folder of a process
     program = {"anndata": anndata, "soma": tiledbsoma, "tiledbsoma": tiledbsoma, "cellfeed": cellfeed}
     exec(recipe, program | {"files": ["first.h5ad", "second.h5ad"]})
-    dataset = cellfeed.ExperimentDataset("both", obs_column_names=["bulk_labels"], shuffle=False, batch_size=60)
+    dataset = cellfeed.ExperimentDataset(
+        tmp_path / "both", obs_column_names=["bulk_labels"], shuffle=False, batch_size=60
+    )
     ((X, codes),) = dataset
     genes = dataset.gene_names().tolist()
     assert sorted(genes) == ["A", "B", "C", "D"]

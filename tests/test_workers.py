@@ -113,7 +113,7 @@ def test_explicit_ranks_need_no_warning(store, monkeypatch):
 
 
 def test_loaders_begun_together_make_passes_of_their_own(store):
-    """As without workers: the one that is begun first makes pass 0, the other pass 1; one loader begun twice, too."""
+    """The one that gives its first minibatch first makes pass 0, the other pass 1; one loader begun twice, too."""
     dataset = make(store)
     expected = [joinids_of(dataset) for _ in range(2)]
     sets = [set(map(tuple, [m.obs[:, 0].tolist() for m in make_pass(store, epoch)])) for epoch in range(2)]
@@ -125,8 +125,8 @@ def test_loaders_begun_together_make_passes_of_their_own(store):
         assert {tuple(pair[k].obs[:, 0].tolist()) for pair in pairs} == sets[k]
     dataset.set_epoch(0)
     first, second = iter(two[0]), iter(two[0])
-    assert {tuple(m.obs[:, 0].tolist()) for m in second} == sets[1]
-    assert {tuple(m.obs[:, 0].tolist()) for m in first} == sets[0]
+    assert {tuple(m.obs[:, 0].tolist()) for m in second} == sets[0]
+    assert {tuple(m.obs[:, 0].tolist()) for m in first} == sets[1]
 
 
 def make_pass(store, epoch):
