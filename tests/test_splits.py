@@ -52,6 +52,27 @@ def test_groups(groups, w, seed, stratify):
     assert sum(map(len, met)) == len(set(groups.tolist()))
 
 
+@pytest.mark.parametrize("stratify", [True, False])
+@pytest.mark.parametrize(
+    ("w", "n_groups"),
+    [
+        ([0.8, 0.2], [1, 1]),
+        ([0.8, 0.2], [2, 1]),
+        ([0.8, 0.2], [4, 1]),
+        ([0.8, 0.2], [8, 2]),
+        ([0.8, 0.1, 0.1], [2, 1, 1]),
+        ([0.8, 0.1, 0.1], [8, 1, 1]),
+        ([0.95, 0.05, 0.0], [4, 1, 0]),
+    ],
+    ids=str,
+)
+def test_parts_of_few_groups_have_sizes_near_their_weights(w, n_groups, stratify):
+    """Also where each group has a stratum of its own. A part with a weight is not empty."""
+    groups = np.repeat(np.arange(sum(n_groups)), 100)
+    parts = split(len(groups), np.array(w), 0, strata=groups if stratify else None, groups=groups)
+    assert [len(part) for part in parts] == [100 * n for n in n_groups]
+
+
 def test_equal_groups_follow_the_weights_and_the_seed():
     groups = np.repeat(np.arange(20), 5)
     parts = [split_groups(groups, np.array([0.8, 0.2]), seed) for seed in range(5)]

@@ -137,11 +137,29 @@ def _deal_groups(
     lacking = np.outer(weights, cells.sum(axis=0))  # (n_parts, n_strata)
     scale = 1 / np.maximum(cells.sum(axis=0), 1)
     part_of = np.empty(n_groups, np.int64)
-    for g in permutation(n_groups, seed, Purpose.SPLIT):
-        wish = np.where(weights > 0, (lacking * scale) @ cells[g], -np.inf)
+    empty = weights > 0
+    for n_left, g in zip(range(n_groups, 0, -1), permutation(n_groups, seed, Purpose.SPLIT), strict=True):
+        wish = np.where(
+            _may_take(lacking.sum(axis=1), cells[g].sum(), empty, n_left), (lacking * scale) @ cells[g], -np.inf
+        )
         part_of[g] = np.argmax(wish)
         lacking[part_of[g]] -= cells[g]
+        empty[part_of[g]] = False
     return [np.flatnonzero(part_of[group] == part) for part in range(len(weights))]
+
+
+def _may_take(
+    lacking: npt.NDArray[np.float64], n_cells: float, empty: npt.NDArray[np.bool_], n_left: int
+) -> npt.NDArray[np.bool_]:
+    """Return which parts may take a group of ``n_cells``, whatever its strata, so that parts have their sizes.
+
+    If only as many groups are left as parts are empty, each of these parts gets one. Otherwise a part may take the
+    group if its size comes nearer to its weight; if this is true of no part, the part that lacks most takes it.
+    """
+    if n_left <= empty.sum():
+        return empty
+    nearer: npt.NDArray[np.bool_] = lacking > n_cells / 2
+    return nearer if nearer.any() else lacking == lacking.max()
 
 
 def split(
