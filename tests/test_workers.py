@@ -94,7 +94,7 @@ def test_processes_that_were_started_together_without_ranks_are_warned(store, mo
     [
         {"SLURM_PROCID": "0", "SLURM_NTASKS": "4"},  # the shell of a batch job, a notebook in an allocation
         {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"},  # srun -n 1
-        {**SLURM, "RANK": "0", "WORLD_SIZE": "1"},
+        SLURM | {"RANK": "0", "WORLD_SIZE": "1"},
     ],
 )
 def test_a_lone_process_in_an_allocation_gets_all_cells_without_a_warning(store, monkeypatch, variables):
