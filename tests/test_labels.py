@@ -115,6 +115,18 @@ def test_the_text_none_and_a_missing_value_are_two_classes(tmp_path):
     assert encoder.is_missing[minibatch.obs[:, 0]].tolist() == [False, True, False, False]
 
 
+def test_a_column_that_is_named_twice_is_read_once(tmp_path):
+    """An encoder whose ``columns`` repeat a name gets that column once, and fits."""
+    uri = stored(tmp_path / "s", drug=["b", "a", None])
+    dataset = ExperimentDataset(uri, encoders=[BatchEncoder(["drug", "drug"])], shuffle=False, batch_size=3)
+    (minibatch,) = dataset
+    assert dataset.obs_encoders["batch"].inverse_transform(minibatch.obs[:, 0]).tolist() == [
+        "bb",
+        "aa",
+        "<missing><missing>",
+    ]
+
+
 def test_a_label_with_the_text_none_is_a_label():
     """With a category for unlabelled cells, only cells without a value are in it."""
     obs = pd.DataFrame({"label": ["None", None, "T cell", "Unknown"]})

@@ -66,7 +66,7 @@ def encode(encoder: Encoder, frame: pd.DataFrame) -> npt.NDArray[Any]:
 
     ``soma_joinid`` is in ``obs`` where ``frame`` has it, named by the encoder or not.
     """
-    columns = list(encoder.columns)
+    columns = list(dict.fromkeys(encoder.columns))  # a name that comes twice would give two columns of one name
     if "soma_joinid" in frame.columns and "soma_joinid" not in columns:
         columns.append("soma_joinid")
     try:
