@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cellfeed import EncodeError, ExperimentDataset, LabelEncoder, PlanError, SelectionError
+from cellfeed import EncodeError, ExperimentDataPipe, ExperimentDataset, LabelEncoder, PlanError, SelectionError
 from cellfeed.transforms import SelectGenes
 from tests.stores import addressed, labelled_obs, write_experiment
 
@@ -21,10 +21,12 @@ def test_sets_are_refused(store, kind):
     for call, error in {
         lambda: dataset.select_genes(kind(GENES), column="feature_name"): SelectionError,
         lambda: SelectGenes(kind(GENES), among=[f"G{k}" for k in range(6)]): SelectionError,
+        lambda: SelectGenes(GENES, among=kind(f"G{k}" for k in range(6))): SelectionError,
         lambda: ExperimentDataset(store, obs_column_names=kind(["label", "donor"])): SelectionError,
         lambda: ExperimentDataset(store, encoders=kind([LabelEncoder("label")])): SelectionError,
         lambda: LabelEncoder("label", classes=kind(["a", "b"])): EncodeError,
         lambda: dataset.random_split(kind([0.3, 0.7])): PlanError,
+        lambda: ExperimentDataPipe(store, seed=0).random_split(weights=kind([3, 7])): PlanError,
     }.items():
         with pytest.raises(error, match="is a set, which has another order in each process; give an ordered list"):
             call()
@@ -47,6 +49,15 @@ def test_scvi_takes_genes_and_keys_in_order(store):
 def test_what_has_an_order_is_taken(store, kind):
     dataset = ExperimentDataset(store, seed=0).select_genes(kind(GENES), column="feature_name")
     assert dataset.gene_names().tolist() == GENES
+
+
+@pytest.mark.parametrize("kind", [iter, lambda shares: dict(enumerate(shares)).values()])
+@pytest.mark.parametrize("make", [ExperimentDataset, ExperimentDataPipe])
+def test_generators_and_views_of_dicts_keep_their_order(store, make, kind):
+    """Shares, and the genes among which some are selected, may come from a generator or a view of a dict."""
+    parts = make(store, seed=0).random_split(kind([0.3, 0.7]))
+    assert [len(part.obs_joinids) for part in parts] == [6, 14]
+    assert SelectGenes(kind(GENES), among=kind([f"G{k}" for k in range(6)])).source.tolist() == [4, 1, 3]
 
 
 def test_genes_of_another_column_are_named_with_it(tmp_path):

@@ -11,7 +11,7 @@ from torch.utils.data.graph import traverse_dps
 
 from cellfeed.dataset import ExperimentDataset
 from cellfeed.encoders import Encoder
-from cellfeed.errors import PlanError, nearest, warn_user
+from cellfeed.errors import PlanError, nearest, ordered, warn_user
 
 
 class ExperimentDataPipe(ExperimentDataset, IterDataPipe[Any]):
@@ -122,6 +122,7 @@ class ExperimentDataPipe(ExperimentDataset, IterDataPipe[Any]):
         >>> train.shape, test.shape
         ((560, 765), (140, 765))
         """
+        weights = weights if isinstance(weights, Mapping) else ordered("weights", weights, PlanError)
         names = list(weights) if isinstance(weights, Mapping) else list(range(len(weights)))
         if target is not None and target not in names:
             raise PlanError(f"target={target!r} must be a part: {nearest(str(target), map(str, names))}")

@@ -122,6 +122,7 @@ class SelectGenes:
 
     def __init__(self, genes: Sequence[str], among: Sequence[str] | npt.NDArray[Any], missing: str = "error") -> None:
         self.genes = tuple(ordered("genes", genes))
+        among = ordered("among", among)
         self.source = find_genes(self.genes, among, missing)
         self._n_before = len(among)
         self._is_identity = len(self.source) == len(among) and bool(np.all(self.source == np.arange(len(among))))
