@@ -68,7 +68,7 @@ def test_genes_of_another_column_are_named_with_it(tmp_path):
     dataset = ExperimentDataset(uri, seed=0)
     with pytest.raises(SelectionError, match=r"2 of 2 genes are not.*Var holds them in 'feature_name' \(2 of 2\)"):
         dataset.select_genes(["G4", "G1"])
-    with pytest.raises(SelectionError, match=r"give column='feature_name'"):
+    with pytest.raises(SelectionError, match=r"give column='feature_name', or var_column='feature_name' to SCVI"):
         dataset.select_genes(["ENSG1", "G2", "nothing"])
     with pytest.raises(SelectionError) as raised:
         dataset.select_genes(["nothing"])
