@@ -121,3 +121,18 @@ def test_one_type_of_cell_in_each_library_leaves_cells_to_each_part():
     groups = np.repeat(np.arange(10), 5000)
     parts = split(50_000, np.array([0.8, 0.2]), 0, groups=groups, strata=groups)
     assert [len(part) for part in parts] == [40_000, 10_000]
+
+
+def test_splits_of_groups_that_fit_keep_their_cells():
+    """A part that has cells, and is within one group of its size, has the same cells in each version of cellfeed."""
+    groups = np.repeat(np.arange(12), [3, 9, 4, 7, 5, 8, 6, 2, 9, 4, 7, 6])
+    strata = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2])[groups]
+    parts = split_groups(groups, np.array([0.7, 0.3]), 3, strata)
+    assert [np.unique(groups[part]).tolist() for part in parts] == [[0, 4, 5, 6, 7, 8, 9, 10], [1, 2, 3, 11]]
+
+
+@given(groups=codes, w=weights, seed=st.integers(0, 99), n_strata=st.integers(1, 5))
+def test_strata_leave_no_part_empty(groups, w, seed, n_strata):
+    """If there is a group for each part, each part has cells, whatever the strata."""
+    if len(np.unique(groups)) >= len(w):
+        assert all(len(part) for part in split_groups(groups, w, seed, groups % n_strata))

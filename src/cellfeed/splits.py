@@ -106,19 +106,20 @@ def split_groups(
     """Split so that no group falls on two parts.
 
     Groups come in random order; each goes to the part that lacks most of its cells, stratum by
-    stratum where ``strata`` are given. Sizes are as near to the weights as whole groups allow: where
-    strata are so few groups that their shares and the sizes cannot both be had, sizes decide.
+    stratum where ``strata`` are given. If this leaves a part with a weight empty, or further from its size than the
+    largest group, sizes bound what a part may take; if that is not enough, the strata are left out.
 
     Returns
     -------
     One int64 array of ascending positions per weight.
     """
-    parts = _deal_groups(groups, weights, seed, strata)
-    if strata is not None and len(groups):
+    largest = np.unique(groups, return_counts=True)[1].max(initial=0)
+    parts: list[IntArray] = []
+    for guide, bounded in ((strata, False), (strata, True), (None, True)):
+        parts = _deal_groups(groups, weights, seed, guide, bounded=bounded)
         sizes = np.array([len(part) for part in parts])
-        largest = np.unique(groups, return_counts=True)[1].max()
-        if (np.abs(sizes - len(groups) * weights) > largest).any():
-            return _deal_groups(groups, weights, seed, None)
+        if (sizes[weights > 0] > 0).all() and (np.abs(sizes - len(groups) * weights) <= largest).all():
+            break
     return parts
 
 
@@ -127,7 +128,10 @@ def _deal_groups(
     weights: npt.NDArray[np.float64],
     seed: int,
     strata: npt.NDArray[np.integer[Any]] | None,
+    *,
+    bounded: bool,
 ) -> list[IntArray]:
+    """Give each group to a part; ``bounded`` lets only those parts take it that :func:`_may_take` names."""
     _, group = np.unique(groups, return_inverse=True)
     n_groups = int(group.max()) + 1 if len(group) else 0
     stratum = np.zeros(len(group), np.int64) if strata is None else np.unique(strata, return_inverse=True)[1]
@@ -139,9 +143,8 @@ def _deal_groups(
     part_of = np.empty(n_groups, np.int64)
     empty = weights > 0
     for n_left, g in zip(range(n_groups, 0, -1), permutation(n_groups, seed, Purpose.SPLIT), strict=True):
-        wish = np.where(
-            _may_take(lacking.sum(axis=1), cells[g].sum(), empty, n_left), (lacking * scale) @ cells[g], -np.inf
-        )
+        may = _may_take(lacking.sum(axis=1), cells[g].sum(), empty, n_left) if bounded else weights > 0
+        wish = np.where(may, (lacking * scale) @ cells[g], -np.inf)
         part_of[g] = np.argmax(wish)
         lacking[part_of[g]] -= cells[g]
         empty[part_of[g]] = False
