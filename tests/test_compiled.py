@@ -138,3 +138,10 @@ def test_a_child_forked_while_another_thread_compiles_can_compile(folder, monkey
     thread.join()
     assert not hangs
     assert child.exitcode == 0
+
+
+def test_kernels_compile_where_a_user_debugs_own_functions(folder, monkeypatch):
+    """``NUMBA_DISABLE_JIT=1`` is for the user's functions; Python cannot read memory by its address."""
+    monkeypatch.setattr(config, "DISABLE_JIT", 1)
+    triple = load(folder / "triples.py", monkeypatch).triple
+    assert (triple(2), len(triple.signatures), config.DISABLE_JIT) == (6, 1, 1)

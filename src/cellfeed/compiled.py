@@ -7,16 +7,18 @@ and where a file of the cache is broken.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from numba import njit
+from numba.core import config
 from numba.core.caching import FunctionCache, NullCache
 from numba.core.compiler_lock import global_compiler_lock
 
@@ -37,13 +39,24 @@ def compiled(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """
     if function is None:
         return functools.partial(compiled, **options)
-    dispatcher = njit(nogil=True, **options)(function)
+    with _compiling_enabled():
+        dispatcher = njit(nogil=True, **options)(function)
     try:
         dispatcher._cache = KernelCache(function)
     except Exception as cause:  # RuntimeError: no folder; OSError: no source file
         dispatcher._cache = NullCache()
         _warn_once(str(cause))
     return dispatcher
+
+
+@contextlib.contextmanager
+def _compiling_enabled() -> Iterator[None]:
+    """Ignore ``NUMBA_DISABLE_JIT``, which users set to debug their own functions: Python cannot run the kernels."""
+    disabled, config.DISABLE_JIT = config.DISABLE_JIT, 0
+    try:
+        yield
+    finally:
+        config.DISABLE_JIT = disabled
 
 
 class KernelCache(FunctionCache):  # type: ignore[misc]
