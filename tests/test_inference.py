@@ -145,6 +145,15 @@ def test_an_embedding_that_was_not_written_to_its_end_is_not_in_obsm(writable, m
     assert read_obsm(uri, "X_b")[1].to_numpy().tolist() == [[9.0]]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_an_embedding_is_written_as_a_model_returns_it(writable, dtype):
+    """With its gradient, and in a type that NumPy lacks, as under autocast."""
+    uri, joinids = writable
+    embeddings = torch.linspace(-2, 2, 40, requires_grad=True).reshape(20, 2).to(dtype)
+    cellfeed.write_obsm(uri, "X_a", torch.from_numpy(joinids), embeddings)
+    assert np.array_equal(read_obsm(uri, "X_a")[1].to_numpy(), embeddings.detach().float().numpy())
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
 def test_an_embedding_that_is_not_finite_as_float32_is_refused(writable, value):
     """A model that diverged writes nothing; the message names the first cell."""

@@ -198,6 +198,11 @@ def _whole(rows: Any) -> npt.NDArray[Any]:
     """Return rows as one array, out of pieces if they are in a list of tensors or arrays."""
     if isinstance(rows, (list, tuple)) and len(rows) and hasattr(rows[0], "shape") and rows[0].ndim:
         return np.concatenate([_whole(piece) for piece in rows])
+    return array_of(rows)
+
+
+def array_of(rows: Any) -> npt.NDArray[Any]:
+    """Return rows as an array: a tensor on any device, with a gradient, or of bfloat16, which NumPy lacks, too."""
     if isinstance(rows, torch.Tensor):
         rows = rows.detach().cpu()
         rows = (rows.float() if rows.dtype == torch.bfloat16 else rows).numpy()

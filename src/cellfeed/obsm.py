@@ -14,6 +14,7 @@ import pyarrow as pa
 from cellfeed import native
 from cellfeed.errors import SelectionError, nearest
 from cellfeed.experiment import open_uri
+from cellfeed.inference import array_of
 from cellfeed.joinids import IntArray, in_order
 from cellfeed.redact import public_uri, secrets_of, told_as
 
@@ -49,7 +50,8 @@ def write_obsm(
     joinids
         int64, shape (n,): the ``soma_joinid`` of each row, in any order, none twice.
     embeddings
-        Numbers, shape (n, n_dims), n_dims of at least 1; written as float32, zeros too. All must be finite as float32.
+        Numbers, shape (n, n_dims), n_dims of at least 1: an array, or a tensor as a model returns it. They are written
+        as float32, zeros too. All must be finite as float32.
     measurement_name
         The measurement to whose ``obsm`` it is added.
     context
@@ -130,7 +132,7 @@ def _settings_of(context: Any) -> dict[str, str] | None:
 
 def _check_rows(joinids: Any, embeddings: Any) -> tuple[IntArray, npt.NDArray[np.float32]]:
     """Return joinids and rows in ascending order."""
-    ids, rows = np.asarray(joinids), np.asarray(embeddings)
+    ids, rows = array_of(joinids), array_of(embeddings)
     if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
         raise SelectionError(f"joinids must be integers of shape (n,); got {ids.dtype} of shape {ids.shape}")
     if rows.ndim != 2 or len(rows) != len(ids) or rows.shape[1] == 0 or rows.dtype.kind not in "iuf":
