@@ -20,6 +20,8 @@ def store(tmp_path_factory):
     obs["cell_type"] = pd.Categorical(np.where(numbers % 2, "CD34+ cell", "B cell"))
     obs["tissue"] = np.where(numbers < 60, "lung", "blood")
     obs["flag"] = numbers % 3 == 0
+    for unit in ("s", "ms", "us", "ns"):
+        obs[unit] = pd.date_range("2026-01-01", periods=N_OBS, freq="D", unit=unit)
     return write_experiment(tmp_path_factory.mktemp("query") / "s", addressed(N_OBS, 6), obs)
 
 
@@ -91,6 +93,35 @@ def test_comparisons_have_the_value_that_they_have_for_numbers(store, kind, valu
         "!=": numbers != value,
     }.items():
         assert selected(store, {kind: (operator, value)}) == np.flatnonzero(expected).tolist(), operator
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_times_are_compared_as_text(store, unit):
+    """TileDB-SOMA takes numbers of the column's units only; a time between two of them equals none."""
+    assert selected(store, f"{unit} == '2026-01-03'") == [2]
+    assert selected(store, f"{unit} == '2026-01-03T01:00:00+01:00'") == [2]
+    assert selected(store, f"{unit} in ['2026-01-03', '2026-01-02 00:00:00']") == [1, 2]
+    assert selected(store, f"{unit} <= '2026-01-03T00:00:00.000000001'") == [0, 1, 2]
+    assert selected(store, f"{unit} > '2026-01-02T23:59:59.999999999' and {unit} < '2026-01-04'") == [2]
+    assert selected(store, f"{unit} == '2026-01-03T00:00:00.000000001'") == []
+    assert selected(store, {unit: (">", "2026-04-29")}) == [N_OBS - 1]
+    assert selected(store, f"{unit} == {pd.Timestamp('2026-01-03').value // pd.Timedelta(1, unit).value}") == [2]
+    with pytest.raises(SelectionError, match=f"column '{unit}' holds times, and 'May' is none; write for example"):
+        selected(store, f"{unit} == 'May'")
+
+
+def test_booleans_are_compared_with_lists(store):
+    assert selected(store, "flag in [True]") == list(range(0, N_OBS, 3))
+    assert selected(store, "flag not in [True]") == sorted({*range(N_OBS)} - {*range(0, N_OBS, 3)})
+    assert selected(store, "flag in [True, False]") == list(range(N_OBS))
+
+
+@pytest.mark.parametrize(
+    "joinids", [[3.0, 4.0], [3, 4.5], np.array([3.0]), pa.array([3.0]), (np.float32(3),), pa.chunked_array([[3.0]])]
+)
+def test_floats_as_coordinates_are_an_error(store, joinids):
+    with pytest.raises(SelectionError, match="obs_query: the coordinates are floats.*astype"):
+        ExperimentDataset(store, obs_query=soma.AxisQuery(coords=(joinids,)))
 
 
 def test_several_comparisons_must_all_hold():

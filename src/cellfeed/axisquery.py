@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 
 from cellfeed import native
@@ -28,6 +29,9 @@ NEVER, ALWAYS = "soma_joinid < 0", "soma_joinid >= 0"
 NOT_IN_LISTS = (pa.int8(), pa.int16(), pa.uint8())
 """Types of columns that TileDB-SOMA does not compare with lists, or not with all lists."""
 
+NANOSECONDS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
+"""Of the units of times."""
+
 MAX_ROWS_READ = 1_000_000
 """Rows of a column that are read for the values that it has, where it has no dictionary of them."""
 
@@ -38,7 +42,7 @@ def as_axis_query(argument: str, given: Any) -> Any:
     Raises
     ------
     SelectionError
-        If it is none of these, or its coordinates are booleans.
+        If it is none of these, or its coordinates are booleans or floats.
     """
     import tiledbsoma as soma
 
@@ -54,6 +58,11 @@ def as_axis_query(argument: str, given: Any) -> Any:
             f"tiledbsoma.AxisQuery, for example tiledbsoma.AxisQuery(value_filter=cellfeed.obs_filter(tissue='lung'))"
         )
     for coordinates in given.coords or ():
+        if _holds_fractions(coordinates):
+            raise SelectionError(
+                f"{argument}: the coordinates are floats, as pandas has integers beside missing values; give "
+                f"integers: tiledbsoma.AxisQuery(coords=(joinids.astype('int64'),))"
+            )
         if _holds_booleans(coordinates):
             raise SelectionError(
                 f"{argument}: the coordinates are booleans, and TileDB-SOMA would read them as the joinids 0 and 1; "
@@ -70,6 +79,14 @@ def _holds_booleans(coordinates: Any) -> bool:
     if isinstance(coordinates, (list, tuple)):
         return any(isinstance(one, (bool, np.bool_)) for one in coordinates)
     return False
+
+
+def _holds_fractions(coordinates: Any) -> bool:
+    if isinstance(coordinates, (pa.Array, pa.ChunkedArray)):
+        return bool(pa.types.is_floating(coordinates.type))
+    if isinstance(coordinates, np.ndarray):
+        return bool(coordinates.dtype.kind == "f")
+    return isinstance(coordinates, (list, tuple)) and any(isinstance(one, (float, np.floating)) for one in coordinates)
 
 
 def fit_query(argument: str, query: Any, schema: pa.Schema, table: str) -> Any:
@@ -118,14 +135,38 @@ class _Fitting(ast.NodeTransformer):
             )
         kind = self._schema.field(name).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if pa.types.is_timestamp(kind):
+            node, kind = self._with_times_as_numbers(name, kind, node), pa.int64()
         for value in node.comparators[0].elts if isinstance(node.comparators[0], ast.List) else node.comparators:
             self._check(name, kind, value)
         values = _constants(node.comparators[0])
+        is_list = isinstance(node.ops[0], (ast.In, ast.NotIn))
+        if values and is_list and pa.types.is_boolean(kind):
+            return _one_by_one(node, values)
         if values is None or not pa.types.is_integer(kind):
             return node
-        if isinstance(node.ops[0], (ast.In, ast.NotIn)):
+        if is_list:
             return _fit_list(node, kind, values)
         return _fit_number(node, kind, values[0])
+
+    def _with_times_as_numbers(self, name: str, kind: pa.DataType, node: ast.Compare) -> ast.Compare:
+        """Return a comparison with times as TileDB-SOMA takes them: numbers of the column's units since 1970."""
+        values = _constants(node.comparators[0])
+        if values is None or not all(isinstance(one, str) for one in values):
+            return node
+        numbers: list[ast.expr] = [ast.Constant(self._since_1970(name, kind, one)) for one in values]
+        node.comparators = [ast.List(numbers, ast.Load())] if isinstance(node.comparators[0], ast.List) else numbers
+        return node
+
+    def _since_1970(self, name: str, kind: Any, text: str) -> float:
+        time = pd.to_datetime(text, errors="coerce", utc=True)
+        if time is pd.NaT:
+            raise SelectionError(
+                f"{self._what}: column {name!r} holds times, and {text!r} is none; write for example '2026-01-31' or "
+                f"'2026-01-31T12:00:00'"
+            )
+        whole, rest = divmod(time.as_unit("ns").value, NANOSECONDS[kind.unit])
+        return float(whole + 0.5) if rest else int(whole)
 
     def _check(self, name: str, kind: pa.DataType, node: ast.expr) -> None:
         if isinstance(node, ast.Name):
@@ -189,8 +230,13 @@ def _fit_list(node: ast.Compare, kind: pa.DataType, values: Sequence[float]) -> 
     if kind not in NOT_IN_LISTS and min(held) >= 0:
         node.comparators = [ast.List([ast.Constant(value) for value in held], ast.Load())]
         return node
-    column, sign, word = ast.unparse(node.left), *(("==", " or ") if is_in else ("!=", " and "))
-    return _expression(word.join(f"{column} {sign} {value}" for value in held))
+    return _one_by_one(node, held)
+
+
+def _one_by_one(node: ast.Compare, values: Sequence[float]) -> ast.expr:
+    """Write a comparison with a list as one of its values each."""
+    sign, word = ("==", " or ") if isinstance(node.ops[0], ast.In) else ("!=", " and ")
+    return _expression(word.join(f"{ast.unparse(node.left)} {sign} {value}" for value in values))
 
 
 def _limits(kind: pa.DataType) -> tuple[int, int]:

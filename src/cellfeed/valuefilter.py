@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import keyword
 import math
 import numbers
@@ -37,6 +38,7 @@ def obs_filter(columns: Mapping[str, Any] | None = None, /, **more: Any) -> str:
     more
         Values by name. A value is text, a number or a boolean, or a list, tuple, set, NumPy array or pandas
         ``Series``, ``Index`` or ``Categorical`` of these, all of one kind; or a comparison, or a list of comparisons.
+        Times are text, such as ``"2026-01-31"``.
 
     Returns
     -------
@@ -163,6 +165,8 @@ def _plain(name: str, value: Any) -> str | bool | int | float:
             f"obs_filter: {name} has a missing value ({value!r}) among those wanted; drop it, or write "
             f'"{_column(name)} == None" into the filter yourself'
         )
+    if isinstance(value, (datetime.date, np.datetime64)):
+        raise SelectionError(f"obs_filter: {name}={value!r} is a time; give it as text: {str(pd.Timestamp(value))!r}")
     raise SelectionError(
         f"obs_filter: {name}={value!r} is a {type(value).__name__}; give text, a number, a boolean, or a list of these"
     )
