@@ -1,5 +1,9 @@
 """Situations of users of loaders in which nothing, or not what was meant, came without a word."""
 
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 import tiledbsoma as soma
@@ -80,3 +84,58 @@ def test_what_the_user_does_to_a_minibatch_stays_in_it(store):
         X[2:].mul_(-1)
     for X, joinids in kept:
         assert np.array_equal(X, truth[joinids])
+
+
+def test_checks_of_sparse_tensors_may_be_on(store):
+    """As users of sparse gradients have them for their whole process."""
+    with torch.sparse.check_sparse_tensor_invariants():
+        dataset = ExperimentDataset(store, return_sparse_X=True, X_dtype="float16", seed=0)
+        assert sum(len(X) for X, _ in dataset) == 100
+
+
+def test_a_store_written_later_than_this_machine_thinks_it_is_is_named(store, monkeypatch):
+    """Clocks of a cluster differ, and TileDB does not see what will be written."""
+    with pytest.raises(SelectionError, match=r"is written at 20.*after 1970-01-01 00:00:01.000.*timestamp of context="):
+        ExperimentDataset(store, context=soma.SOMATileDBContext(timestamp=1000))
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 86400)
+    with pytest.raises(SelectionError, match=r"the time of this machine.*or set the clock"):
+        ExperimentDataset(store)
+
+
+NO_FOLDER = """
+import os, sys, tempfile, cellfeed
+folder = tempfile.mkdtemp()
+os.chdir(folder)
+os.rmdir(folder)
+try:
+    cellfeed.ExperimentDataset(sys.argv[1])
+except cellfeed.SelectionError as error:
+    print(error)
+"""
+
+NO_MEMORY = """
+import resource, sys, cellfeed, tiledbsoma
+tiledbsoma.open(sys.argv[1]).close()
+limit = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + (64 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    cellfeed.ExperimentDataset(sys.argv[1])
+except cellfeed.SelectionError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a folder in use cannot be removed, or RLIMIT_AS is unknown")
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        (NO_FOLDER, "The working folder of this process does not exist any more"),
+        (NO_MEMORY, "There is no memory for it"),
+    ],
+)
+def test_what_tiledb_lacks_when_it_starts_is_named(store, program, message):
+    """A folder of scratch that was cleaned, and a limit of addresses that its buffers exceed."""
+    done = subprocess.run([sys.executable, "-c", program, store], capture_output=True, text=True, timeout=120)
+    assert message in done.stdout, done.stdout + done.stderr
+    assert "cellfeed.obs_filter" not in done.stdout

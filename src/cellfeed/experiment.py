@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -61,14 +63,14 @@ def open_uri(argument: str, given: str | PathLike[str], context: Any = None, ret
         try:
             return retries.call(lambda: soma.open(uri, context=safe))
         except soma.DoesNotExistError:  # its own causes say no more
-            raise SelectionError(f"{what}: {_what_is_at(uri)}") from None
+            raise SelectionError(f"{what}: {_what_is_at(uri, safe.timestamp_ms)}") from None
 
 
 _GIVE = "give a tiledbsoma.Experiment or the URI of one"
 
 
-def _what_is_at(uri: str) -> str:
-    """Say what is found at a URI that holds nothing of SOMA, and what to do."""
+def _what_is_at(uri: str, timestamp_ms: int | None) -> str:
+    """Say what is found at a URI where TileDB sees nothing of SOMA, and what to do."""
     scheme, separator, rest = uri.partition("://")
     path = Path(rest if separator else uri)
     if separator and scheme != "file":
@@ -76,7 +78,23 @@ def _what_is_at(uri: str) -> str:
     if not path.exists():
         home = "; '~' is not expanded: give os.path.expanduser(...)" if "~" in path.parts else ""
         return f"there is no {str(path)!r}{home}; {_GIVE}"
+    if (written := _first_written(path)) and written > (limit := timestamp_ms or int(time.time() * 1000)):
+        return (
+            f"it is written at {_as_time(written)}, which is after {_as_time(limit)}, "
+            f"{'the timestamp of context=' if timestamp_ms else 'the time of this machine'}; give "
+            f"context=tiledbsoma.SOMATileDBContext(timestamp={written}) or a later one, or set the clock"
+        )
     return _way_from(path) or f"the {'folder' if path.is_dir() else 'file'} holds nothing of SOMA; {_GIVE}"
+
+
+def _first_written(path: Path) -> int | None:
+    """Return when a TileDB group in a local folder was first written, in milliseconds; ``None`` if there is none."""
+    names = [entry.name.split("_") for entry in path.glob("__group/__*")]
+    return min((int(parts[2]) for parts in names if len(parts) > 3 and parts[2].isdecimal()), default=None)
+
+
+def _as_time(timestamp_ms: int) -> str:
+    return datetime.fromtimestamp(timestamp_ms / 1000, UTC).isoformat(" ", "milliseconds")
 
 
 def _way_from(path: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""What an error of an object store means: whether it may pass, and which setting mends it if it may not. Pure."""
+"""What an error of TileDB or of an object store means: whether it may pass, and what mends it if it may not. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,17 @@ _REGION = re.compile(r"HTTP Response Code: 30[17].*'x-amz-bucket-region' = '([a-
 _ADDRESS = re.compile(r"curlCode: [56]\b")
 """A proxy or a host that was not found: a mistake, unless the same process has reached the store before."""
 
+_NO_MEMORY = r"bad_alloc|MemoryError|not enough memory|can(no|')t allocate memory|can't start new thread"
+
 _ADVICE = {
+    _NO_MEMORY: (
+        "there is no memory for it: a limit of this process (ulimit -v, a cgroup, --mem of SLURM) or the machine has "
+        "too little"
+    ),
+    r"construction from null": (
+        "the working folder of this process does not exist any more, and TileDB asks for it when it starts: "
+        "os.chdir(...) to a folder that exists"
+    ),
     r"HTTP Response Code: 30[17]|PermanentRedirect|AuthorizationHeaderMalformed": (
         "the bucket is in another region: set vfs.s3.region (the Census is in us-west-2)"
     ),
@@ -35,11 +45,11 @@ _ADVICE = {
         "may read, such as that of the Census"
     ),
 }
-"""By what TileDB's message holds: the cause, and the setting of the context to change."""
+"""By what a message holds: the cause, and what to change, often a setting of the context."""
 
 
 def advice_for(text: str) -> str | None:
-    """Return the cause of an error that a setting mends, and the setting; ``None`` for other errors.
+    """Return the cause of an error that the user can mend, and how; ``None`` for other errors.
 
     Examples
     --------
@@ -57,6 +67,17 @@ def advice_for(text: str) -> str | None:
                 else advice
             )
     return None
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error of Python, PyTorch or TileDB says that there is no memory.
+
+    Examples
+    --------
+    >>> lacks_memory(MemoryError()), lacks_memory(RuntimeError("std::bad_alloc")), lacks_memory(KeyError("memory"))
+    (True, True, False)
+    """
+    return isinstance(error, MemoryError) or re.search(_NO_MEMORY, str(error), re.IGNORECASE) is not None
 
 
 def is_transient(error: BaseException, *, was_reached: bool = False) -> bool:

@@ -273,4 +273,4 @@ def quiet_beta_warning() -> None:
     """Have PyTorch say now, unheard, what it says once a process: that CSR tensors are in beta."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.sparse_csr_tensor([0, 0], [], [], size=(1, 1), device="cpu")
+        torch.sparse_csr_tensor([0, 0], [], [], size=(1, 1), device="cpu", check_invariants=False)

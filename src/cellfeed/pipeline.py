@@ -11,6 +11,7 @@ import torch
 
 from cellfeed import budget
 from cellfeed.errors import CellfeedError, ReadError
+from cellfeed.failures import lacks_memory
 from cellfeed.feed import cut, load_windows
 from cellfeed.integrity import VerifyingReader
 from cellfeed.joinids import read_bounds
@@ -81,18 +82,13 @@ def _told(settings: Settings) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as cause:
-        lacking = isinstance(cause, MemoryError) or any(word in str(cause) for word in NO_MEMORY)
-        if isinstance(cause, CellfeedError) or not lacking:
+        if isinstance(cause, CellfeedError) or not lacks_memory(cause):
             raise
         raise ReadError(
             f"there is no memory for the next minibatch ({cause or type(cause).__name__}): this machine or a limit has "
             f"less than memory_budget={format_bytes(settings.memory_budget)} and minibatches of "
             f"batch_size={settings.batch_size} take; give less of either"
         ) from cause
-
-
-NO_MEMORY = ("not enough memory", "can't allocate memory", "can't start new thread")
-"""What PyTorch and Python say where there is none."""
 
 
 def _produce(

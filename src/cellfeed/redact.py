@@ -94,6 +94,6 @@ def told_as(
         raise ReadError(f"{redacted(what, secrets)}: {cause}") from cause.__cause__
     except Exception as cause:
         reason = redacted(cause, secrets).partition("\n\nAt:\n")[0] or type(cause).__name__  # behind it: a stack
-        setting = advice_for(str(cause))
+        setting = advice_for(str(cause) or type(cause).__name__)
         advice = advice if setting is None else f". {setting[0].upper()}{setting[1:]}"
         raise error(f"{redacted(what, secrets)}: {reason}{advice}") from public_cause(cause, secrets)
