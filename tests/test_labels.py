@@ -271,3 +271,44 @@ def test_numbers_of_an_encoder_are_refused_with_the_reason(tmp_path):
         EncodeError, match="The obs of a minibatch is int64: return codes, and numbers from inverse_tra"
     ):
         ExperimentDataset(uri, encoders=[Age()])
+
+
+@pytest.mark.parametrize("kind", [LabelEncoder, lambda column: BatchEncoder([column])])
+def test_an_encoder_of_two_datasets_has_the_same_codes_in_both(tmp_path, kind):
+    """Fitted anew on the test cells, it would decode the codes of the training cells to other labels."""
+    uri = stored(tmp_path / "s", label=["a", "b", "c", "c"])
+    encoder = kind("label")
+    datasets = [
+        ExperimentDataset(uri, encoders=[encoder], obs_query=query, shuffle=False) for query in (None, "label != 'a'")
+    ]
+    codes = [next(iter(dataset)).obs[:, 0].tolist() for dataset in datasets]
+    assert codes == [[0, 1, 2, 2], [1, 2, 2]]
+    decoded = [
+        next(iter(dataset.obs_encoders.values())).inverse_transform(found).tolist()
+        for dataset, found in zip(datasets, codes, strict=True)
+    ]
+    assert decoded == [["a", "b", "c", "c"], ["b", "c", "c"]]
+
+
+def test_an_encoder_that_a_user_has_fitted_keeps_its_codes(tmp_path):
+    """As one that knows all labels of a study; a label that it does not know is an error that says what to do."""
+    uri = stored(tmp_path / "s", label=["a", "b", "c", "c"])
+    encoder = LabelEncoder("label")
+    encoder.fit(pd.DataFrame({"label": ["c", "b", "a", "0"]}))
+    dataset = ExperimentDataset(uri, encoders=[encoder], shuffle=False)
+    assert next(iter(dataset)).obs[:, 0].tolist() == [1, 2, 3, 3]
+    few = LabelEncoder("label")
+    few.fit(pd.DataFrame({"label": ["c", "b"]}))
+    with pytest.raises(EncodeError, match="has not seen 'a' when it was fitted.*make a new one"):
+        ExperimentDataset(uri, encoders=[few])
+
+
+def test_missing_labels_are_announced_where_they_are(tmp_path):
+    """Not for a dataset that has none, though its encoder has a class for them."""
+    uri = stored(tmp_path / "s", label=["a", None, "b"])
+    encoder = LabelEncoder("label")
+    with pytest.warns(UserWarning, match="no value for 1 of 3 cells"):
+        ExperimentDataset(uri, encoders=[encoder])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ExperimentDataset(uri, encoders=[encoder], obs_query="label != None")

@@ -22,8 +22,9 @@ from cellfeed.vocabulary import Vocabulary, code_dtype, plain_values
 class Encoder(abc.ABC):
     r"""Turns columns of obs into integer codes and back. Subclass it for your own.
 
-    cellfeed calls :meth:`fit` and :meth:`transform` once, each with all selected cells. ``obs`` has the
-    :attr:`columns` and ``soma_joinid``.
+    A dataset calls :meth:`fit` and :meth:`transform` once, when it is made, each with all selected cells. ``obs`` has
+    the :attr:`columns` and ``soma_joinid``. An encoder of your own that two datasets are given is fitted by both, and
+    decodes codes of the second only: give each dataset one.
 
     Examples
     --------
@@ -62,15 +63,17 @@ class Encoder(abc.ABC):
 
 
 def encode(encoder: Encoder, frame: pd.DataFrame) -> npt.NDArray[Any]:
-    """Fit an encoder and keep its codes in the smallest integer type.
+    """Fit an encoder that is not fitted, and keep its codes in the smallest integer type.
 
-    ``soma_joinid`` is in ``obs`` where ``frame`` has it, named by the encoder or not.
+    One that is fitted keeps its codes: another dataset, or its user, decodes by them. ``soma_joinid`` is in ``obs``
+    where ``frame`` has it, named by the encoder or not.
     """
     columns = list(dict.fromkeys(encoder.columns))  # a name that comes twice would give two columns of one name
     if "soma_joinid" in frame.columns and "soma_joinid" not in columns:
         columns.append("soma_joinid")
     try:
-        encoder.fit(frame[columns])
+        if not (isinstance(encoder, NamedEncoder) and encoder.is_fitted):
+            encoder.fit(frame[columns])
         codes = np.asarray(encoder.transform(frame[columns]))
     except EncodeError:
         raise
@@ -108,12 +111,17 @@ class NamedEncoder(Encoder):
         """The columns that it needs."""
         return self._columns
 
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it has codes, which it then keeps in each dataset that it is given to."""
+        return False
+
 
 class LabelEncoder(NamedEncoder):
     """Codes 0..K-1 for the K distinct values of a column, in ascending order.
 
     A missing value (null, NaN) is a class of its own, the last, which decodes to ``None``; or it has the code
-    ``unknown``, if that is an integer.
+    ``unknown``, if that is an integer. Given to several datasets, it has the classes of the first in all of them.
 
     Parameters
     ----------
@@ -171,6 +179,11 @@ class LabelEncoder(NamedEncoder):
     def classes_(self) -> npt.NDArray[Any]:
         """The distinct values, by code."""
         return self._fitted().values
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it has classes: those given, or those of the first dataset that it was given to."""
+        return self._vocabulary is not None
 
     def _fitted(self) -> Vocabulary:
         if self._vocabulary is None:
@@ -266,6 +279,11 @@ class BatchEncoder(NamedEncoder):
     def cols(self) -> list[str]:
         """The columns."""
         return self._columns
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it has classes: those of the first dataset that it was given to."""
+        return self._classes is not None
 
     @property
     def classes_(self) -> npt.NDArray[Any]:
@@ -378,8 +396,8 @@ def _replace_unknown(codes: npt.NDArray[Any], unknown: int | str, encoder: str, 
     if unknown == "error":
         shown = ", ".join(map(repr, list(values(np.flatnonzero(unseen)))[:5]))
         raise EncodeError(
-            f"encoder {encoder!r} has not seen {shown} when it was fitted; fit it on all values, or give "
-            f"unknown=<code> to take them as one code"
+            f"encoder {encoder!r} has not seen {shown} when it was fitted; fit it on all values, make a new "
+            f"one for a dataset with other classes, or give unknown=<code> to take them as one code"
         )
     return np.where(unseen, np.int64(unknown), codes.astype(np.int64))
 

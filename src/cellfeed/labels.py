@@ -27,9 +27,9 @@ def warn_of_labels(encoders: Sequence[Encoder | None], obs: pd.DataFrame, *, pla
             continue
         column, values = obs[encoder.col], encoder.classes_
         in_filter = encoder.col if encoder.col.isidentifier() else f"attr({encoder.col!r})"
-        if encoder.learns_missing:
+        if encoder.learns_missing and (n_missing := int(column.isna().sum())):
             warn_user(
-                f"column {encoder.col!r} has no value for {int(column.isna().sum())} of {len(column)} cells: they are "
+                f"column {encoder.col!r} has no value for {n_missing} of {len(column)} cells: they are "
                 f"a class of their own, the last, which decodes to None. Leave them out by "
                 f'obs_query="{in_filter} != None", or give encoders=[LabelEncoder({encoder.col!r}, unknown=-100)], '
                 f"which PyTorch's losses ignore"
