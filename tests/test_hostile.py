@@ -138,7 +138,7 @@ def parameters(draw, names=DATASET, least=1):
 def _impatient():
     """Object stores that do not exist are not asked for long."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ArrayAddress, "retries", lambda self, n_threads=1, meter=None: Retries(0.1, n_threads=n_threads))
+        patch.setattr(ArrayAddress, "retries", lambda self, n_threads=1, **_: Retries(0.1, n_threads=n_threads))
         yield
 
 

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellfeed import ReadError, retry
+from cellfeed import ReadError
+from cellfeed.address import ArrayAddress
 from cellfeed.backoff import FIRST_S, LONGEST_S, delays
 from cellfeed.errors import GaveUp
+from cellfeed.experiment import retrying
 from cellfeed.failures import advice_for, is_transient
 from cellfeed.redact import told_as
 from cellfeed.retry import ONCE, Retries
@@ -80,6 +82,9 @@ def test_delays_are_drawn_from_nothing_to_the_longest():
         "[HTTP Response Code: -1] : curlCode: 5, Couldn't resolve proxy name": False,
         "[HTTP Response Code: -1] : curlCode: 60, SSL peer certificate was not OK": False,
         "[HTTP Response Code: -1] : curlCode: 77, Problem with the SSL CA cert": False,
+        "[HTTP Response Code: -1] : curlCode: 35, SSL connect error; TLS: wrong version number": False,
+        "[HTTP Response Code: -1] : curlCode: 35, SSL connect error; Recv failure: Connection reset by peer": True,
+        "[HTTP Response Code: 307] [Headers: 'location' = 'http://...'] : curlCode: 7, Could not connect": True,
         "[HTTP Response Code: -1] [Exception: ] : SDK failed to sign the request": False,
         "": False,
     }.items(),
@@ -221,11 +226,17 @@ def test_closing_ends_all_waiting(threads):
         "[HTTP Response Code: -1] : curlCode: 60, SSL peer certificate": "vfs.s3.ca_file",
         "[HTTP Response Code: -1] : SDK failed to sign the request": "vfs.s3.no_sign_request",
         "[HTTP Response Code: 403] [Exception: AccessDenied]": "vfs.s3.no_sign_request",
+        "[HTTP Response Code: 400] [Headers: 'x-amz-bucket-region' = 'eu-west-1'] AuthorizationHeaderMalformed": (
+            "set vfs.s3.region=eu-west-1"
+        ),
+        "[HTTP Response Code: 400] [Exception: ExpiredToken]": "credentials have expired",
+        "[HTTP Response Code: 403] [Exception: RequestTimeTooSkewed]": "clock of this machine",
+        "[HTTP Response Code: 404] [Exception: NoSuchBucket]": "no such bucket",
+        "[HTTP Response Code: -1] : curlCode: 35, SSL connect error; TLS: wrong version number": "vfs.s3.scheme",
     }.items(),
 )
-def test_what_a_setting_mends_is_final_and_names_the_setting(text, setting, monkeypatch):
+def test_what_a_setting_mends_is_final_and_names_the_setting(text, setting):
     """The most common first mistakes: tried again for two minutes they would look like a network that is down."""
-    monkeypatch.setattr(retry, "_reached", threading.Event())
     attempts = []
 
     def attempt():
@@ -238,12 +249,42 @@ def test_what_a_setting_mends_is_final_and_names_the_setting(text, setting, monk
     assert len(attempts) == 1
 
 
+LOST = "[HTTP Response Code: -1] : curlCode: 6, Could not resolve hostname"
+
+
 def test_a_host_that_was_found_before_may_be_found_again():
-    """Where the same process has reached a store, the setting is right and the network is not."""
-    lost = RuntimeError("[HTTP Response Code: -1] : curlCode: 6, Couldn't resolve host name")
+    """Where the store was reached with the same settings, the settings are right and the network is not."""
+    lost = RuntimeError(LOST)
     assert is_transient(lost, was_reached=True)
     assert not is_transient(RuntimeError("[HTTP Response Code: 301] PermanentRedirect"), was_reached=True)
     assert advice_for("[HTTP Response Code: 503] [Exception: SlowDown]") is None
+
+
+def test_a_store_was_reached_after_the_first_success_and_by_whoever_selected_from_it():
+    """Also in a worker process, which has asked for nothing yet; another store's success says nothing."""
+    retries, _ = with_clock(60)
+    with pytest.raises(RuntimeError, match="resolve"):
+        retries.call(failing(1, LOST))
+    assert retries.call(failing(0)) == "cells"
+    assert retries.call(failing(3, LOST)) == "cells"
+    assert not Retries(60).was_reached
+    address = ArrayAddress("s3://bucket/X", 1, {})
+    assert address.retries().was_reached
+    with retrying("s3://bucket/cells", None, 60, Meter()) as first:
+        assert not first.was_reached
+
+
+def test_at_the_deadline_a_network_that_needs_a_proxy_names_its_settings():
+    """Nothing is final there, as the network may be down; many clusters reach S3 through a proxy only."""
+    retries, _ = with_clock(10)
+    with pytest.raises(GaveUp, match=r"Timeout was reached. If this machine.*vfs.s3.proxy_host"):
+        retries.call(failing(1000, "[HTTP Response Code: -1] : curlCode: 28, Timeout was reached"))
+
+
+def test_an_error_says_what_tiledb_says_without_the_heads_of_the_response():
+    with pytest.raises(ReadError) as caught, told_as(ReadError, "reading failed"):
+        raise RuntimeError("S3: no [HTTP Response Code: 418] [Remote IP: 127.0.0.1] [Headers: 'date' = 'x'] : teapot")
+    assert str(caught.value) == "reading failed: S3: no [HTTP Response Code: 418] : teapot"
 
 
 def test_the_log_says_how_much_time_is_left(caplog):

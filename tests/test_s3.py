@@ -199,6 +199,11 @@ def test_what_does_not_exist_is_told_at_once(uri, proxy):
         assert time.monotonic() - began < 2
 
 
+def test_a_bucket_that_does_not_exist_is_named(proxy):
+    with pytest.raises(SelectionError, match=r"no such bucket: check its name in the URI"):
+        ExperimentDataset("s3://nowhere/cells", context=context_of(proxy))
+
+
 def test_leaving_the_loop_in_an_outage_waits_for_nobody(make, proxy, reading_path):
     iterator = iter(make(soma_chunk_size=8, shuffle_chunk_count=1))
     next(iterator)

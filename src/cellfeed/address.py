@@ -132,11 +132,16 @@ class ArrayAddress:
         """Whether it is on no local disk."""
         return is_remote(self.uri)
 
-    def retries(self, *, n_threads: int = 1, meter: Meter | None = None) -> Retries:
-        """Make what tries reading it again, to be closed; what fails on a local disk is not tried again."""
+    def retries(self, *, n_threads: int = 1, meter: Meter | None = None, was_reached: bool = True) -> Retries:
+        """Make what tries reading it again, to be closed; what fails on a local disk is not tried again.
+
+        ``was_reached`` is that of :class:`~cellfeed.retry.Retries`: the arrays of a selection have been read.
+        """
         if not self.is_remote:
             return ONCE
-        return Retries(self.retry_deadline_s, n_threads=n_threads, meter=meter, secrets=self.secrets)
+        return Retries(
+            self.retry_deadline_s, n_threads=n_threads, meter=meter, secrets=self.secrets, was_reached=was_reached
+        )
 
     def open(self, buffer_bytes: int) -> Any:
         """Open the array as the user's experiment would, with settings for reading added."""

@@ -13,6 +13,7 @@ from typing import Any
 from cellfeed import native
 from cellfeed.address import ArrayAddress, locate
 from cellfeed.errors import SelectionError
+from cellfeed.failures import advice_for
 from cellfeed.redact import public_uri, secrets_of, told_as
 from cellfeed.retry import ONCE, Retries
 from cellfeed.stats import Meter
@@ -28,7 +29,9 @@ def retrying(experiment: Any, context: Any, deadline_s: float, meter: Meter) -> 
         uri, config = locate(experiment), _config(context)
     elif isinstance(experiment, soma.Experiment):
         uri, config = experiment.uri, _config(experiment.context)
-    with contextlib.closing(ArrayAddress(uri, 0, config, deadline_s).retries(meter=meter)) as retries:
+    was_reached = isinstance(experiment, soma.Experiment)
+    made = ArrayAddress(uri, 0, config, deadline_s).retries(meter=meter, was_reached=was_reached)
+    with contextlib.closing(made) as retries:
         yield retries
 
 
@@ -62,7 +65,10 @@ def open_uri(argument: str, given: str | PathLike[str], context: Any = None, ret
     with told_as(SelectionError, what, secrets_of(uri, _config(context)), f"; {_GIVE}"):
         try:
             return retries.call(lambda: soma.open(uri, context=safe))
-        except soma.DoesNotExistError:  # its own causes say no more
+        except soma.DoesNotExistError as cause:
+            if advice_for(str(cause)) is not None:  # a bucket that does not exist, or keys that do not
+                raise
+            # Its own causes say no more.
             raise SelectionError(f"{what}: {_what_is_at(uri, safe.timestamp_ms)}") from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 _STATUS = re.compile(r"HTTP Response Code: (-?\d+)")
 _PASSING = re.compile(
@@ -10,42 +11,88 @@ _PASSING = re.compile(
     r"|connection (was )?(reset|refused|closed|aborted)|service ?unavailable",
     re.IGNORECASE,
 )
-_REGION = re.compile(r"HTTP Response Code: 30[17].*'x-amz-bucket-region' = '([a-z0-9-]+)'", re.DOTALL)
-
-_ADDRESS = re.compile(r"curlCode: [56]\b")
-"""A proxy or a host that was not found: a mistake, unless the same process has reached the store before."""
+_REGION = re.compile(r"'x-amz-bucket-region' = '([a-z0-9-]+)'")
+_NOISE = re.compile(r" ?\[(?:Headers|Request ID|Remote IP):[^\]]*\]")
 
 _NO_MEMORY = r"bad_alloc|MemoryError|not enough memory|can(no|')t allocate memory|can't start new thread"
+_OPEN_DATA = "vfs.s3.no_sign_request=true for a bucket that anybody may read, such as that of the Census"
+_ANY_REGION = "vfs.s3.region (the Census is in us-west-2)"
+_KEYS = "set vfs.s3.aws_access_key_id and vfs.s3.aws_secret_access_key"
 
-_ADVICE = {
-    _NO_MEMORY: (
+NEVER, ONCE_REACHED, ALWAYS = range(3)
+"""When an error may pass: never; if the store was reached before, with the same settings; always."""
+
+
+class Cause(NamedTuple):
+    """What a message holds for one cause; when that may pass; and what to do, often a setting of the context."""
+
+    pattern: str
+    passes: int
+    advice: str
+
+
+_CAUSES = (
+    Cause(
+        _NO_MEMORY,
+        NEVER,
         "there is no memory for it: a limit of this process (ulimit -v, a cgroup, --mem of SLURM) or the machine has "
-        "too little"
+        "too little",
     ),
-    r"construction from null": (
+    Cause(
+        r"construction from null",
+        NEVER,
         "the working folder of this process does not exist any more, and TileDB asks for it when it starts: "
-        "os.chdir(...) to a folder that exists"
+        "os.chdir(...) to a folder that exists",
     ),
-    r"HTTP Response Code: 30[17]|PermanentRedirect|AuthorizationHeaderMalformed": (
-        "the bucket is in another region: set vfs.s3.region (the Census is in us-west-2)"
+    Cause(r"curlCode: 5\b", ONCE_REACHED, "the proxy is not found: check vfs.s3.proxy_host and vfs.s3.proxy_port"),
+    Cause(
+        r"curlCode: 6\b",
+        ONCE_REACHED,
+        "the host is not found: check vfs.s3.endpoint_override and vfs.s3.region, and that this machine has a network",
     ),
-    r"curlCode: 5\b": "the proxy is not found: check vfs.s3.proxy_host and vfs.s3.proxy_port",
-    r"curlCode: 6\b": (
-        "the host is not found: check vfs.s3.endpoint_override and vfs.s3.region, and that this machine has a network"
+    Cause(
+        r"curlCode: 35\b(?!.*(?:reset|SYSCALL|timed out))",  # the network breaks a handshake, too
+        ONCE_REACHED,
+        "no encrypted connection was made: check vfs.s3.endpoint_override and its port, and vfs.s3.scheme",
     ),
-    r"curlCode: (35|51|58|60|77|82|83|91)\b": (
-        "the certificate of the server or proxy is not accepted: set vfs.s3.ca_file or vfs.s3.ca_path"
+    Cause(
+        r"curlCode: (51|58|60|77|82|83|91)\b",
+        NEVER,
+        "the certificate of the server or proxy is not accepted: set vfs.s3.ca_file or vfs.s3.ca_path",
     ),
-    r"failed to sign|ClientSigningFailure|InvalidAccessKeyId|SignatureDoesNotMatch|MissingAuthenticationToken": (
-        "credentials are missing or wrong: set vfs.s3.aws_access_key_id and vfs.s3.aws_secret_access_key, or "
-        "vfs.s3.no_sign_request=true for a bucket that anybody may read, such as that of the Census"
+    Cause(
+        r"curlCode: (7|28)\b",
+        ALWAYS,
+        "if this machine reaches the network through a proxy, set vfs.s3.proxy_host and vfs.s3.proxy_port",
     ),
-    r"AccessDenied|HTTP Response Code: 403": (
-        "the store refuses access: check the credentials, or set vfs.s3.no_sign_request=true for a bucket that anybody "
-        "may read, such as that of the Census"
+    Cause(
+        r"HTTP Response Code: 30[178]|PermanentRedirect|AuthorizationHeaderMalformed",
+        NEVER,
+        f"the bucket is in another region: set {_ANY_REGION}",
     ),
-}
-"""By what a message holds: the cause, and what to change, often a setting of the context."""
+    Cause(r"RequestTimeTooSkewed", NEVER, "the clock of this machine is wrong: set it"),
+    Cause(r"NoSuchBucket", NEVER, "there is no such bucket: check its name in the URI"),
+    Cause(
+        r"ExpiredToken|TokenRefreshRequired|InvalidToken",
+        NEVER,
+        f"the credentials have expired: get new ones, or set {_OPEN_DATA}",
+    ),
+    Cause(
+        r"failed to sign|ClientSigningFailure|InvalidAccessKeyId|SignatureDoesNotMatch|MissingAuthenticationToken",
+        NEVER,
+        f"credentials are missing or wrong: {_KEYS}, or {_OPEN_DATA}",
+    ),
+    Cause(
+        r"AccessDenied|HTTP Response Code: 403",
+        NEVER,
+        f"the store refuses access: check the credentials, or set {_OPEN_DATA}",
+    ),
+)
+"""The first that fits is taken."""
+
+
+def _cause_of(text: str) -> Cause | None:
+    return next((cause for cause in _CAUSES if re.search(cause.pattern, text, re.IGNORECASE)), None)
 
 
 def advice_for(text: str) -> str | None:
@@ -56,17 +103,21 @@ def advice_for(text: str) -> str | None:
     >>> advice_for("[HTTP Response Code: 301] [Headers: 'x-amz-bucket-region' = 'eu-west-1'] PermanentRedirect")
     'the bucket is in another region: set vfs.s3.region=eu-west-1'
     """
-    if region := _REGION.search(text):
-        return f"the bucket is in another region: set vfs.s3.region={region[1]}"
-    for pattern, advice in _ADVICE.items():
-        if re.search(pattern, text, re.IGNORECASE):
-            region = _REGION.search(text)
-            return (
-                f"{advice.partition('=')[0].partition(' (')[0]}={region[1]}"
-                if region and "region" in advice
-                else advice
-            )
-    return None
+    cause, region = _cause_of(text), _REGION.search(text)
+    if cause is None or region is None:
+        return cause and cause.advice
+    return cause.advice.replace(_ANY_REGION, f"vfs.s3.region={region[1]}")
+
+
+def readable(text: str) -> str:
+    """Return a message of TileDB without the headers and numbers of the response.
+
+    Examples
+    --------
+    >>> readable("S3: Failed [HTTP Response Code: 503] [Remote IP: 127.0.0.1] [Headers: 'date' = 'today'] : slow down")
+    'S3: Failed [HTTP Response Code: 503] : slow down'
+    """
+    return _NOISE.sub("", text)
 
 
 def lacks_memory(error: BaseException) -> bool:
@@ -92,7 +143,8 @@ def is_transient(error: BaseException, *, was_reached: bool = False) -> bool:
     error
         What was raised.
     was_reached
-        Whether this process has reached a store: then a host that is not found may be found again.
+        Whether the store was reached before: then the settings are right, and a host that is not found may be found
+        again.
 
     Examples
     --------
@@ -105,6 +157,7 @@ def is_transient(error: BaseException, *, was_reached: bool = False) -> bool:
     statuses = [int(status) for status in _STATUS.findall(text)]
     if any(400 <= status < 500 and status not in (408, 429) for status in statuses):
         return "RequestTimeout" in text and "RequestTimeTooSkewed" not in text
-    if advice_for(text) is not None and not (was_reached and _ADDRESS.search(text)):
+    cause = _cause_of(text)
+    if cause is not None and (cause.passes == NEVER or (cause.passes == ONCE_REACHED and not was_reached)):
         return False
     return bool(statuses) or bool(_PASSING.search(text))

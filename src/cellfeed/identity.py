@@ -19,7 +19,7 @@ def created_as(address: ArrayAddress) -> str | None:
     try:
         (names,) = files_of(address).list_folders("__schema")
     except (UnknownLayout, OSError) as cause:
-        if is_transient(cause):
+        if is_transient(cause, was_reached=True):
             raise
         return None
     return min((name for name in names if not name.startswith("__enum")), default=None)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from urllib.parse import quote, unquote
 
 from cellfeed.errors import CellfeedError, GaveUp, ReadError
-from cellfeed.failures import advice_for
+from cellfeed.failures import advice_for, readable
 
 HIDDEN = "***"
 """Stands for what was taken out."""
@@ -93,7 +93,8 @@ def told_as(
     except GaveUp as cause:
         raise ReadError(f"{redacted(what, secrets)}: {cause}") from cause.__cause__
     except Exception as cause:
-        reason = redacted(cause, secrets).partition("\n\nAt:\n")[0] or type(cause).__name__  # behind it: a stack
+        said = readable(redacted(cause, secrets)).partition("\n\nAt:\n")[0]  # behind it: a stack
+        reason = said or type(cause).__name__
         setting = advice_for(str(cause) or type(cause).__name__)
         advice = advice if setting is None else f". {setting[0].upper()}{setting[1:]}"
         raise error(f"{redacted(what, secrets)}: {reason}{advice}") from public_cause(cause, secrets)

@@ -7,7 +7,6 @@ import logging
 import os
 import queue
 import random
-import re
 import threading
 import time
 import weakref
@@ -16,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from cellfeed.backoff import delays
 from cellfeed.errors import GaveUp
-from cellfeed.failures import is_transient
+from cellfeed.failures import advice_for, is_transient, readable
 from cellfeed.redact import public_cause, redacted
 from cellfeed.stats import Meter
 
@@ -24,15 +23,10 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_HEADERS = re.compile(r" \[(?:Headers|Request ID|Remote IP):[^\]]*\]")
-
 
 GRACE_S = 1.0
 """Seconds that an attempt which begins at the deadline has left."""
 
-
-_reached = threading.Event()
-"""Whether a request of this process has succeeded."""
 
 _at_work: weakref.WeakSet[Retries] = weakref.WeakSet()
 _threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
@@ -57,6 +51,8 @@ class Retries:
         Told of attempts that failed and of the waiting before the next.
     secrets
         Not to be told in messages.
+    was_reached
+        Whether the store was reached before with the same settings; so it is after the first success.
     clock, sleep, draw
         Of tests. ``sleep`` says whether waiting has become pointless.
     """
@@ -68,12 +64,14 @@ class Retries:
         n_threads: int = 0,
         meter: Meter | None = None,
         secrets: frozenset[str] = frozenset(),
+        was_reached: bool = False,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], bool] | None = None,
         draw: Callable[[], float] = random.random,
     ) -> None:
         self.deadline_s = deadline_s
         self.secrets = secrets
+        self.was_reached = was_reached
         self.clock = clock
         self.draw = draw
         self._n_threads = n_threads
@@ -126,15 +124,14 @@ class Retries:
 
     def note_success(self) -> None:
         """Tell the log that what failed succeeds again."""
-        if self.deadline_s > 0:  # of an object store
-            _reached.set()
+        self.was_reached = True
         if self._failing:
             self._failing = False
             logger.info("the store answers again")
 
     def told(self, cause: BaseException) -> str:
         """Return what an error says, without what nobody needs to read, or may."""
-        return _HEADERS.sub("", redacted(cause, self.secrets)) or type(cause).__name__
+        return readable(redacted(cause, self.secrets)) or type(cause).__name__
 
     def check_open(self) -> None:
         """Raise the reason for which all requests were ended, if they were."""
@@ -204,7 +201,7 @@ class Request(Generic[T]):
         try:
             self._value = self._attempt()
         except Exception as cause:
-            if self._retries.deadline_s == 0 or not is_transient(cause, was_reached=_reached.is_set()):
+            if self._retries.deadline_s == 0 or not is_transient(cause, was_reached=self._retries.was_reached):
                 raise
             self._cause = cause
             return False
@@ -215,6 +212,8 @@ class Request(Generic[T]):
         retries, n = self._retries, self._n_attempts
         passed = retries.clock() - (self._began or 0.0)
         reason = "" if self._cause is None else f": {retries.told(self._cause)}"
+        if self._cause is not None and (setting := advice_for(str(self._cause))) is not None:
+            reason += f". {setting[0].upper()}{setting[1:]}"
         error = GaveUp(
             f"gave up after {n} attempt{'s' if n != 1 else ''} in {passed:.1f} s "
             f"(retry_deadline_s={retries.deadline_s:g}), {what}{reason}"
