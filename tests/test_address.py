@@ -149,15 +149,17 @@ def test_writing_to_an_open_experiment_names_the_call(store):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-@pytest.mark.parametrize("way", ["process", "pool", "dataloader", "lightning", "open"])
+@pytest.mark.parametrize("way", ["process", "pool", "dataloader", "lightning", "open", "query"])
 def test_a_forked_child_reads_with_a_dataset_of_its_own(store, way):
     """After the parent has read, and while it reads: TileDB's contexts are of one process. A hang ends the test.
 
-    ``open``: an experiment that the parent has opened.
+    ``open`` and ``query``: an experiment that the parent has opened, and a query of one.
     """
     if way == "lightning":
         pytest.importorskip("lightning_utilities", reason="Lightning is not installed")
-    printed = run("-W", "ignore", "-m", "tests.programs.forked", store, way)
+    # As TileDB sets it, unlike the tests: with threads at work wherever TileDB has some.
+    usual = {"TILEDB_SM_QUERY_SPARSE_GLOBAL_ORDER_PREPROCESS_TILE_MERGE": "32768"}
+    printed = run("-W", "ignore", "-m", "tests.programs.forked", store, way, **usual)
     found = json.loads(next(line for line in printed.splitlines() if line.startswith("[[")))
     if way == "dataloader":  # each worker of PyTorch reads its share
         found = [sorted(joinid for share in found for joinid in share)]

@@ -233,8 +233,11 @@ class ExperimentDataset(Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
             )
         settings = Settings.check(**with_defaults(ExperimentDataset.__init__, parameters))
         meter = Meter()
-        with retrying(axis_query.experiment, None, settings.retry_deadline_s, meter) as retries:
-            fitted = query.fit_axis_query(axis_query, retries)
+        with (
+            retrying(axis_query.experiment, None, settings.retry_deadline_s, meter) as retries,
+            open_experiment(axis_query.experiment, None, retries) as opened,
+        ):
+            fitted = query.fit_axis_query(axis_query, opened, retries)
             selection = query.select(fitted, X_name, obs_column_names, encoders, retries, allow_empty=allow_empty)
         return cls._made_of(selection, settings, meter)
 

@@ -61,12 +61,15 @@ def _fit(experiment: Any, measurement_name: str, obs_query: Any, var_query: Any)
     )
 
 
-def fit_axis_query(axis_query: Any, retries: Retries = ONCE) -> Any:
-    """Return a query whose parts are checked as those of :func:`make_axis_query` are, where they can be had."""
+def fit_axis_query(axis_query: Any, experiment: Any, retries: Retries = ONCE) -> Any:
+    """Return a query of an experiment with the parts of another query; that query itself if it does not have parts.
+
+    The parts are checked as those of :func:`make_axis_query` are.
+    """
     parts = native.parts_of(axis_query)
     if parts is None:
         return axis_query
-    return make_axis_query(axis_query.experiment, axis_query.measurement_name, *parts, retries)
+    return make_axis_query(experiment, axis_query.measurement_name, *parts, retries)
 
 
 def _check_name(argument: str, name: object) -> None:

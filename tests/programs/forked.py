@@ -15,7 +15,9 @@ from cellfeed import ExperimentDataset
 
 
 def read(source):
-    dataset = ExperimentDataset(source, obs_column_names=["soma_joinid"], batch_size=16, seed=1)
+    signal.alarm(60)  # a child that hangs ends; a fork inherits no alarm
+    make = ExperimentDataset.from_query if isinstance(source, soma.ExperimentAxisQuery) else ExperimentDataset
+    dataset = make(source, obs_column_names=["soma_joinid"], batch_size=16, seed=1)
     return sorted(int(joinid) for batch in dataset for joinid in batch.obs[:, 0])
 
 
@@ -100,10 +102,13 @@ def main():
     uri, way = sys.argv[1:]
     read(uri)
     signal.alarm(90)
-    if way == "open":
+    if way in ("open", "query"):
         with soma.open(uri) as experiment:
-            read(experiment)
-            cells = by_process(experiment)
+            every = soma.AxisQuery(value_filter="soma_joinid >= 0")
+            source = experiment if way == "open" else experiment.axis_query("RNA", obs_query=every)
+            read(source)
+            signal.alarm(90)
+            cells = by_process(source)
     else:
         under_way = iter(ExperimentDataset(uri, batch_size=8))
         next(under_way)  # its threads are at work while the process forks
