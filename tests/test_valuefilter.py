@@ -68,7 +68,7 @@ def wanted(draw):
         st.lists(st.sampled_from(["text", "kind", "flag", "double", "i64", *NAMES]), min_size=1, max_size=3)
     ):
         values = {
-            "flag": st.lists(st.booleans(), min_size=1),
+            "flag": st.lists(st.booleans(), min_size=1, max_size=2),
             "double": st.lists(integers | fractions, min_size=1),
             "i64": st.lists(integers, min_size=1, max_size=40),
         }.get(name, texts)

@@ -151,8 +151,9 @@ def nearest(name: object, candidates: Iterable[str]) -> str:
     "did you mean 'cell_type'? There are: 'assay', 'cell_type'"
     """
     known = sorted(candidates)
-    close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.6)
-    guess = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    by_case = {one.casefold(): one for one in known}
+    close = difflib.get_close_matches(str(name).casefold(), list(by_case), n=3, cutoff=0.6)
+    guess = f"did you mean {' or '.join(repr(by_case[one]) for one in close)}? " if close else ""
     return f"{guess}There are: {', '.join(map(repr, known)) or 'none'}"
 
 
@@ -170,6 +171,11 @@ def some(names: Sequence[object]) -> str:
     """
     shown = ", ".join(map(repr, names[:MAX_SHOWN]))
     return f"{shown} and {len(names) - MAX_SHOWN} others" if len(names) > MAX_SHOWN else shown
+
+
+def shortened(text: str, n: int = 200) -> str:
+    """Return text of at most ``n`` characters: of longer ones the first, and dots."""
+    return text if len(text) <= n else f"{text[: n - 3]}..."
 
 
 def lacking(names: Sequence[T], among: Sequence[T]) -> list[T]:

@@ -192,6 +192,7 @@ def describe_queries(axis_query: Any) -> tuple[Any, Any]:
 
 def _describe(query: Any) -> dict[str, str | None] | None:
     value_filter, coords = getattr(query, "value_filter", None), getattr(query, "coords", ())
+    value_filter = getattr(value_filter, "given", value_filter)  # as the user wrote it, before it was fitted
     if value_filter is None and not len(coords):
         return None
     shown = repr(coords) if len(coords) else None

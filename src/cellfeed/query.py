@@ -14,10 +14,12 @@ import pandas as pd
 
 from cellfeed import native
 from cellfeed.address import ArrayAddress
-from cellfeed.axisquery import as_axis_query, check_not_empty, fit_query
+from cellfeed.axisquery import as_axis_query
+from cellfeed.emptiness import check_not_empty
 from cellfeed.encoders import Encoder, LabelEncoder, NamedEncoder, encode
 from cellfeed.errors import EncodeError, SelectionError, nearest, ordered
 from cellfeed.experiment import check_experiment, reading
+from cellfeed.filterfit import fit_query
 from cellfeed.identity import created_as
 from cellfeed.joinids import IntArray, JoinIds
 from cellfeed.labels import warn_of_labels
@@ -56,8 +58,8 @@ def _fit(experiment: Any, measurement_name: str, obs_query: Any, var_query: Any)
     var = experiment.ms[measurement_name].var
     return experiment.axis_query(
         measurement_name,
-        obs_query=fit_query("obs_query", obs_query, experiment.obs.schema, "obs"),
-        var_query=fit_query("var_query", var_query, var.schema, "var"),
+        obs_query=fit_query("obs_query", obs_query, experiment.obs, "obs"),
+        var_query=fit_query("var_query", var_query, var, "var"),
     )
 
 
@@ -100,6 +102,8 @@ def select(
     """
     experiment = check_experiment(axis_query.experiment, "the query's experiment")
     _check_name("X_name", X_name)
+    if not isinstance(allow_empty, bool):
+        raise SelectionError(f"allow_empty={allow_empty!r} must be True or False")
     chosen = _choose_encoders(obs_column_names, encoders)
     with reading(experiment):
         selection, frame = retries.call(lambda: _read(axis_query, X_name, chosen, retries.deadline_s))

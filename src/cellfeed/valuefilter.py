@@ -19,7 +19,7 @@ MANY = 16
 """So many numbers are compared one by one; more of them by ``in``, which is fast but knows not every type."""
 
 
-OPERATORS = (">", ">=", "<", "<=", "!=")
+OPERATORS = (">", ">=", "<", "<=", "!=", "==")
 """Operators of comparisons."""
 
 
@@ -27,9 +27,9 @@ def obs_filter(columns: Mapping[str, Any] | None = None, /, **more: Any) -> str:
     r"""Make the value filter of a query from Python values.
 
     A row is selected if each column named has the value given, or one of the values given. A comparison is a pair of an
-    operator and a value: ``(">", 500)``, with ``>``, ``>=``, ``<``, ``<=`` or ``!=``; of several in a list, all must
-    hold. Quotes, backslashes and line breaks inside text are escaped; nothing in a value can change what the filter
-    means.
+    operator and a value: ``(">", 500)``, with ``>``, ``>=``, ``<``, ``<=``, ``!=`` or ``==``; of several in a list, all
+    must hold, as in the range ``[(">=", 500), ("<", 6000)]``. ``("!=", None)`` selects the rows that have a value.
+    Quotes, backslashes and line breaks inside text are escaped; nothing in a value can change what the filter means.
 
     Parameters
     ----------
@@ -82,7 +82,15 @@ def _term(name: object, value: Any) -> str:
     values = [_plain(name, one) for one in _as_list(name, value)]
     kinds = sorted({_kind(one) for one in values})
     if len(kinds) > 1:
-        raise SelectionError(f"obs_filter: the values of {name!r} are of several kinds ({', '.join(kinds)}); give one")
+        raise SelectionError(
+            f"obs_filter: the values of {name!r} are of several kinds ({', '.join(kinds)}); give one, or comparisons "
+            f'such as {_column(name)}=(">", 500), by one of {", ".join(OPERATORS)}'
+        )
+    if kinds == ["boolean"] and len(values) > 2:
+        raise SelectionError(
+            f"obs_filter: {name} has {len(values)} booleans, which look like a mask over rows; give values of the "
+            f"column, or the joinids that the mask selects: tiledbsoma.AxisQuery(coords=(joinids[mask],))"
+        )
     terms = _compare(_column(name), list(dict.fromkeys(values)), kinds[0])
     return terms[0] if len(terms) == 1 else f"({' or '.join(terms)})"
 
@@ -100,6 +108,8 @@ def _comparison(name: str, value: Any) -> str:
             f"which must hold"
         )
     operator, compared = value
+    if operator == "!=" and compared is None:
+        return f"{_column(name)} != None"
     values = [_plain(name, one) for one in _as_list(name, compared)]
     if operator != "!=" and len(values) > 1:
         raise SelectionError(
