@@ -1,6 +1,8 @@
 """What has an order is given in one: a set has another in each process, and so would the columns of X."""
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 
 from cellfeed import EncodeError, ExperimentDataPipe, ExperimentDataset, LabelEncoder, PlanError, SelectionError
@@ -45,7 +47,7 @@ def test_scvi_takes_genes_and_keys_in_order(store):
             SCVIDataModule(store, counts=False, **parameters)
 
 
-@pytest.mark.parametrize("kind", [list, tuple, np.array, iter, dict.fromkeys])
+@pytest.mark.parametrize("kind", [list, tuple, np.array, pa.array, pd.Index, pd.Categorical, iter, dict.fromkeys])
 def test_what_has_an_order_is_taken(store, kind):
     dataset = ExperimentDataset(store, seed=0).select_genes(kind(GENES), column="feature_name")
     assert dataset.gene_names().tolist() == GENES
@@ -61,8 +63,6 @@ def test_generators_and_views_of_dicts_keep_their_order(store, make, kind):
 
 
 def test_genes_of_another_column_are_named_with_it(tmp_path):
-    import pandas as pd
-
     var = pd.DataFrame({"var_id": [f"ENSG{k}" for k in range(6)], "feature_name": [f"G{k}" for k in range(6)]})
     uri = write_experiment(tmp_path / "s", addressed(20, 6), var=var)
     dataset = ExperimentDataset(uri, seed=0)
@@ -74,3 +74,10 @@ def test_genes_of_another_column_are_named_with_it(tmp_path):
         dataset.select_genes(["nothing"])
     assert "Var holds" not in str(raised.value)
     assert dataset.select_genes(["G4", "G1"], column="feature_name").gene_names().tolist() == ["G4", "G1"]
+
+
+@pytest.mark.parametrize("genes", [[["G1"]], np.array([["G1"]]), [3], np.array([True] * 6), [None], b"G1"], ids=repr)
+def test_genes_are_names(store, genes):
+    """Places of genes, masks, and lists in lists are refused by name."""
+    with pytest.raises(SelectionError, match="must be names, as text"):
+        ExperimentDataset(store, seed=0).select_genes(genes)

@@ -18,7 +18,7 @@ from cellfeed import budget, query, splits
 from cellfeed.address import RETRY_DEADLINE_S
 from cellfeed.delivered import Delivered
 from cellfeed.encoders import Encoder
-from cellfeed.errors import SelectionError, ordered
+from cellfeed.errors import SelectionError
 from cellfeed.experiment import open_experiment, retrying
 from cellfeed.genes import find_selected, identify_columns, name_columns
 from cellfeed.joinids import IntArray
@@ -36,7 +36,7 @@ from cellfeed.selection import Selection
 from cellfeed.settings import Settings, with_defaults
 from cellfeed.stats import Meter, Stats
 from cellfeed.topology import find_ranks, find_worker, refuse_loader
-from cellfeed.transforms import SelectGenes, Transform, columns_after
+from cellfeed.transforms import SelectGenes, Transform, columns_after, gene_list
 from cellfeed.workers import Sendable
 
 
@@ -507,7 +507,7 @@ class ExperimentDataset(Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
         >>> dataset.select_genes(["CD79A", "CD3D"]).shape
         (700, 2)
         """
-        genes = ordered("genes", genes)
+        genes = gene_list(genes)
         places, names = find_selected(self._selection, genes, column, missing)
         present = np.sort(places[places >= 0])
         with warnings.catch_warnings(action="ignore"):  # of what is missing was told

@@ -205,7 +205,7 @@ def ordered(argument: str, values: Any, error: type[CellfeedError] = SelectionEr
     if isinstance(values, str):
         raise error(f"{argument}={values!r} must be a list of names: [{values!r}]")
     try:
-        return list(values)
+        return list(values.to_pylist() if hasattr(values, "to_pylist") else values)  # of Arrow: scalars equal no text
     except TypeError:
         raise error(f"{argument}={values!r} must be a list") from None
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from cellfeed.densify import densified
-from cellfeed.errors import PlanError, SelectionError, is_real, ordered, some, warn_user
+from cellfeed.errors import PlanError, SelectionError, is_real, ordered, shortened, some, warn_user
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
 
@@ -121,7 +121,7 @@ class SelectGenes:
     """
 
     def __init__(self, genes: Sequence[str], among: Sequence[str] | npt.NDArray[Any], missing: str = "error") -> None:
-        self.genes = tuple(ordered("genes", genes))
+        self.genes = tuple(gene_list(genes))
         among = ordered("among", among)
         self.source = find_genes(self.genes, among, missing)
         self._n_before = len(among)
@@ -168,17 +168,26 @@ class SelectGenes:
         return f"SelectGenes({self.n_vars} genes)"
 
 
+def gene_list(genes: Any) -> list[str]:
+    """Return the names of genes as a list, in their order; refuse what is no name, and names that come twice."""
+    names: list[str] = ordered("genes", genes)
+    if not names:
+        raise SelectionError("genes=[] selects nothing; give the names of one gene or more")
+    others = [gene for gene in names if not isinstance(gene, str)]
+    if others:
+        raise SelectionError(f"genes={shortened(repr(names))} must be names, as text; {others[0]!r} is none")
+    if len(set(names)) != len(names):
+        raise SelectionError(f"genes={some(names)} must be a list of names, none of them twice")
+    return names
+
+
 def find_genes(
     genes: Sequence[str], among: Sequence[str] | npt.NDArray[Any], missing: str = "error"
 ) -> npt.NDArray[np.int64]:
     """Return the place of each gene among the columns, -1 for missing ones where those are to be zeros."""
     if missing not in ("error", "zeros"):
         raise PlanError(f'missing={missing!r} must be "error" or "zeros"')
-    genes = ordered("genes", genes)
-    if not genes:
-        raise SelectionError("genes=[] selects nothing; give the names of one gene or more")
-    if len(set(genes)) != len(genes):
-        raise SelectionError(f"genes={some(genes)} must be a list of names, none of them twice")
+    genes = gene_list(genes)
     place: dict[str, int] = {}
     wanted, twice = set(genes), []
     for k, name in enumerate(among):
