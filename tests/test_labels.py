@@ -290,6 +290,17 @@ def test_an_encoder_of_two_datasets_has_the_same_codes_in_both(tmp_path, kind):
     assert decoded == [["a", "b", "c", "c"], ["b", "c", "c"]]
 
 
+@pytest.mark.parametrize("encoder", [LabelEncoder("label"), BatchEncoder(["label"])])
+def test_classes_cannot_be_changed_in_place(encoder):
+    """A user who renames labels does so in a copy; codes decode to what they were made of."""
+    encoder.fit(pd.DataFrame({"label": ["a", "b"]}))
+    with pytest.raises(ValueError, match="read-only"):
+        encoder.classes_[0] = "renamed"
+    labels = encoder.inverse_transform([0, 1])
+    labels[0] = "renamed"
+    assert encoder.inverse_transform([0, 1]).tolist() == ["a", "b"]
+
+
 def test_an_encoder_that_a_user_has_fitted_keeps_its_codes(tmp_path):
     """As one that knows all labels of a study; a label that it does not know is an error that says what to do."""
     uri = stored(tmp_path / "s", label=["a", "b", "c", "c"])

@@ -313,6 +313,7 @@ class BatchEncoder(NamedEncoder):
         texts = [np.array(vocabulary.texts, dtype=object) for vocabulary in self._vocabularies]
         rows = zip(*(text[code] for text, code in zip(texts, parts, strict=True)), strict=True)
         self._classes = np.array(self._join([list(row) for row in rows]), dtype=object)
+        self._classes.flags.writeable = False  # users are given it
         self.is_missing = missing
 
     def _join(self, rows: list[list[str]]) -> list[str]:

@@ -48,6 +48,7 @@ class Vocabulary:
         self.values = np.array(used, dtype=_dtype_of(used))
         if has_missing:
             self.values = np.append(self.values.astype(object), [None])
+        self.values.flags.writeable = False  # users are given it
         self.has_missing = has_missing
         self._index = pd.Index(np.array(used, dtype=_dtype_of(used))) if _are_integers(used) else pd.Index(used)
 
