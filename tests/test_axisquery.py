@@ -186,6 +186,15 @@ def test_floats_as_coordinates_are_an_error(store, joinids):
         ExperimentDataset(store, obs_query=soma.AxisQuery(coords=(joinids,)))
 
 
+@pytest.mark.parametrize("joinids", [[-1], [5, N_OBS]])
+def test_joinids_of_another_store_are_an_error(store, joinids):
+    with pytest.raises(
+        SelectionError, match="The store has no such soma_joinid: joinids belong to one store"
+    ) as raised:
+        ExperimentDataset(store, obs_query=soma.AxisQuery(coords=(joinids,)))
+    assert "obs_filter" not in str(raised.value)
+
+
 def test_several_comparisons_must_all_hold():
     assert obs_filter(n=[(">=", 500), ("<", 600)]) == "n >= 500 and n < 600"
     assert obs_filter(n=("!=", [1, 2]), t="x") == "n != 1 and n != 2 and t == 'x'"

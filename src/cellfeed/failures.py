@@ -39,6 +39,11 @@ _CAUSES = (
         "too little",
     ),
     Cause(
+        r"out of domain bounds|outside of the current domain",
+        NEVER,
+        "the store has no such soma_joinid: joinids belong to one store, or to one release of a Census",
+    ),
+    Cause(
         r"construction from null",
         NEVER,
         "the working folder of this process does not exist any more, and TileDB asks for it when it starts: "
