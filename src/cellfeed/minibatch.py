@@ -270,7 +270,11 @@ class HalvingReader:
 
 
 def quiet_beta_warning() -> None:
-    """Have PyTorch say now, unheard, what it says once a process: that CSR tensors are in beta."""
+    """Trigger and suppress what PyTorch warns of once per process: CSR tensors are in beta, and are not checked.
+
+    Only a tensor that neither asks for checks nor declines them triggers the second warning. It is valid, as a user
+    may have checks on.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.sparse_csr_tensor([0, 0], [], [], size=(1, 1), device="cpu", check_invariants=False)
+        torch.sparse_csr_tensor([0, 1], [0], [1.0], size=(1, 1), device="cpu")
