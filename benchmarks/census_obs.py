@@ -59,12 +59,18 @@ def obs_table(rng: np.random.Generator, dataset: np.ndarray, n_vars: int, sums: 
         "raw_sum": sums["raw_sum"],
         "nnz": sums["nnz"],
         "raw_mean_nnz": mean,
-        "raw_variance_nnz": np.maximum(sums["raw_squares"] / np.maximum(sums["nnz"], 1) - mean**2, 0),
+        "raw_variance_nnz": _variance(sums),
         "n_measured_vars": np.full(n, n_vars, np.int64),
     }
     for suffix in ("", "_ontology_term_id"):
         columns[f"tissue{suffix}"] = columns[f"tissue_general{suffix}"]
     return pa.Table.from_pandas(pd.DataFrame(columns), preserve_index=False)
+
+
+def _variance(sums: dict[str, np.ndarray]) -> np.ndarray:
+    """The variance of the stored values of each cell, with ``ddof=1`` as in a Census."""
+    squares_apart = sums["raw_squares"] - sums["raw_sum"] ** 2 / np.maximum(sums["nnz"], 1)
+    return np.where(sums["nnz"] > 1, squares_apart / np.maximum(sums["nnz"] - 1, 1), 0)
 
 
 def _category(labels: list[str], codes: np.ndarray) -> pd.Categorical:

@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +72,14 @@ class Truth:
 
 
 def tiny() -> tuple[Any, pd.DataFrame]:
-    """Return what is written to the tiny stores: counts, and obs with the sums of each row as a Census has them."""
+    """Return what is written to the tiny stores: counts, and obs with the figures of each row as a Census has them."""
     X = addressed(N_OBS, N_VARS, density=0.4)
     X.data %= 200
     X.data += 1
     labels = pd.Categorical([f"type {k % 5}" for k in range(N_OBS)])
-    sums = np.asarray(X.sum(axis=1), np.float64).ravel()
-    return X, pd.DataFrame({"cell_type": labels, "nnz": np.diff(X.indptr), "raw_sum": sums})
+    obs = {"cell_type": labels, "nnz": np.diff(X.indptr), "raw_sum": np.asarray(X.sum(axis=1), np.float64).ravel()}
+    obs["raw_variance_nnz"] = [X.data[low:high].astype(np.float64).var(ddof=1) for low, high in pairwise(X.indptr)]
+    return X, pd.DataFrame(obs)
 
 
 def write_stores(folder: Path) -> list[Path]:

@@ -11,15 +11,15 @@ import cellfeed
 SOURCE = Path(cellfeed.__file__).parent
 ORDER = [
     "errors", "failures", "redact", "valuefilter", "memory", "backoff", "keyed", "joinids", "schedule", "plan",
-    "walk", "effective", "delivered", "stats", "retry", "address", "progress", "state", "splits", "zstd", "compiled",
-    "kernels", "pagerows", "scaling", "unfilter", "fragments", "tilerows", "allocator", "slabs", "rowspace",
-    "rowbuilder", "watch", "rows", "native", "files", "vfs", "reader", "vocabulary", "encoders", "labels", "obsframe",
-    "selection", "integrity", "tileindex", "tilereader", "identity", "experiment", "info", "axisquery", "filterfit",
-    "emptiness", "query", "densify", "transforms", "genes", "topology", "epochs", "settings", "provenance", "budget",
-    "report", "target", "forecast", "planner", "prefetch", "layerreader", "feed", "minibatch", "pipeline", "passes",
-    "workers", "frameworks", "dataset", "datapipe", "dataloader", "inference", "variability", "obsm", "datamodule",
-    "lightning", "covariates", "modelregistry", "scvi", "warmup", "demo", "bench", "picture", "calibrate", "cli",
-    "__init__", "__main__",
+    "walk", "effective", "delivered", "stats", "retry", "address", "progress", "state", "splits", "zstd",
+    "compiled", "kernels", "pagerows", "scaling", "unfilter", "fragments", "tilerows", "allocator", "slabs",
+    "rowspace", "rowbuilder", "watch", "rows", "native", "files", "vfs", "reader", "vocabulary", "encoders",
+    "labels", "obsframe", "rowfigures", "selection", "integrity", "tileindex", "tilereader", "identity",
+    "experiment", "info", "axisquery", "filterfit", "emptiness", "query", "densify", "transforms", "genes",
+    "topology", "epochs", "settings", "provenance", "budget", "report", "target", "forecast", "planner", "prefetch",
+    "layerreader", "feed", "minibatch", "pipeline", "passes", "workers", "frameworks", "dataset", "datapipe",
+    "dataloader", "inference", "variability", "obsm", "datamodule", "lightning", "covariates", "modelregistry",
+    "scvi", "warmup", "demo", "bench", "picture", "calibrate", "cli", "__init__", "__main__",
 ]  # fmt: skip
 PURE = {
     "errors", "memory", "keyed", "joinids", "schedule", "plan", "walk", "effective", "progress", "state", "splits",

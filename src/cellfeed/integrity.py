@@ -19,6 +19,9 @@ from cellfeed.selection import Selection
 SUM_TOLERANCE = 1e-6
 """Sums that differ by no more than this part of them are equal: obs may have been added up in float32."""
 
+SQUARES_TOLERANCE = 1e-9
+"""Sums of squares that differ by no more than this part of them are equal: they follow from a variance in float64."""
+
 EXACT_BELOW = 1 << 24
 """Counts are added up without error in float32 as long as their sum is less."""
 
@@ -27,7 +30,8 @@ class VerifyingReader:
     """A reader whose rows are compared with obs before anybody sees them.
 
     Values must be finite. Where all genes are selected, a row must have as many values as obs says in ``nnz``, and
-    they must add up to its ``raw_sum``; of some genes there must not be more.
+    they must add up to its ``raw_sum``, and their squares to what follows from its variance; of some genes there must
+    not be more.
 
     Parameters
     ----------
@@ -50,6 +54,8 @@ class VerifyingReader:
             self._check_sizes(joinids, rows, nnz.astype(np.int64))
         if raw_sum is not None or rows.value_dtype.kind == "f":
             self._check_values(joinids, rows, raw_sum)
+        if self._all_genes and self._selection.raw_squares is not None:
+            self._check_squares(joinids, rows, self._selection.raw_squares)
         return rows
 
     def _told(self, joinids: IntArray) -> tuple[npt.NDArray[Any] | None, npt.NDArray[Any] | None]:
@@ -85,6 +91,16 @@ class VerifyingReader:
             wrong = np.abs(sums - expected) > np.where(exact, 0.0, SUM_TOLERANCE * np.abs(expected))
             if wrong.any():
                 self._refuse(joinids, wrong, sums, "as the sum of its values", "raw_sum", expected)
+
+    def _check_squares(self, joinids: IntArray, rows: PlacedRows, of_all: npt.NDArray[Any]) -> None:
+        """Compare sums of squares: values that change so that their number and sum stay have others."""
+        from cellfeed import kernels
+
+        expected = of_all[self._selection.joinids.positions_of(joinids)].astype(np.float64)
+        squares = kernels.sum_squares_of_rows(rows.values, rows.sizes, rows.types[1])
+        wrong = np.abs(squares - expected) > np.maximum(0.5, SQUARES_TOLERANCE * expected)
+        if wrong.any():
+            self._refuse(joinids, wrong, squares, "as the sum of its squared values", "sum of squares", expected)
 
     def _refuse(
         self,

@@ -123,6 +123,25 @@ def sum_rows(values_at, sizes, value_type):
 
 
 @compiled
+def sum_squares_of_rows(values_at, sizes, value_type):
+    """Add up the squared values of each row: float64, shape (n_rows,); exact for small integers."""
+    sums = np.empty(len(sizes), np.float64)
+    for row in range(len(sizes)):
+        values = array_at(values_at[row], sizes[row], value_type)
+        if values.itemsize <= 2:  # counts: their squares fit 64 bits, and vector instructions take them
+            whole = np.uint64(0)
+            for i in range(len(values)):
+                whole += np.uint64(np.uint32(values[i]) * np.uint32(values[i]))
+            sums[row] = whole
+        else:
+            total = 0.0
+            for i in range(len(values)):
+                total += np.float64(values[i]) * np.float64(values[i])
+            sums[row] = total
+    return sums
+
+
+@compiled
 def collect_values(values_at, indptr, value_type, out):
     """Copy the values of rows to one array, row after row."""
     out = borrowed(out)

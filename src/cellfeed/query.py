@@ -9,11 +9,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from cellfeed import native
-from cellfeed.address import ArrayAddress
+from cellfeed.address import ArrayAddress, is_remote
 from cellfeed.axisquery import as_axis_query
 from cellfeed.emptiness import check_not_empty
 from cellfeed.encoders import Encoder, LabelEncoder, NamedEncoder, encode
@@ -26,15 +25,10 @@ from cellfeed.labels import warn_of_labels
 from cellfeed.obsframe import FrameBuilder
 from cellfeed.redact import public_uri, secrets_of, told_as
 from cellfeed.retry import ONCE, Retries
+from cellfeed.rowfigures import columns_of, figures_of
 from cellfeed.selection import ArrayGeometry, Selection
 
 JOINID = "soma_joinid"
-
-NNZ = "nnz"
-"""The column of obs in which a Census tells the stored values of each cell."""
-
-RAW_SUM, RAW = "raw_sum", "raw"
-"""The column of obs in which a Census tells what the values of each cell add up to, and the layer of which it does."""
 
 
 def make_axis_query(
@@ -128,9 +122,9 @@ def _read(
 
     config = native.user_config(experiment.context)
     secrets = secrets_of(experiment.uri, config)
-    about_x = [NNZ, RAW_SUM] if X_name == RAW else [NNZ]
-    told = [column for column in about_x if column in experiment.obs.schema.names]
-    joinids, frame = _read_obs(axis_query.obs, list(dict.fromkeys([*columns, *told])), "obs_query", secrets)
+    figures = columns_of(X_name, experiment.obs.schema.names, is_remote=is_remote(experiment.obs.uri))
+    joinids, frame = _read_obs(axis_query.obs, list(dict.fromkeys([*columns, *figures])), "obs_query", secrets)
+    nnz, raw_sum, raw_squares = figures_of(frame[figures])
     var_joinids, _ = _read_obs(axis_query.var, [], "var_query", secrets)
     n_genes = len(var_joinids) if len(var_joinids) == array.shape[1] else measurement.var.count
     ids = JoinIds.from_sorted(joinids)
@@ -151,30 +145,13 @@ def _read(
         var_joinids=JoinIds.from_sorted(var_joinids)[:],
         encoders={},
         codes=(),
-        nnz=_counts(frame[NNZ]) if NNZ in told else None,
-        raw_sum=_sums(frame[RAW_SUM]) if RAW_SUM in told else None,
+        nnz=nnz,
+        raw_sum=raw_sum,
+        raw_squares=raw_squares,
         queries=native.describe_queries(axis_query),
         all_genes=len(var_joinids) == n_genes,
     )
     return selection, frame
-
-
-def _counts(column: pd.Series[Any]) -> npt.NDArray[Any] | None:
-    """Return a column of counts in the smallest type that holds them; ``None`` if it holds anything else."""
-    values = column.to_numpy()
-    if values.dtype.kind not in "iu" or (len(values) and values.min() < 0):
-        return None
-    largest = int(values.max()) if len(values) else 0
-    return values.astype(next(t for t in (np.uint16, np.uint32, np.int64) if largest <= np.iinfo(t).max))
-
-
-def _sums(column: pd.Series[Any]) -> npt.NDArray[Any] | None:
-    """Return a column of sums, as uint32 if that holds them; ``None`` if it holds anything else."""
-    values = column.to_numpy()
-    if values.dtype.kind not in "iuf" or not np.isfinite(values).all():
-        return None
-    whole = values.astype(np.uint32) if values.min(initial=0) >= 0 and values.max(initial=0) < 2**32 else None
-    return whole if whole is not None and np.array_equal(whole, values) else values.astype(np.float64)
 
 
 def _layer(measurement: Any, X_name: str) -> Any:

@@ -85,6 +85,9 @@ class Selection:
     raw_sum
         uint32 or float64, shape (n_obs,): what the counts of each cell add up to, where the layer is ``raw`` and obs
         tells it.
+    raw_squares
+        uint32 or float64, shape (n_obs,): the sum of the squared counts of each cell, where obs has their variance and
+        the store is local. See :mod:`cellfeed.rowfigures`.
     arrange
         Brings X into the columns that were asked for, where these are not the selected genes as they come.
     queries
@@ -108,6 +111,7 @@ class Selection:
     codes: tuple[npt.NDArray[Any] | None, ...]
     nnz: npt.NDArray[Any] | None = None
     raw_sum: npt.NDArray[Any] | None = None
+    raw_squares: npt.NDArray[Any] | None = None
     arrange: Any = None
     queries: tuple[Any, Any] = (None, None)
     splits: tuple[Mapping[str, Any], ...] = ()
@@ -132,10 +136,13 @@ class Selection:
     def take(self, positions: IntArray, split: Mapping[str, Any] | None = None) -> Selection:
         """Keep the cells at ascending positions; ``split`` says by which split."""
         codes = tuple(None if column is None else column[positions] for column in self.codes)
-        nnz, raw_sum = (None if told is None else told[positions] for told in (self.nnz, self.raw_sum))
+        figures: dict[str, Any] = {
+            name: None if figure is None else figure[positions]
+            for name, figure in (("nnz", self.nnz), ("raw_sum", self.raw_sum), ("raw_squares", self.raw_squares))
+        }
         splits = self.splits if split is None else (*self.splits, split)
         joinids = self.joinids.take(positions)
-        return replace(self, joinids=joinids, codes=codes, nnz=nnz, raw_sum=raw_sum, splits=splits)
+        return replace(self, joinids=joinids, codes=codes, splits=splits, **figures)
 
     def take_vars(self, places: IntArray, arrange: Any) -> Selection:
         """Keep the genes at ascending places, and arrange them."""
