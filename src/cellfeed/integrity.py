@@ -48,23 +48,29 @@ class VerifyingReader:
 
     def read(self, joinids: IntArray, space: RowSpace) -> PlacedRows:
         """Put the rows of ascending ``joinids`` where there is room; a mismatch is a :class:`ReadError`."""
+        from cellfeed import kernels
+
         rows = self._reader.read(joinids, space)
-        nnz, raw_sum = self._told(joinids)
+        nnz, raw_sum, raw_squares = self._figures(joinids)
         if nnz is not None:
             self._check_sizes(joinids, rows, nnz.astype(np.int64))
         if raw_sum is not None or rows.value_dtype.kind == "f":
-            self._check_values(joinids, rows, raw_sum)
-        if self._all_genes and self._selection.raw_squares is not None:
-            self._check_squares(joinids, rows, self._selection.raw_squares)
+            sums, squares = kernels.sum_rows(rows.values, rows.sizes, rows.types[1])
+            self._check_finite(joinids, rows, sums)
+            if raw_sum is not None:
+                self._check_sums(joinids, sums, raw_sum)
+            if raw_squares is not None:
+                self._check_squares(joinids, rows, squares, raw_squares.astype(np.float64))
         return rows
 
-    def _told(self, joinids: IntArray) -> tuple[npt.NDArray[Any] | None, npt.NDArray[Any] | None]:
-        """Return what obs tells of cells: how many values, and their sum where that can be compared."""
-        nnz, raw_sum = self._selection.nnz, self._selection.raw_sum if self._all_genes else None
-        if nnz is None and raw_sum is None:
-            return None, None
-        positions = self._selection.joinids.positions_of(joinids)
-        return None if nnz is None else nnz[positions], None if raw_sum is None else raw_sum[positions]
+    def _figures(self, joinids: IntArray) -> list[npt.NDArray[Any] | None]:
+        """Return what obs says of cells: number of values, sum, sum of squares; ``None`` for what is not compared."""
+        selection = self._selection
+        figures = [selection.nnz, *((selection.raw_sum, selection.raw_squares) if self._all_genes else (None, None))]
+        if all(figure is None for figure in figures):
+            return figures
+        positions = selection.joinids.positions_of(joinids)
+        return [None if figure is None else figure[positions] for figure in figures]
 
     def _check_sizes(self, joinids: IntArray, rows: PlacedRows, told: IntArray) -> None:
         wrong = rows.sizes != told if self._all_genes else rows.sizes > told
@@ -72,10 +78,7 @@ class VerifyingReader:
             of_them = "" if self._all_genes else " of the selected genes"
             self._refuse(joinids, wrong, rows.sizes, f"values{of_them}", "nnz", told)
 
-    def _check_values(self, joinids: IntArray, rows: PlacedRows, told: npt.NDArray[Any] | None) -> None:
-        from cellfeed import kernels
-
-        sums = kernels.sum_rows(rows.values, rows.sizes, rows.types[1])
+    def _check_finite(self, joinids: IntArray, rows: PlacedRows, sums: npt.NDArray[np.float64]) -> None:
         # A sum of finite values can be infinite, which no store of counts or logarithms holds.
         if not np.isfinite(sums).all():
             k = int(np.argmin(np.isfinite(sums)))
@@ -85,19 +88,20 @@ class VerifyingReader:
                 f"{self._name} holds a value that is not finite (NaN or infinite){beyond} for soma_joinid {joinids[k]}"
                 f': a model could not be trained with it; write the layer again, or take it as it is with verify="off"'
             )
-        if told is not None:
-            expected = told.astype(np.float64)
-            exact = (told.dtype == np.uint32) & (expected < EXACT_BELOW)
-            wrong = np.abs(sums - expected) > np.where(exact, 0.0, SUM_TOLERANCE * np.abs(expected))
-            if wrong.any():
-                self._refuse(joinids, wrong, sums, "as the sum of its values", "raw_sum", expected)
 
-    def _check_squares(self, joinids: IntArray, rows: PlacedRows, of_all: npt.NDArray[Any]) -> None:
+    def _check_sums(self, joinids: IntArray, sums: npt.NDArray[np.float64], told: npt.NDArray[Any]) -> None:
+        expected = told.astype(np.float64)
+        exact = (told.dtype == np.uint32) & (expected < EXACT_BELOW)
+        wrong = np.abs(sums - expected) > np.where(exact, 0.0, SUM_TOLERANCE * np.abs(expected))
+        if wrong.any():
+            self._refuse(joinids, wrong, sums, "as the sum of its values", "raw_sum", expected)
+
+    def _check_squares(
+        self, joinids: IntArray, rows: PlacedRows, squares: npt.NDArray[np.float64], expected: npt.NDArray[np.float64]
+    ) -> None:
         """Compare sums of squares: values that change so that their number and sum stay have others."""
-        from cellfeed import kernels
-
-        expected = of_all[self._selection.joinids.positions_of(joinids)].astype(np.float64)
-        squares = kernels.sum_squares_of_rows(rows.values, rows.sizes, rows.types[1])
+        if rows.value_dtype.itemsize <= 2:  # they are modulo 2**32
+            expected %= 2.0**32
         wrong = np.abs(squares - expected) > np.maximum(0.5, SQUARES_TOLERANCE * expected)
         if wrong.any():
             self._refuse(joinids, wrong, squares, "as the sum of its squared values", "sum of squares", expected)
