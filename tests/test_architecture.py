@@ -10,7 +10,7 @@ import cellfeed
 
 SOURCE = Path(cellfeed.__file__).parent
 ORDER = [
-    "errors", "failures", "redact", "valuefilter", "memory", "backoff", "keyed", "joinids", "schedule", "plan",
+    "errors", "checks", "failures", "redact", "valuefilter", "backoff", "keyed", "joinids", "schedule", "plan",
     "walk", "effective", "delivered", "stats", "retry", "address", "progress", "state", "splits", "zstd",
     "compiled", "kernels", "pagerows", "scaling", "unfilter", "fragments", "tilerows", "allocator", "slabs",
     "rowspace", "rowbuilder", "watch", "rows", "native", "files", "vfs", "reader", "vocabulary", "encoders",
@@ -22,7 +22,7 @@ ORDER = [
     "scvi", "warmup", "demo", "bench", "picture", "calibrate", "cli", "__init__", "__main__",
 ]  # fmt: skip
 PURE = {
-    "errors", "memory", "keyed", "joinids", "schedule", "plan", "walk", "effective", "progress", "state", "splits",
+    "errors", "keyed", "joinids", "schedule", "plan", "walk", "effective", "progress", "state", "splits",
     "target", "forecast", "kernels", "pagerows", "scaling", "unfilter", "tilerows", "fragments", "report", "budget",
     "vocabulary", "failures", "redact", "valuefilter", "backoff",
 }  # fmt: skip

@@ -71,6 +71,6 @@ def test_queries_of_large_arrays_take_more_row_blocks():
     ],
 )
 def test_amounts_of_memory_as_people_write_them(text, n_bytes):
-    from cellfeed.memory import parse_bytes
+    from cellfeed.checks import parse_bytes
 
     assert parse_bytes(text) == n_bytes

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cellfeed.errors import SelectionError, shortened
+from cellfeed.checks import shortened
+from cellfeed.errors import SelectionError
 from cellfeed.redact import redacted
 from cellfeed.valuefilter import obs_filter
 

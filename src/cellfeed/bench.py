@@ -9,9 +9,9 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from cellfeed.checks import format_bytes
 from cellfeed.dataset import ExperimentDataset
 from cellfeed.errors import PlanError
-from cellfeed.memory import format_bytes
 from cellfeed.report import Plan
 from cellfeed.stats import Stats, hidden
 

@@ -12,9 +12,9 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from cellfeed.bench import Measured, check_seconds, measure
+from cellfeed.checks import format_bytes, parse_bytes
 from cellfeed.dataset import ExperimentDataset
 from cellfeed.errors import PlanError
-from cellfeed.memory import format_bytes, parse_bytes
 from cellfeed.picture import Point, check_file, scatter
 from cellfeed.report import Plan
 from cellfeed.settings import check_mixing, parse_share

@@ -22,7 +22,7 @@ from numba.core import config
 from numba.core.caching import FunctionCache, NullCache
 from numba.core.compiler_lock import global_compiler_lock
 
-from cellfeed.errors import warn_user
+from cellfeed.checks import warn_user
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from cellfeed import query
+from cellfeed.checks import lacking, some
 from cellfeed.encoders import BatchEncoder, NamedEncoder
-from cellfeed.errors import EncodeError, lacking, some
+from cellfeed.errors import EncodeError
 from cellfeed.selection import Selection
 
 UNSEEN = ("error", "extend")

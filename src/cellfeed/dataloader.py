@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader
 
+from cellfeed.checks import is_whole
 from cellfeed.datapipe import is_chained, plain
 from cellfeed.dataset import ExperimentDataset
 from cellfeed.epochs import Pass
-from cellfeed.errors import CellfeedError, PlanError, ReadError, is_whole
+from cellfeed.errors import CellfeedError, PlanError, ReadError
 from cellfeed.frameworks import EpochSampler, mark_last
 from cellfeed.minibatch import Minibatch, PaddedMinibatch
 from cellfeed.plan import MAX_WORKERS

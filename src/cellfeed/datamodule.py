@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from cellfeed.checks import nearest
 from cellfeed.dataloader import ExperimentDataLoader, experiment_dataloader
 from cellfeed.dataset import ExperimentDataset
-from cellfeed.errors import PlanError, nearest
+from cellfeed.errors import PlanError
 from cellfeed.genes import identify_columns
 from cellfeed.inference import InferenceDataLoader, inference_dataloader
 from cellfeed.provenance import check_classes, check_record

@@ -9,9 +9,10 @@ from typing import Any
 from torch.utils.data import IterDataPipe
 from torch.utils.data.graph import traverse_dps
 
+from cellfeed.checks import nearest, ordered, warn_user
 from cellfeed.dataset import ExperimentDataset
 from cellfeed.encoders import Encoder
-from cellfeed.errors import PlanError, nearest, ordered, warn_user
+from cellfeed.errors import PlanError
 
 
 class ExperimentDataPipe(ExperimentDataset, IterDataPipe[Any]):

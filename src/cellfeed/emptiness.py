@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from cellfeed import native
-from cellfeed.errors import SelectionError, shortened, some
+from cellfeed.checks import shortened, some
+from cellfeed.errors import SelectionError
 from cellfeed.filterfit import column_of, comparisons, constants, dictionary_of, given_filter, is_text
 
 MAX_ROWS_READ = 1_000_000

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cellfeed.errors import EncodeError, is_whole, ordered
+from cellfeed.checks import is_whole, ordered
+from cellfeed.errors import EncodeError
 from cellfeed.redact import told_as
 from cellfeed.vocabulary import Vocabulary, code_dtype, plain_values
 

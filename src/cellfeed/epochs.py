@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from cellfeed.errors import PlanError, ReadError, StateError, is_whole
+from cellfeed.checks import is_whole
+from cellfeed.errors import PlanError, ReadError, StateError
 from cellfeed.progress import Stage, Topology
 
 T = TypeVar("T")

@@ -16,15 +16,6 @@ Each is built from one string: PyTorch re-raises a worker's exception from its t
 
 from __future__ import annotations
 
-import difflib
-import sys
-import warnings
-from collections.abc import Iterable, Sequence
-from numbers import Integral
-from typing import Any, TypeGuard, TypeVar
-
-T = TypeVar("T")
-
 
 class CellfeedError(Exception):
     """Base of all errors that cellfeed raises on purpose.
@@ -130,90 +121,3 @@ class MissingDependencyError(CellfeedError, ImportError):
     ... except cellfeed.MissingDependencyError as error:
     ...     print(error)  # what to install
     """
-
-
-def is_real(value: object) -> TypeGuard[float]:
-    """Whether an argument is a number; ``True`` and ``False`` are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def is_whole(value: object) -> TypeGuard[int]:
-    """Whether an argument is a whole number, of Python or NumPy; ``True`` and ``False`` are none, nor is ``2.0``."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def nearest(name: object, candidates: Iterable[str]) -> str:
-    """Say which of the candidates a misspelt name may have meant.
-
-    Examples
-    --------
-    >>> nearest("cell_typ", ["cell_type", "assay"])
-    "did you mean 'cell_type'? There are: 'assay', 'cell_type'"
-    """
-    known = sorted(candidates)
-    by_case = {one.casefold(): one for one in known}
-    close = difflib.get_close_matches(str(name).casefold(), list(by_case), n=3, cutoff=0.6)
-    guess = f"did you mean {' or '.join(repr(by_case[one]) for one in close)}? " if close else ""
-    return f"{guess}There are: {', '.join(map(repr, known)) or 'none'}"
-
-
-MAX_SHOWN = 5
-"""Names that a message lists."""
-
-
-def some(names: Sequence[object]) -> str:
-    """List the first of some names, and say how many there are besides.
-
-    Examples
-    --------
-    >>> some(["A1BG", "A2M"]), some(range(8))
-    ("'A1BG', 'A2M'", '0, 1, 2, 3, 4 and 3 others')
-    """
-    shown = ", ".join(map(repr, names[:MAX_SHOWN]))
-    return f"{shown} and {len(names) - MAX_SHOWN} others" if len(names) > MAX_SHOWN else shown
-
-
-def shortened(text: str, n: int = 200) -> str:
-    """Return text of at most ``n`` characters: of longer ones the first, and dots."""
-    return text if len(text) <= n else f"{text[: n - 3]}..."
-
-
-def lacking(names: Sequence[T], among: Sequence[T]) -> list[T]:
-    """Return the names that are not among others, in their order."""
-    known = set(among)
-    return [name for name in names if name not in known]
-
-
-def ordered(argument: str, values: Any, error: type[CellfeedError] = SelectionError) -> list[Any]:
-    """Return the values of an argument whose order counts, as a list.
-
-    Raises
-    ------
-    error
-        If it is text, a set, which has another order in each process, or not iterable.
-
-    Examples
-    --------
-    >>> ordered("genes", (name for name in ["A1BG", "A2M"]))
-    ['A1BG', 'A2M']
-    """
-    if isinstance(values, (set, frozenset)):
-        raise error(
-            f"{argument}={values!r} is a set, which has another order in each process; give an ordered list, such as "
-            f"sorted({argument})"
-        )
-    if isinstance(values, str):
-        raise error(f"{argument}={values!r} must be a list of names: [{values!r}]")
-    try:
-        return list(values.to_pylist() if hasattr(values, "to_pylist") else values)  # of Arrow: scalars equal no text
-    except TypeError:
-        raise error(f"{argument}={values!r} must be a list") from None
-
-
-def warn_user(message: str) -> None:
-    """Warn at the line of the caller's own code, however deep in cellfeed the reason lies."""
-    level = 2  # 1 would be this line
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == "cellfeed":
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, UserWarning, stacklevel=level)

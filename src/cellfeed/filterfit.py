@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from cellfeed.errors import SelectionError, nearest, shortened, some
+from cellfeed.checks import nearest, shortened, some
+from cellfeed.errors import SelectionError
 
 FLIPPED = {ast.Lt: ast.Gt, ast.Gt: ast.Lt, ast.LtE: ast.GtE, ast.GtE: ast.LtE, ast.Eq: ast.Eq, ast.NotEq: ast.NotEq}
 """The operator of a comparison whose sides change places."""

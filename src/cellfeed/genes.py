@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cellfeed.errors import SelectionError, lacking, nearest
+from cellfeed.checks import lacking, nearest
+from cellfeed.errors import SelectionError
 from cellfeed.joinids import IntArray
 from cellfeed.query import JOINID, read_column
 from cellfeed.selection import Selection

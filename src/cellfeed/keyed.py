@@ -13,7 +13,8 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
-from cellfeed.errors import PlanError, is_whole
+from cellfeed.checks import is_whole
+from cellfeed.errors import PlanError
 
 
 class Purpose(IntEnum):

@@ -8,8 +8,8 @@ from typing import Any
 import numpy.typing as npt
 import pandas as pd
 
+from cellfeed.checks import warn_user
 from cellfeed.encoders import Encoder, LabelEncoder
-from cellfeed.errors import warn_user
 
 
 def warn_of_labels(encoders: Sequence[Encoder | None], obs: pd.DataFrame, *, plain: bool) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from cellfeed.checks import lacking, some
 from cellfeed.covariates import SEPARATOR
-from cellfeed.errors import StateError, lacking, some
+from cellfeed.errors import StateError
 
 OWN = "cellfeed"
 """Where a registry keeps the keys and the provenance of a data module."""

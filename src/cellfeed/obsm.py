@@ -12,7 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cellfeed import native
-from cellfeed.errors import SelectionError, nearest
+from cellfeed.checks import nearest
+from cellfeed.errors import SelectionError
 from cellfeed.experiment import open_uri
 from cellfeed.inference import array_of
 from cellfeed.joinids import IntArray, in_order

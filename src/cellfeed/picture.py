@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from cellfeed.checks import format_bytes
 from cellfeed.errors import PictureError
-from cellfeed.memory import format_bytes
 
 EXTENSIONS = (".png", ".svg", ".pdf")
 

@@ -10,13 +10,13 @@ from functools import partial
 import torch
 
 from cellfeed import budget
+from cellfeed.checks import format_bytes
 from cellfeed.errors import CellfeedError, ReadError
 from cellfeed.failures import lacks_memory
 from cellfeed.feed import cut, load_windows
 from cellfeed.integrity import VerifyingReader
 from cellfeed.joinids import read_bounds
 from cellfeed.layerreader import open_reader
-from cellfeed.memory import format_bytes
 from cellfeed.minibatch import HALVES, Assembler, DenseBuffers, HalvingReader, Minibatch, PaddedMinibatch
 from cellfeed.planner import Resources
 from cellfeed.prefetch import Prefetch

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cellfeed import budget, target
+from cellfeed.checks import format_bytes
 from cellfeed.errors import PlanError
 from cellfeed.forecast import evenly, forecast
 from cellfeed.joinids import IntArray
-from cellfeed.memory import format_bytes
 from cellfeed.plan import EpochPlan, World, chunk_bounds
 from cellfeed.reader import available_threads
 from cellfeed.report import Plan

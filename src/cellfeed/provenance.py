@@ -7,7 +7,8 @@ import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cellfeed.errors import StateError, lacking, some
+from cellfeed.checks import lacking, some
+from cellfeed.errors import StateError
 from cellfeed.redact import public_uri
 from cellfeed.selection import Selection
 from cellfeed.settings import Settings

@@ -14,9 +14,10 @@ import pandas as pd
 from cellfeed import native
 from cellfeed.address import ArrayAddress, is_remote
 from cellfeed.axisquery import as_axis_query
+from cellfeed.checks import nearest, ordered
 from cellfeed.emptiness import check_not_empty
 from cellfeed.encoders import Encoder, LabelEncoder, NamedEncoder, encode
-from cellfeed.errors import EncodeError, SelectionError, nearest, ordered
+from cellfeed.errors import EncodeError, SelectionError
 from cellfeed.experiment import check_experiment, reading
 from cellfeed.filterfit import fit_query
 from cellfeed.identity import created_as

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from cellfeed.memory import format_bytes
+from cellfeed.checks import format_bytes
 
 
 @dataclass(frozen=True)

@@ -31,11 +31,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from cellfeed.checks import ordered
 from cellfeed.covariates import Categories, read_numbers
 from cellfeed.datamodule import Loaders, Split, divide, open_dataset
 from cellfeed.dataset import ExperimentDataset
 from cellfeed.densify import densified
-from cellfeed.errors import EncodeError, MissingDependencyError, SelectionError, ordered
+from cellfeed.errors import EncodeError, MissingDependencyError, SelectionError
 from cellfeed.inference import inference_dataloader, with_joinids
 from cellfeed.modelregistry import (
     Known,

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, get_args
 import numpy as np
 
 from cellfeed.address import RETRY_DEADLINE_S
-from cellfeed.errors import PlanError, is_real, is_whole, nearest
+from cellfeed.checks import is_real, is_whole, nearest, parse_bytes
+from cellfeed.errors import PlanError
 from cellfeed.keyed import check_seed, fresh_seed
-from cellfeed.memory import parse_bytes
 from cellfeed.plan import Remainder
 from cellfeed.topology import check_ranks
 from cellfeed.transforms import check_transform

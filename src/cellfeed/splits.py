@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cellfeed.errors import PlanError, ordered
+from cellfeed.checks import ordered
+from cellfeed.errors import PlanError
 from cellfeed.joinids import IntArray
 from cellfeed.keyed import Purpose, permutation
 

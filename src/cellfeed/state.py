@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cellfeed.errors import StateError, is_whole
+from cellfeed.checks import is_whole
+from cellfeed.errors import StateError
 from cellfeed.plan import check_size
 from cellfeed.progress import Stage, Topology
 from cellfeed.schedule import MAX_SLICES, Mixing

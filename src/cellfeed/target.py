@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from cellfeed.budget import MemoryModel
+from cellfeed.checks import format_bytes, parse_bytes
 from cellfeed.effective import expected_batch_size, steady_batch_size, worst
 from cellfeed.errors import PlanError
 from cellfeed.joinids import IntArray
-from cellfeed.memory import format_bytes, parse_bytes
 from cellfeed.plan import EpochPlan
 from cellfeed.schedule import Mixing, best_mixing
 from cellfeed.walk import Walk

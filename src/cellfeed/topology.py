@@ -10,7 +10,8 @@ from types import FrameType
 import torch.distributed
 import torch.utils.data
 
-from cellfeed.errors import PlanError, is_whole, warn_user
+from cellfeed.checks import is_whole, warn_user
+from cellfeed.errors import PlanError
 from cellfeed.plan import World
 
 LAUNCHERS = {

@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cellfeed.checks import is_real, ordered, shortened, some, warn_user
 from cellfeed.densify import densified
-from cellfeed.errors import PlanError, SelectionError, is_real, ordered, shortened, some, warn_user
+from cellfeed.errors import PlanError, SelectionError
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
 

@@ -10,8 +10,9 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
+from cellfeed.checks import is_whole
 from cellfeed.dataset import ExperimentDataset
-from cellfeed.errors import PlanError, SelectionError, is_whole
+from cellfeed.errors import PlanError, SelectionError
 from cellfeed.genes import name_columns
 from cellfeed.settings import IN_ORDER
 from cellfeed.transforms import NormalizeTotal
