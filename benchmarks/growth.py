@@ -27,7 +27,6 @@ from cellfeed.rowbuilder import GeneTable
 from cellfeed.rowspace import RowSpace
 from cellfeed.slabs import SLAB_BYTES, Shelf
 from cellfeed.stats import Meter
-from cellfeed.tileindex import open_tiles
 from cellfeed.tilereader import TileReader
 
 NNZ_PER_CELL = 500
@@ -44,7 +43,7 @@ def store(folder: Path, **spec: int) -> str:
 def query_cost(uri: str, repeat: int = 30) -> float:
     """Seconds of a query that decodes a tile or none, of one row and the last gene: what every query pays."""
     dataset = ExperimentDataset(uri)
-    array = dataset._selection.X.open(1 << 20)
+    array = dataset._selection.source.X.open(1 << 20)
     rows, n_vars = dataset.shape
     last = np.array([[n_vars - 1, n_vars]])
     native.read_pages(array, np.array([[0, 1]]), last, lambda page: None)
@@ -61,7 +60,7 @@ def query_cost(uri: str, repeat: int = 30) -> float:
 def read_cost(uri: str, repeat: int = 30) -> float:
     """Seconds to read one row straight from the files."""
     selection = ExperimentDataset(uri)._selection
-    tiles = open_tiles(selection.X, selection.geometry)
+    tiles = selection.source.open_tiles(selection.geometry)
     assert tiles is not None
     genes = GeneTable.from_joinids(selection.var_joinids, selection.geometry.n_columns)
     with contextlib.closing(TileReader(tiles, genes, np.float32, meter=Meter())) as reader:

@@ -19,7 +19,7 @@ from numba import njit
 from cellfeed import ExperimentDataset
 from cellfeed.files import Piece
 from cellfeed.fragments import FIELDS
-from cellfeed.tileindex import FRAGMENTS, open_tiles
+from cellfeed.tileindex import FRAGMENTS
 from cellfeed.unfilter import CHUNK_BYTES, _unpack_chunk, _word
 from cellfeed.zstd import find_zstd
 
@@ -41,7 +41,7 @@ def unpack_all(data, starts, stops, how, zstd, scratch):
 def seconds(uri: str, n_threads: int) -> tuple[float, int]:
     """Seconds to unpack a store, and its values."""
     selection = ExperimentDataset(uri)._selection
-    index = open_tiles(selection.X, selection.geometry)
+    index = selection.source.open_tiles(selection.geometry)
     zstd = find_zstd()
     assert index is not None
     assert zstd is not None

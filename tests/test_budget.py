@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellfeed.budget import MemoryModel, decode_amplification, row_blocks_per_read
+from cellfeed.geometry import ArrayGeometry
 from cellfeed.joinids import JoinIds
-from cellfeed.selection import ArrayGeometry
 
 CENSUS = ArrayGeometry(
     row_extent=2048,

@@ -471,7 +471,7 @@ def test_the_users_context_and_timestamp_are_used_again(tmp_path):
     with soma.open(uri, context=context) as experiment:
         dataset = ExperimentDataset(experiment, batch_size=20, shuffle=False)
         pinned = experiment.tiledb_timestamp_ms
-    address = dataset._selection.X
+    address = dataset._selection.source.X
     assert address.timestamp_ms == pinned
     array = address.open(1 << 20)
     opened = array.context.tiledb_config

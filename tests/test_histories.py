@@ -9,7 +9,6 @@ import pytest
 import tiledbsoma as soma
 
 from cellfeed import ExperimentDataset, ReadError
-from cellfeed.tileindex import open_tiles
 from tests.stores import addressed, collect, consolidate, write_experiment
 
 N_OBS, N_VARS = 40, 12
@@ -61,7 +60,7 @@ def test_a_consolidated_array_is_read_directly_before_it_is_vacuumed(tmp_path, c
     uri = write_experiment(tmp_path / "s", addressed(N_OBS, N_VARS), n_fragments=3)
     consolidate(array_uri(uri), vacuum=False)
     dataset = dataset_of(uri)
-    index = open_tiles(dataset._selection.X, dataset._selection.geometry)
+    index = dataset._selection.source.open_tiles(dataset._selection.geometry)
     assert len(index.fragments) == 1
     assert np.array_equal(passed(dataset), as_tiledb_reads(uri))
 
@@ -103,7 +102,7 @@ def test_all_genes_are_those_of_var_whatever_the_shape_of_the_array(tmp_path, sh
         told = pd.DataFrame({**obs, "nnz": obs["nnz"] + more * (np.arange(N_OBS) == 17)})
         uri = write_experiment(tmp_path / name, X, told, columns=shape)
         dataset = dataset_of(uri)
-        assert open_tiles(dataset._selection.X, dataset._selection.geometry) is not None
+        assert dataset._selection.source.open_tiles(dataset._selection.geometry) is not None
         if more:
             with pytest.raises(ReadError, match="for soma_joinid 17 where obs tells nnz="):
                 passed(dataset)
@@ -114,5 +113,5 @@ def test_all_genes_are_those_of_var_whatever_the_shape_of_the_array(tmp_path, sh
 def test_values_without_a_filter_are_read(tmp_path):
     uri = write_experiment(tmp_path / "s", addressed(N_OBS, N_VARS), unfiltered=("soma_data",))
     dataset = dataset_of(uri)
-    assert open_tiles(dataset._selection.X, dataset._selection.geometry) is not None
+    assert dataset._selection.source.open_tiles(dataset._selection.geometry) is not None
     assert np.array_equal(passed(dataset), addressed(N_OBS, N_VARS).toarray())

@@ -97,7 +97,7 @@ def test_success_tells_no_secret(secretive, printed, monkeypatch):
         parts = dataset.random_split([0.5, 0.5], stratify="label")
         things = [dataset, loader, iterator, minibatch, *parts, dataset.plan(), dataset.stats(), dataset._selection]
         things += [dataset._settings, dataset._planner, dataset._passes, dataset._meter, dataset.obs_encoders]
-        things += [dataset.plan("label").as_dict(), dataset._selection.X, dataset._selection.obs]
+        things += [dataset.plan("label").as_dict(), dataset._selection.source.X, dataset._selection.source.obs]
         printed += [text for thing in things for text in (repr(thing), str(thing))]
         printed += [json.dumps(dataset.state_dict()), json.dumps(loader.state_dict())]
 

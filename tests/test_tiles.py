@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from cellfeed import ExperimentDataset, ReadError
 from cellfeed.address import ArrayAddress
 from cellfeed.fragments import UnknownLayout, parse_fragment, visible_fragments
-from cellfeed.query import _geometry
+from cellfeed.layer import SomaLayer
+from cellfeed.query import _layout_of
 from cellfeed.rowbuilder import GeneTable
 from cellfeed.stats import Meter
-from cellfeed.tileindex import open_tiles
+from cellfeed.tileindex import TileLayout
 from cellfeed.tilereader import TileReader
 from tests.fakes import as_csr, row_space
 from tests.stores import addressed, write_experiment
@@ -30,8 +31,12 @@ LATEST = 2**62
 def opened(uri, timestamp_ms=LATEST):
     address = ArrayAddress(f"{uri}/ms/RNA/X/raw", timestamp_ms, {})
     with soma.open(address.uri) as array:
-        geometry = _geometry(array)
-    return open_tiles(address, geometry), geometry
+        geometry, layout = _layout_of(array)
+    return layer_at(address, layout).open_tiles(geometry), geometry
+
+
+def layer_at(address, layout):
+    return SomaLayer(address, address, address, layout, created=None)
 
 
 def reader(uri, var_joinids=None, dtype=np.float32):
@@ -117,7 +122,9 @@ def test_what_is_not_known_is_left_to_tiledb(tmp_path, monkeypatch):
     assert opened(overlapping)[0] is None
     Path(tmp_path / "plain/ms/RNA/X/raw/__commits/__1_1_00_22.del").touch()
     assert opened(plain)[0] is None
-    assert open_tiles(ArrayAddress("tiledb://space/X", LATEST, {}), opened(plain)[1]) is None
+    _, geometry = opened(plain)
+    layout = TileLayout(filters=((), (), ()), row_major=True, allows_duplicates=True)
+    assert layer_at(ArrayAddress("tiledb://space/X", LATEST, {}), layout).open_tiles(geometry) is None
     assert not np.array_equal(X.toarray()[0, 0], 7)
     rows = np.concatenate([m.X.numpy() for m in ExperimentDataset(overlapping, batch_size=20, shuffle=False)])
     changed = X.toarray()

@@ -11,7 +11,7 @@ from typing import Any
 
 from cellfeed.errors import SelectionError
 from cellfeed.redact import public_uri, secrets_of
-from cellfeed.retry import ONCE, Retries
+from cellfeed.retry import ONCE, RETRY_DEADLINE_S, Retries
 from cellfeed.stats import Meter
 
 SAFE_SETTINGS = {
@@ -44,9 +44,6 @@ REMOTE_SETTINGS = {
 
 OBJECT_STORES = ("s3", "gcs", "gs", "azure")
 """Schemes of URIs of object stores."""
-
-RETRY_DEADLINE_S = 120.0
-"""Seconds after which a request to an object store is given up, unless the user says otherwise."""
 
 
 def is_remote(uri: str) -> bool:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from cellfeed.geometry import ArrayGeometry
 from cellfeed.joinids import IntArray, JoinIds
-from cellfeed.selection import ArrayGeometry
-from cellfeed.slabs import SLAB_BYTES
 
 MAX_BUFFER_BYTES = 30 << 20
 """A read buffer that glibc still takes from the heap (its largest mmap threshold is 32 MiB)."""
@@ -68,9 +67,6 @@ ORDERED_VALUES = 25e6
 
 BYTES_PER_CELL = 48
 """A cell's share of a window's plan and of row pointers."""
-
-MIN_SLAB_BYTES = 1 << 12
-"""Less is not worth its administration."""
 
 SAFETY = 3.0
 """Standard deviations of a random window's size for which there shall be room."""
@@ -161,11 +157,6 @@ def bytes_per_file_read(values_per_read: float) -> int:
 def reads_bytes(budget: int, per_read: int) -> int:
     """Bytes set aside for reads under way, whatever the number of cores: a quarter of the budget, or one read."""
     return max(budget // 4, per_read)
-
-
-def slab_bytes(pool: float, n_windows: int) -> int:
-    """Bytes of a slab: each of some open windows has one that is half empty, which shall be little of the pool."""
-    return max(MIN_SLAB_BYTES, min(SLAB_BYTES, 1 << int(math.log2(max(pool / (8 * n_windows), 1.0)))))
 
 
 def buffer_bytes(budget: int) -> int:

@@ -6,7 +6,7 @@ import difflib
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
 from typing import Any, TypeGuard, TypeVar
 
@@ -91,6 +91,27 @@ def ordered(argument: str, values: Any, error: type[CellfeedError] = SelectionEr
         return list(values.to_pylist() if hasattr(values, "to_pylist") else values)  # of Arrow: scalars equal no text
     except TypeError:
         raise error(f"{argument}={values!r} must be a list") from None
+
+
+def check_transform(transform: Any) -> Callable[[Any], Any]:
+    """Refuse what cannot be called with X alone."""
+    if isinstance(transform, type):
+        raise PlanError(
+            f"transform={transform.__name__} is a class, which is called to make a transform: give one, such as "
+            f"{transform.__name__}()"
+        )
+    if not callable(transform):
+        raise PlanError(
+            f"transform={transform!r} must be a callable that takes X and returns X, such as "
+            f"cellfeed.transforms.Compose(NormalizeTotal(), Log1p())"
+        )
+    return transform  # type: ignore[no-any-return]
+
+
+def check_name(argument: str, name: object) -> None:
+    """Raise a SelectionError if an argument is not a name, as text."""
+    if not isinstance(name, str) or not name:
+        raise SelectionError(f"{argument}={name!r} must be a name, as text")
 
 
 def warn_user(message: str) -> None:

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn
 
-from cellfeed.address import RETRY_DEADLINE_S
 from cellfeed.errors import CellfeedError
 from cellfeed.redact import redacted
+from cellfeed.retry import RETRY_DEADLINE_S
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

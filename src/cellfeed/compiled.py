@@ -24,7 +24,7 @@ from numba.core.compiler_lock import global_compiler_lock
 
 from cellfeed.checks import warn_user
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("cellfeed.kernels")
 
 
 def compiled(function: Callable[..., Any] | None = None, **options: Any) -> Any:

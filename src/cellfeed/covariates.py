@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cellfeed import query
 from cellfeed.checks import lacking, some
 from cellfeed.encoders import BatchEncoder, NamedEncoder
 from cellfeed.errors import EncodeError
+from cellfeed.labels import read_obs_column
 from cellfeed.selection import Selection
 
 UNSEEN = ("error", "extend")
@@ -109,7 +109,7 @@ def read_numbers(selection: Selection, columns: Sequence[str]) -> npt.NDArray[np
     """Read columns of numbers for all cells of a selection: float32, shape (n_obs, n_columns)."""
     out = np.empty((selection.n_obs, len(columns)), np.float32)
     for k, column in enumerate(columns):
-        numbers = pd.to_numeric(query.read_obs_column(selection, column), errors="coerce")
+        numbers = pd.to_numeric(read_obs_column(selection, column), errors="coerce")
         values = numbers.astype("Float64").to_numpy(dtype=np.float32, na_value=np.nan)
         n_bad = int((~np.isfinite(values)).sum())
         if n_bad:

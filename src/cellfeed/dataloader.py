@@ -56,7 +56,7 @@ class ExperimentDataLoader(DataLoader[Minibatch | PaddedMinibatch]):
     def __init__(self, dataset: ExperimentDataset, num_workers: int = 0, **kwargs: Any) -> None:
         self._passes, self._delivered = dataset._passes, dataset._delivered
         self._workers: WorkerGroup | None = None
-        self._address = dataset._selection.X
+        self._address = dataset._selection.source
         self._repeats = "batch_sampler" in kwargs
         self._first: int | None = None
         if num_workers and kwargs.get("multiprocessing_context") != "fork":

@@ -14,8 +14,8 @@ from cellfeed.dataset import ExperimentDataset
 from cellfeed.errors import PlanError
 from cellfeed.genes import identify_columns
 from cellfeed.inference import InferenceDataLoader, inference_dataloader
+from cellfeed.opening import is_axis_query
 from cellfeed.provenance import check_classes, check_record
-from cellfeed.query import is_axis_query
 from cellfeed.settings import IN_ORDER
 
 PARTS = ("train", "validation", "test")

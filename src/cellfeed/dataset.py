@@ -14,29 +14,27 @@ import numpy.typing as npt
 import pandas as pd
 from torch.utils.data import IterableDataset
 
-from cellfeed import budget, query, splits
-from cellfeed.address import RETRY_DEADLINE_S
+from cellfeed import budget, splits
 from cellfeed.delivered import Delivered
 from cellfeed.encoders import Encoder
-from cellfeed.errors import SelectionError
-from cellfeed.experiment import open_experiment, retrying
-from cellfeed.genes import find_selected, identify_columns, name_columns
+from cellfeed.genes import find_selected, gene_list, identify_columns, name_columns
 from cellfeed.joinids import IntArray
 from cellfeed.keyed import check_seed
+from cellfeed.labels import read_obs_column
 from cellfeed.minibatch import DenseBuffers, Minibatch, PaddedMinibatch, quiet_beta_warning
-from cellfeed.native import refuse_fork
+from cellfeed.opening import select_from_experiment, select_from_query
 from cellfeed.passes import Passes
 from cellfeed.pipeline import stream
 from cellfeed.plan import Remainder, World
 from cellfeed.planner import Planner
 from cellfeed.provenance import make_record
-from cellfeed.redact import redacted
 from cellfeed.report import Plan
+from cellfeed.retry import RETRY_DEADLINE_S
 from cellfeed.selection import Selection
 from cellfeed.settings import Settings, with_defaults
 from cellfeed.stats import Meter, Stats
-from cellfeed.topology import find_ranks, find_worker, refuse_loader
-from cellfeed.transforms import SelectGenes, Transform, columns_after, gene_list
+from cellfeed.topology import available_threads, find_ranks, find_worker, refuse_fork, refuse_loader
+from cellfeed.transforms import SelectGenes, Transform, columns_after
 from cellfeed.workers import Sendable
 
 
@@ -181,16 +179,22 @@ class ExperimentDataset(Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
             remainder=remainder,
             rank=rank,
             world_size=world_size,
-            retry_deadline_s=retry_deadline_s,
             transform=transform,
         )
         meter = Meter()
-        with (
-            retrying(experiment, context, settings.retry_deadline_s, meter) as retries,
-            open_experiment(experiment, context, retries) as opened,
-        ):
-            axis_query = query.make_axis_query(opened, measurement_name, obs_query, var_query, retries)
-            selection = query.select(axis_query, X_name, obs_column_names, encoders, retries, allow_empty=allow_empty)
+        selection = select_from_experiment(
+            experiment,
+            measurement_name=measurement_name,
+            X_name=X_name,
+            obs_query=obs_query,
+            var_query=var_query,
+            obs_column_names=obs_column_names,
+            encoders=encoders,
+            retry_deadline_s=retry_deadline_s,
+            context=context,
+            allow_empty=allow_empty,
+            meter=meter,
+        )
         self._set_up(selection, settings, meter)
 
     @classmethod
@@ -201,6 +205,7 @@ class ExperimentDataset(Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
         X_name: str = "raw",
         obs_column_names: Sequence[str] = (),
         encoders: Sequence[Encoder] | None = None,
+        retry_deadline_s: float = RETRY_DEADLINE_S,
         allow_empty: bool = False,
         **parameters: Any,
     ) -> Self:
@@ -210,7 +215,7 @@ class ExperimentDataset(Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
         ----------
         axis_query
             ``experiment.axis_query(measurement_name, obs_query=..., var_query=...)``, open.
-        X_name, obs_column_names, encoders, allow_empty, parameters
+        X_name, obs_column_names, encoders, retry_deadline_s, allow_empty, parameters
             As for the class.
 
         Returns
@@ -226,19 +231,17 @@ class ExperimentDataset(Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
         >>> dataset.shape
         (182, 765)
         """
-        if not query.is_axis_query(axis_query):
-            raise SelectionError(
-                f"axis_query={redacted(repr(axis_query))} must be a tiledbsoma.ExperimentAxisQuery: "
-                f'experiment.axis_query("RNA", obs_query=...)'
-            )
         settings = Settings.check(**with_defaults(ExperimentDataset.__init__, parameters))
         meter = Meter()
-        with (
-            retrying(axis_query.experiment, None, settings.retry_deadline_s, meter) as retries,
-            open_experiment(axis_query.experiment, None, retries) as opened,
-        ):
-            fitted = query.fit_axis_query(axis_query, opened, retries)
-            selection = query.select(fitted, X_name, obs_column_names, encoders, retries, allow_empty=allow_empty)
+        selection = select_from_query(
+            axis_query,
+            X_name=X_name,
+            obs_column_names=obs_column_names,
+            encoders=encoders,
+            retry_deadline_s=retry_deadline_s,
+            allow_empty=allow_empty,
+            meter=meter,
+        )
         return cls._made_of(selection, settings, meter)
 
     @classmethod
@@ -447,7 +450,7 @@ class ExperimentDataset(Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
 
     def _labels(self, column: str) -> npt.NDArray[np.int64]:
         """One code per cell for the values of a column of obs."""
-        values = query.read_obs_column(self._selection, column)
+        values = read_obs_column(self._selection, column)
         return np.asarray(pd.factorize(values, use_na_sentinel=False)[0], dtype=np.int64)
 
     def gene_names(self, column: str | None = None) -> npt.NDArray[Any]:
@@ -598,7 +601,7 @@ class ExperimentDataset(Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
             self._selection,
             self._settings,
             self._passes.windows(this, worker),
-            self._planner.resources(this.topology.num_workers),
+            self._planner.resources(this.topology.num_workers, available_threads()),
             buffers=self._buffers,
             meter=self._meter,
             watched=lambda reader: self._workers.watch.watched(reader, worker) if self._workers else reader,

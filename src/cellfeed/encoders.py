@@ -7,7 +7,8 @@ The names and the protocol are those of the published Census loader
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,6 @@ import pandas as pd
 
 from cellfeed.checks import is_whole, ordered
 from cellfeed.errors import EncodeError
-from cellfeed.redact import told_as
 from cellfeed.vocabulary import Vocabulary, code_dtype, plain_values
 
 
@@ -61,6 +61,15 @@ class Encoder(abc.ABC):
     @abc.abstractmethod
     def inverse_transform(self, codes: npt.ArrayLike) -> npt.ArrayLike:
         """Return the values that the codes stand for."""
+
+
+@contextlib.contextmanager
+def _as_encode_error(what: str) -> Iterator[None]:
+    """Raise an error of the body as an EncodeError that begins with ``what``."""
+    try:
+        yield
+    except Exception as cause:
+        raise EncodeError(f"{what}: {str(cause) or type(cause).__name__}") from cause
 
 
 def encode(encoder: Encoder, frame: pd.DataFrame) -> npt.NDArray[Any]:
@@ -196,7 +205,7 @@ class LabelEncoder(NamedEncoder):
         if self._is_fixed:
             return
         column = _column(obs, self._column, self._name)
-        with told_as(EncodeError, f"encoder {self._name!r} cannot put the values of its column in order"):
+        with _as_encode_error(f"encoder {self._name!r} cannot put the values of its column in order"):
             self._vocabulary = Vocabulary(column, with_missing=self._unknown == "error")
 
     @property
@@ -296,7 +305,7 @@ class BatchEncoder(NamedEncoder):
     def fit(self, obs: pd.DataFrame) -> None:
         """Learn the distinct combinations."""
         columns = [_column(obs, column, self._name) for column in self._columns]
-        with told_as(EncodeError, f"encoder {self._name!r} cannot put the values of its columns in order"):
+        with _as_encode_error(f"encoder {self._name!r} cannot put the values of its columns in order"):
             self._vocabularies = [Vocabulary(column) for column in columns]
         combinations = 1
         for vocabulary in self._vocabularies:
@@ -405,7 +414,7 @@ def _replace_unknown(codes: npt.NDArray[Any], unknown: int | str, encoder: str, 
 
 
 def _decode(values: npt.NDArray[Any], codes: npt.ArrayLike, encoder: str) -> npt.NDArray[Any]:
-    with told_as(EncodeError, f"encoder {encoder!r}: codes must be integers in an array"):
+    with _as_encode_error(f"encoder {encoder!r}: codes must be integers in an array"):
         index = np.asarray(codes)
     if index.ndim == 2 and index.shape[1] == 1:  # obs of one column, which scikit-learn's encoders take so
         index = index[:, 0]

@@ -6,10 +6,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cellfeed import budget
+from cellfeed.cells import Cells
 from cellfeed.effective import batch_size_in_order, composition, expected_batch_size, worst
 from cellfeed.plan import EpochPlan, World
 from cellfeed.report import Plan
-from cellfeed.selection import Selection
 from cellfeed.walk import Walk
 
 WINDOWS_SAMPLED = 128
@@ -22,7 +22,7 @@ ARRIVALS_SAMPLED = 16
 def forecast(
     plan: EpochPlan,
     world: World,
-    selection: Selection,
+    cells: Cells,
     memory: budget.MemoryModel,
     label: str | None,
     codes: npt.NDArray[np.integer] | None,
@@ -33,8 +33,8 @@ def forecast(
     ----------
     plan, world
         Of the epoch; who walks.
-    selection
-        What is read.
+    cells
+        The selected cells.
     memory
         What is held at once.
     label, codes
@@ -43,8 +43,8 @@ def forecast(
     walk = Walk(plan, *plan.stretch(world))
     sizes, pool = np.diff(plan.bounds), largest_pool(walk, memory)
     return Plan(
-        n_obs=selection.n_obs,
-        n_vars=selection.n_vars,
+        n_obs=cells.n_obs,
+        n_vars=cells.n_vars,
         chunk_rows=float(sizes.mean()) if len(sizes) else 0.0,
         n_chunks=len(sizes),
         chunks_per_block=min(plan.mixing.mixed, max(len(sizes), 1)),
@@ -53,7 +53,7 @@ def forecast(
         batch_size=plan.batch_size,
         pool_bytes=int(pool),
         peak_memory_bytes=memory.peak(pool),
-        decode_amplification=decode_amplification(walk, selection),
+        decode_amplification=decode_amplification(walk, cells),
         effective_batch_size=effective_batch_size(plan, walk, codes),
         label=label,
         shuffle=plan.shuffle,
@@ -83,12 +83,12 @@ def _pool(walk: Walk, k: int, memory: budget.MemoryModel) -> float:
     return float((memory.chunks[chunks] * part).sum()) + float(sum(memory.chunks[more].sum() for more in coming))
 
 
-def decode_amplification(walk: Walk, selection: Selection) -> float:
+def decode_amplification(walk: Walk, cells: Cells) -> float:
     """Values decoded for each one wanted, judged by some arrivals."""
     when = np.unique(walk.schedule.arrive)
     chosen = [int(when[k]) for k in evenly(len(when), ARRIVALS_SAMPLED)]
     positions = [arrival.positions for k in chosen for arrival in walk.arrivals(k, since=k)]
-    return budget.decode_amplification(selection.joinids, positions, selection.geometry)
+    return budget.decode_amplification(cells.joinids, positions, cells.geometry)
 
 
 def evenly(n: int, at_most: int) -> list[int]:

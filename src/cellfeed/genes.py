@@ -9,15 +9,56 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cellfeed.checks import lacking, nearest
-from cellfeed.errors import SelectionError
+from cellfeed.checks import lacking, nearest, ordered, shortened, some, warn_user
+from cellfeed.errors import PlanError, SelectionError
 from cellfeed.joinids import IntArray
-from cellfeed.query import JOINID, read_column
 from cellfeed.selection import Selection
-from cellfeed.transforms import find_genes
+
+JOINID = "soma_joinid"
 
 NAMES = ("feature_id", "var_id", "feature_name")
 """Columns of var that name genes: that of a Census; the index, as tiledbsoma.io writes it; and the symbols."""
+
+
+def gene_list(genes: Any) -> list[str]:
+    """Return the names of genes as a list, in their order; refuse what is no name, and names that come twice."""
+    names: list[str] = ordered("genes", genes)
+    if not names:
+        raise SelectionError("genes=[] selects nothing; give the names of one gene or more")
+    others = [gene for gene in names if not isinstance(gene, str)]
+    if others:
+        raise SelectionError(f"genes={shortened(repr(names))} must be names, as text; {others[0]!r} is none")
+    if len(set(names)) != len(names):
+        raise SelectionError(f"genes={some(names)} must be a list of names, none of them twice")
+    return names
+
+
+def find_genes(
+    genes: Sequence[str], among: Sequence[str] | npt.NDArray[Any], missing: str = "error"
+) -> npt.NDArray[np.int64]:
+    """Return the place of each gene among the columns, -1 for missing ones where those are to be zeros."""
+    if missing not in ("error", "zeros"):
+        raise PlanError(f'missing={missing!r} must be "error" or "zeros"')
+    genes = gene_list(genes)
+    place: dict[str, int] = {}
+    wanted, twice = set(genes), []
+    for k, name in enumerate(among):
+        if name in wanted and place.setdefault(name, k) != k:
+            twice.append(name)
+    if twice:
+        raise SelectionError(
+            f"genes {some(twice)} stand for several columns each; name genes by a column of var whose values differ, "
+            f"such as feature_id"
+        )
+    absent = [name for name in genes if name not in place]
+    if absent:
+        told = f"{len(absent)} of {len(genes)} genes are not in the store: {some(absent)}"
+        if missing == "error" or len(absent) == len(genes):
+            raise SelectionError(
+                f'{told}; leave them out, name genes by the right column of var, or take missing="zeros"'
+            )
+        warn_user(f"{told}; their columns are zeros")
+    return np.array([place.get(name, -1) for name in genes], np.int64)
 
 
 def read_genes(selection: Selection, column: str | None = None) -> npt.NDArray[Any]:
@@ -36,7 +77,7 @@ def read_genes(selection: Selection, column: str | None = None) -> npt.NDArray[A
             raise SelectionError(f"var has {asked}; name genes by another: {nearest(column or NAMES[0], known)}")
         return chosen
 
-    names = read_column(selection.var, selection.var_joinids, "names of genes", choose).astype(object)
+    names = selection.source.read_var(selection.var_joinids, "names of genes", choose).astype(object)
     return np.array(
         [str(name) if there else None for name, there in zip(names, names.notna(), strict=True)], dtype=object
     )
@@ -80,10 +121,10 @@ def _columns_that_hold(selection: Selection, names: Sequence[str]) -> dict[str, 
         columns.extend(name for name in known if name != JOINID)
         return JOINID
 
-    read_column(selection.var, selection.var_joinids, "names of columns", note)
+    selection.source.read_var(selection.var_joinids, "names of columns", note)
     found = {}
     for column in columns:
-        values = read_column(selection.var, selection.var_joinids, "names of genes", partial(_return, column))
+        values = selection.source.read_var(selection.var_joinids, "names of genes", partial(_return, column))
         found[column] = len(set(names) & set(values.dropna().astype(str)))
     return {column: n for column, n in found.items() if n}
 

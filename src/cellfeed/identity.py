@@ -9,7 +9,7 @@ from cellfeed.errors import ReadError
 from cellfeed.failures import is_transient
 from cellfeed.fragments import UnknownLayout
 from cellfeed.retry import Retries
-from cellfeed.tileindex import files_of
+from cellfeed.vfs import files_of
 
 ADVICE = "it was overwritten or damaged since the dataset was made. Restore it, or make the dataset anew"
 

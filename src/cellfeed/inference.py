@@ -15,7 +15,7 @@ from cellfeed.dataloader import ExperimentDataLoader, make_dataloader
 from cellfeed.dataset import ExperimentDataset
 from cellfeed.errors import PlanError
 from cellfeed.joinids import IntArray, in_order
-from cellfeed.minibatch import Minibatch, PaddedMinibatch, moved
+from cellfeed.minibatch import Minibatch, PaddedMinibatch, array_of, moved
 from cellfeed.settings import IN_ORDER, Settings
 from cellfeed.topology import find_ranks
 
@@ -199,11 +199,3 @@ def _whole(rows: Any) -> npt.NDArray[Any]:
     if isinstance(rows, (list, tuple)) and len(rows) and hasattr(rows[0], "shape") and rows[0].ndim:
         return np.concatenate([_whole(piece) for piece in rows])
     return array_of(rows)
-
-
-def array_of(rows: Any) -> npt.NDArray[Any]:
-    """Return rows as an array: a tensor on any device, with a gradient, or of bfloat16, which NumPy lacks, too."""
-    if isinstance(rows, torch.Tensor):
-        rows = rows.detach().cpu()
-        rows = (rows.float() if rows.dtype == torch.bfloat16 else rows).numpy()
-    return np.asarray(rows)

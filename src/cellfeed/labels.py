@@ -1,4 +1,4 @@
-"""Warnings about labels: of a class that is made of cells without a label, and of numbers that became codes."""
+"""Labels of cells: columns of obs, and warnings about a class of cells without a label and about numbers as labels."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 import numpy.typing as npt
 import pandas as pd
 
-from cellfeed.checks import warn_user
+from cellfeed.checks import check_name, nearest, warn_user
 from cellfeed.encoders import Encoder, LabelEncoder
+from cellfeed.errors import SelectionError
+from cellfeed.selection import Selection
 
 
 def warn_of_labels(encoders: Sequence[Encoder | None], obs: pd.DataFrame, *, plain: bool) -> None:
@@ -48,3 +50,16 @@ def _codes_are_not_values(values: npt.NDArray[Any]) -> bool:
     if not numbers or not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in numbers):
         return False
     return numbers != list(range(len(numbers))) or any(isinstance(value, float) for value in numbers)
+
+
+def read_obs_column(selection: Selection, column: str) -> pd.Series[Any]:
+    """Read one column of obs for the cells of a selection, in their order."""
+    check_name("a column of obs", column)
+
+    def choose(known: Sequence[str]) -> str:
+        if column not in known:
+            raise SelectionError(f"obs has no column {column!r}; {nearest(column, known)}")
+        return column
+
+    values: pd.Series[Any] = selection.source.read_obs(selection.joinids[:], f"column {column!r}", choose)
+    return values

@@ -19,7 +19,6 @@ from cellfeed.errors import ReadError
 from cellfeed.joinids import IntArray
 from cellfeed.rows import Rows
 from cellfeed.rowspace import PlacedRows, Reader, RowSpace
-from cellfeed.transforms import Scaling
 
 
 class Minibatch(NamedTuple):
@@ -95,6 +94,14 @@ def moved(tensors: tuple[torch.Tensor, ...], device: Any, non_blocking: bool | N
     return (tensor.to(device, non_blocking=non_blocking) for tensor in tensors)
 
 
+def array_of(rows: Any) -> npt.NDArray[Any]:
+    """Return rows as an array: a tensor on any device, with a gradient, or of bfloat16, which NumPy lacks, too."""
+    if isinstance(rows, torch.Tensor):
+        rows = rows.detach().cpu()
+        rows = (rows.float() if rows.dtype == torch.bfloat16 else rows).numpy()
+    return np.asarray(rows)
+
+
 class DenseBuffers:
     """Memory for dense minibatches, used again once nobody holds the tensor that was made of it.
 
@@ -124,6 +131,15 @@ class DenseBuffers:
         with self._lock:
             if len(self._free) < self._keep:
                 self._free.append(memory)
+
+
+class Scaling(NamedTuple):
+    """What may be done to values while they are copied to a minibatch."""
+
+    target: float
+    """Of :class:`~cellfeed.transforms.NormalizeTotal`; 0 leaves totals as they are."""
+    log: bool
+    """Whether :class:`~cellfeed.transforms.Log1p` follows."""
 
 
 MAX_GATHERERS = 8

@@ -17,7 +17,6 @@ from typing import Any
 import pyarrow as pa
 
 from cellfeed.address import SAFE_SETTINGS
-from cellfeed.errors import CellfeedError
 from cellfeed.joinids import IntArray
 
 COLUMNS = ("soma_dim_0", "soma_dim_1", "soma_data")
@@ -125,16 +124,6 @@ _imported_by = os.getpid()
 def is_forked() -> bool:
     """Whether this process is a forked child of the one that imported cellfeed."""
     return os.getpid() != _imported_by
-
-
-def refuse_fork(made_by: int) -> None:
-    """Refuse what another process made, by its id: TileDB's threads exist in the process that made them only."""
-    if os.getpid() != made_by:
-        raise CellfeedError(
-            "this dataset was made before the process was forked, and TileDB's threads do not survive a fork: make it "
-            "in the forked process (under Lightning's ddp_fork: in setup()), or start processes with "
-            'multiprocessing_context="spawn", as cellfeed.experiment_dataloader does, or use num_workers=0'
-        )
 
 
 def of_this_process(experiment: Any) -> contextlib.AbstractContextManager[Any]:

@@ -15,8 +15,8 @@ from cellfeed import native
 from cellfeed.checks import nearest
 from cellfeed.errors import SelectionError
 from cellfeed.experiment import open_uri
-from cellfeed.inference import array_of
 from cellfeed.joinids import IntArray, in_order
+from cellfeed.minibatch import array_of
 from cellfeed.redact import public_uri, secrets_of, told_as
 
 ROWS_PER_TILE = 2048

@@ -16,7 +16,6 @@ from cellfeed.failures import lacks_memory
 from cellfeed.feed import cut, load_windows
 from cellfeed.integrity import VerifyingReader
 from cellfeed.joinids import read_bounds
-from cellfeed.layerreader import open_reader
 from cellfeed.minibatch import HALVES, Assembler, DenseBuffers, HalvingReader, Minibatch, PaddedMinibatch
 from cellfeed.planner import Resources
 from cellfeed.prefetch import Prefetch
@@ -25,6 +24,7 @@ from cellfeed.rows import Rows
 from cellfeed.rowspace import Reader
 from cellfeed.selection import Selection
 from cellfeed.settings import Settings
+from cellfeed.slabs import choose_slab_bytes
 from cellfeed.stats import Meter
 from cellfeed.transforms import Transform, apply, check_result, split_scaling
 from cellfeed.walk import Window
@@ -46,7 +46,7 @@ def stream(
 
     ``watched`` may wrap the reader.
     """
-    retries = selection.X.retries(n_threads=resources.n_requests, meter=meter)
+    retries = selection.source.retries(n_threads=resources.n_requests, meter=meter)
     source = _produce(
         selection, settings, windows, resources, buffers=buffers, meter=meter, retries=retries, watched=watched
     )
@@ -103,7 +103,7 @@ def _produce(
     watched: Callable[[Reader], Reader],
 ) -> Generator[Yielded, None, None]:
     geometry = selection.geometry
-    reader, rows_per_read, n_threads = open_reader(
+    reader, rows_per_read, n_threads = selection.source.open_reader(
         selection, resources, verify=settings.verify == "error", meter=meter, retries=retries
     )
     if settings.verify == "error":
@@ -123,7 +123,7 @@ def _produce(
         ),
         n_threads=n_threads,
         ahead=resources.windows_ahead,
-        slab_bytes=resources.slab_bytes,
+        slab_bytes=choose_slab_bytes(resources.pool_bytes, resources.n_windows),
         meter=meter,
     )
     cuts = cut(loaded, settings.batch_size)

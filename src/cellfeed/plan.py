@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from cellfeed.checks import is_whole
 from cellfeed.errors import PlanError
 from cellfeed.joinids import IntArray
 from cellfeed.keyed import Purpose, permutation, stratified
@@ -56,6 +57,19 @@ class World:
             if size < 1 or not 0 <= index < size:
                 raise PlanError(f"{name}={index} of {size} is impossible: it must be from 0 to {size - 1}")
         check_size(self.world_size, self.num_workers)
+
+
+def check_ranks(rank: object, world_size: object) -> tuple[int, int] | tuple[None, None]:
+    """Return explicit ranks as they are, or refuse those that cannot be."""
+    if (rank is None) != (world_size is None):
+        raise PlanError(f"rank={rank!r} and world_size={world_size!r} go together: give both or neither")
+    if rank is None:
+        return None, None
+    for name, value in (("rank", rank), ("world_size", world_size)):
+        if not is_whole(value):
+            raise PlanError(f"{name}={value!r} must be an integer")
+    world = World(int(rank), int(world_size))  # type: ignore[call-overload]
+    return world.rank, world.world_size
 
 
 @dataclass(frozen=True)

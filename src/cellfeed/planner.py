@@ -10,15 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from cellfeed import budget, target
+from cellfeed.cells import Cells
 from cellfeed.checks import format_bytes
 from cellfeed.errors import PlanError
 from cellfeed.forecast import evenly, forecast
 from cellfeed.joinids import IntArray
 from cellfeed.plan import EpochPlan, World, chunk_bounds
-from cellfeed.reader import available_threads
 from cellfeed.report import Plan
 from cellfeed.schedule import Mixing, best_mixing
-from cellfeed.selection import Selection
 from cellfeed.settings import Settings
 
 CHUNKS_SAMPLED = 64
@@ -45,8 +44,10 @@ class Resources:
         Wanted rows of one query at most.
     windows_ahead
         Windows that are read ahead.
-    slab_bytes
-        Bytes in which the memory of a window grows.
+    pool_bytes
+        Bytes of the pool, on average.
+    n_windows
+        Windows of which the pool holds cells.
     pool_dtype
         Type of values that no small integer holds.
     """
@@ -59,15 +60,16 @@ class Resources:
     buffer_bytes: int
     rows_per_read: int
     windows_ahead: int
-    slab_bytes: int
+    pool_bytes: float
+    n_windows: int
     pool_dtype: np.dtype[Any]
 
 
 class Planner:
     """Plans epochs over a selection; orders do not depend on the machine."""
 
-    def __init__(self, selection: Selection, settings: Settings) -> None:
-        self._selection = selection
+    def __init__(self, cells: Cells, settings: Settings) -> None:
+        self._cells = cells
         self._settings = settings
         self._mixings: dict[int, Mixing] = {}
 
@@ -79,10 +81,10 @@ class Planner:
 
         0 where chunks are of so many selected cells.
         """
-        extent, settings = self._selection.geometry.row_extent, self._settings
+        extent, settings = self._cells.geometry.row_extent, self._settings
         if settings.soma_chunk_size is not None:
             return 0
-        if settings.mixing is None or self._selection.n_obs == 0:
+        if settings.mixing is None or self._cells.n_obs == 0:
             return extent
         return target.choose(
             settings.mixing,
@@ -98,13 +100,13 @@ class Planner:
 
     def _bounds(self, chunk_rows: int) -> IntArray:
         if chunk_rows == 0 and self._settings.soma_chunk_size is not None:
-            return chunk_bounds(self._selection.n_obs, self._settings.soma_chunk_size)
-        return self._selection.joinids.row_block_bounds(chunk_rows)
+            return chunk_bounds(self._cells.n_obs, self._settings.soma_chunk_size)
+        return self._cells.joinids.row_block_bounds(chunk_rows)
 
     def _candidate(self, chunk_rows: int) -> target.Candidate:
         bounds = self._bounds(chunk_rows)
         lone = [np.arange(bounds[k], bounds[k + 1]) for k in evenly(len(bounds) - 1, CHUNKS_SAMPLED)]
-        amplification = budget.decode_amplification(self._selection.joinids, lone, self._selection.geometry)
+        amplification = budget.decode_amplification(self._cells.joinids, lone, self._cells.geometry)
         held = self._bytes_held(bounds, self._values(bounds))
         return target.Candidate(chunk_rows, bounds, partial(self._memory_of, held), amplification)
 
@@ -114,7 +116,7 @@ class Planner:
 
     @cached_property
     def _row_block_bounds(self) -> IntArray:
-        return self._bounds(self._selection.geometry.row_extent)
+        return self._bounds(self._cells.geometry.row_extent)
 
     @cached_property
     def _row_block_values(self) -> npt.NDArray[np.float64]:
@@ -122,21 +124,21 @@ class Planner:
 
     def _values(self, bounds: IntArray) -> npt.NDArray[np.float64]:
         """Count stored values of each chunk: as obs tells them, else by the mean of the array; of selected genes."""
-        sizes, selection = np.diff(bounds), self._selection
-        if selection.nnz is None:
-            values = sizes * selection.geometry.values_per_row
+        sizes, cells = np.diff(bounds), self._cells
+        if cells.nnz is None:
+            values = sizes * cells.geometry.values_per_row
         elif len(sizes):
-            values = np.add.reduceat(selection.nnz, bounds[:-1], dtype=np.float64)
+            values = np.add.reduceat(cells.nnz, bounds[:-1], dtype=np.float64)
         else:
             values = np.zeros(0)
-        return np.minimum(values, sizes * float(selection.n_vars))
+        return np.minimum(values, sizes * float(cells.n_vars))
 
     # ------------------------------------------------------------------ memory
 
     @property
     def pool_dtype(self) -> np.dtype[Any]:
         """Type of values in the pool that no small integer holds."""
-        store = np.dtype(self._selection.geometry.dtype)
+        store = np.dtype(self._cells.geometry.dtype)
         if self._settings.X_dtype == "store" or store.itemsize < 4:
             return store
         return np.dtype(np.float32)
@@ -150,16 +152,16 @@ class Planner:
     @property
     def _kept_bytes(self) -> int:
         """Bytes of a value in the pool at most: its gene and itself."""
-        return (2 if self._selection.n_vars <= 1 << 16 else 4) + self.pool_dtype.itemsize
+        return (2 if self._cells.n_vars <= 1 << 16 else 4) + self.pool_dtype.itemsize
 
-    def resources(self, num_workers: int = 1) -> Resources:
-        """Divide cores and budget among the processes of a loader."""
+    def resources(self, num_workers: int, n_cores: int) -> Resources:
+        """Divide the cores of this machine and the budget among the processes of a loader."""
         share = self._settings.memory_budget // num_workers
-        cores, per_query = max(1, available_threads() // num_workers), self._bytes_per_query(share)
+        cores, per_query = max(1, n_cores // num_workers), self._bytes_per_query(share)
         room = budget.reads_bytes(share, per_query)
         rows_per_file_read = self._rows_per_file_read(room)
         per_file_read = budget.bytes_per_file_read(self._values_of(max(rows_per_file_read, self._rows_per_read(share))))
-        n_reads = budget.REMOTE_READS if self._selection.X.is_remote else cores
+        n_reads = budget.REMOTE_READS if self._cells.is_remote else cores
         mixing = self.mixing(num_workers)
         pool = mixing.held * float(self._chunk_bytes.mean()) if len(self._chunk_bytes) else 0.0
         return Resources(
@@ -171,19 +173,20 @@ class Planner:
             buffer_bytes=budget.buffer_bytes(share),
             rows_per_read=self._rows_per_read(share),
             windows_ahead=mixing.ahead if self._settings.use_eager_fetch else 0,
-            slab_bytes=budget.slab_bytes(pool, mixing.slices + mixing.ahead),
+            pool_bytes=pool,
+            n_windows=mixing.slices + mixing.ahead,
             pool_dtype=self.pool_dtype,
         )
 
     def _rows_per_read(self, memory_budget: int) -> int:
-        geometry = self._selection.geometry
+        geometry = self._cells.geometry
         row_blocks = budget.row_blocks_per_read(geometry, kept_bytes=self._kept_bytes, memory_budget=memory_budget)
         return max(row_blocks * geometry.row_extent, budget.MIN_ROWS_PER_READ)
 
     def _rows_per_file_read(self, room: int) -> int:
         """Rows of a read of files: a row-block; on an object store as many as are worth its latency, if they fit."""
-        least = max(self._selection.geometry.row_extent, budget.MIN_ROWS_PER_READ)
-        if not self._selection.X.is_remote:
+        least = max(self._cells.geometry.row_extent, budget.MIN_ROWS_PER_READ)
+        if not self._cells.is_remote:
             return least
         affordable = room / budget.REMOTE_READS / budget.PACKED_BYTES_PER_VALUE
         return max(least, int(min(budget.REMOTE_READ_VALUES, affordable) / max(self._deepest, 1.0)))
@@ -225,9 +228,9 @@ class Planner:
 
     def _memory_of(self, chunks: npt.NDArray[np.float64], memory_budget: int) -> budget.MemoryModel:
         """Say what is held; the number of cores is no part of it, or orders would differ between machines."""
-        settings, selection = self._settings, self._selection
-        n_cells = max(selection.n_obs, 1)
-        per_cell = selection.n_vars * self._x_bytes
+        settings, cells = self._settings, self._cells
+        n_cells = max(cells.n_obs, 1)
+        per_cell = cells.n_vars * self._x_bytes
         if settings.return_sparse_X:
             per_cell = int(self._n_values / n_cells * (4 + self._x_bytes))
         held = budget.MINIBATCHES_HELD if settings.use_eager_fetch else budget.MINIBATCHES_HELD - 1
@@ -250,14 +253,14 @@ class Planner:
         settings, n_chunks = self._settings, max(len(self.bounds) - 1, 1)
         share = settings.memory_budget // num_workers
         memory = self._memory(share)
-        room = min(memory.chunks_that_fit(share), budget.MAX_CELLS_HELD * n_chunks / max(self._selection.n_obs, 1))
+        room = min(memory.chunks_that_fit(share), budget.MAX_CELLS_HELD * n_chunks / max(self._cells.n_obs, 1))
         if settings.shuffle_chunk_count is not None:
             return self._published(settings.shuffle_chunk_count, room / (2 if memory.ahead else 1))
         if memory.room(share) < memory.least_pool:
             self._refuse_budget(share, num_workers)
         if not settings.shuffle:
             return Mixing(max(1, min(memory.neighbours_that_fit(share), self._chunks_of(budget.ORDERED_VALUES))))
-        at_first = budget.FIRST_REMOTE_VALUES if self._selection.X.is_remote else budget.FIRST_VALUES
+        at_first = budget.FIRST_REMOTE_VALUES if self._cells.is_remote else budget.FIRST_VALUES
         first = 0 if settings.mixing is not None else self._chunks_of(at_first)
         found = best_mixing(room, ahead=memory.ahead, first=first)
         if settings.mixing is not None:
@@ -306,10 +309,10 @@ class Planner:
             mixing=mixing or self.mixing(),
             drop_last=settings.drop_last,
             remainder=settings.remainder,
-            values=None if self._selection.nnz is None else self._chunk_values,
+            values=None if self._cells.nnz is None else self._chunk_values,
         )
 
     def report(self, epoch: int, world: World, label: str | None, codes: npt.NDArray[np.integer] | None) -> Plan:
         """Say what a pass will do and cost, and how well it mixes the cells of some label; of the worst if ``None``."""
         plan, memory = self.epoch_plan(epoch), self._memory(self._settings.memory_budget)
-        return forecast(plan, world, self._selection, memory, label, codes)
+        return forecast(plan, world, self._cells, memory, label, codes)

@@ -24,7 +24,7 @@ def make_record(selection: Selection, settings: Settings, genes: Sequence[str]) 
     return {
         "versions": {name: _version(name) for name in VERSIONS},
         "experiment_uri": public_uri(selection.experiment_uri),
-        "timestamp_ms": selection.X.timestamp_ms,
+        "timestamp_ms": selection.source.timestamp_ms,
         "measurement_name": selection.measurement_name,
         "X_name": selection.X_name,
         "obs_query": selection.queries[0],

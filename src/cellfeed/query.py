@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,22 +13,23 @@ import pandas as pd
 from cellfeed import native
 from cellfeed.address import ArrayAddress, is_remote
 from cellfeed.axisquery import as_axis_query
-from cellfeed.checks import nearest, ordered
+from cellfeed.checks import check_name, nearest, ordered
 from cellfeed.emptiness import check_not_empty
 from cellfeed.encoders import Encoder, LabelEncoder, NamedEncoder, encode
 from cellfeed.errors import EncodeError, SelectionError
 from cellfeed.experiment import check_experiment, reading
 from cellfeed.filterfit import fit_query
+from cellfeed.geometry import ArrayGeometry
 from cellfeed.identity import created_as
 from cellfeed.joinids import IntArray, JoinIds
 from cellfeed.labels import warn_of_labels
-from cellfeed.obsframe import FrameBuilder
-from cellfeed.redact import public_uri, secrets_of, told_as
+from cellfeed.layer import SomaLayer
+from cellfeed.redact import public_uri, secrets_of
 from cellfeed.retry import ONCE, Retries
 from cellfeed.rowfigures import columns_of, figures_of
-from cellfeed.selection import ArrayGeometry, Selection
-
-JOINID = "soma_joinid"
+from cellfeed.selection import Selection
+from cellfeed.tables import JOINID, read_frame
+from cellfeed.tileindex import TileLayout
 
 
 def make_axis_query(
@@ -37,7 +37,7 @@ def make_axis_query(
 ) -> Any:
     """Combine the parts of a query; what is not in the experiment is an error."""
     queries = as_axis_query("obs_query", obs_query), as_axis_query("var_query", var_query)
-    _check_name("measurement_name", measurement_name)
+    check_name("measurement_name", measurement_name)
     with reading(experiment):
         measurements = retries.call(lambda: list(experiment.ms))
         if measurement_name not in measurements:
@@ -69,11 +69,6 @@ def fit_axis_query(axis_query: Any, experiment: Any, retries: Retries = ONCE) ->
     return make_axis_query(experiment, axis_query.measurement_name, *parts, retries)
 
 
-def _check_name(argument: str, name: object) -> None:
-    if not isinstance(name, str) or not name:
-        raise SelectionError(f"{argument}={name!r} must be a name, as text")
-
-
 def is_axis_query(candidate: Any) -> bool:
     """Whether something is, or behaves like, a ``tiledbsoma.ExperimentAxisQuery``."""
     return all(hasattr(candidate, name) for name in ("experiment", "measurement_name", "obs"))
@@ -96,7 +91,7 @@ def select(
         If nothing is selected, unless ``allow_empty``; or what is selected cannot be read.
     """
     experiment = check_experiment(axis_query.experiment, "the query's experiment")
-    _check_name("X_name", X_name)
+    check_name("X_name", X_name)
     if not isinstance(allow_empty, bool):
         raise SelectionError(f"allow_empty={allow_empty!r} must be True or False")
     chosen = _choose_encoders(obs_column_names, encoders)
@@ -124,12 +119,14 @@ def _read(
     config = native.user_config(experiment.context)
     secrets = secrets_of(experiment.uri, config)
     figures = columns_of(X_name, experiment.obs.schema.names, is_remote=is_remote(experiment.obs.uri))
-    joinids, frame = _read_obs(axis_query.obs, list(dict.fromkeys([*columns, *figures])), "obs_query", secrets)
+    joinids, frame = read_frame(axis_query.obs, list(dict.fromkeys([*columns, *figures])), "obs_query", secrets)
     nnz, raw_sum, raw_squares = figures_of(frame[figures])
-    var_joinids, _ = _read_obs(axis_query.var, [], "var_query", secrets)
+    var_joinids, _ = read_frame(axis_query.var, [], "var_query", secrets)
     n_genes = len(var_joinids) if len(var_joinids) == array.shape[1] else measurement.var.count
     ids = JoinIds.from_sorted(joinids)
     _check_within(array, joinids, var_joinids)
+
+    geometry, layout = _layout_of(array)
 
     def address(item: Any) -> ArrayAddress:
         return ArrayAddress(item.uri, item.tiledb_timestamp_ms, config, retry_deadline_s)
@@ -138,10 +135,14 @@ def _read(
         experiment_uri=public_uri(experiment.uri),
         measurement_name=axis_query.measurement_name,
         X_name=X_name,
-        X=address(array),
-        obs=address(experiment.obs),
-        var=address(measurement.var),
-        geometry=replace(_geometry(array), created=created_as(address(array))),
+        source=SomaLayer(
+            X=address(array),
+            obs=address(experiment.obs),
+            var=address(measurement.var),
+            layout=layout,
+            created=created_as(address(array)),
+        ),
+        geometry=geometry,
         joinids=ids,
         var_joinids=JoinIds.from_sorted(var_joinids)[:],
         encoders={},
@@ -171,13 +172,13 @@ def _layer(measurement: Any, X_name: str) -> Any:
     return array
 
 
-def _geometry(array: Any) -> ArrayGeometry:
+def _layout_of(array: Any) -> tuple[ArrayGeometry, TileLayout]:
     import json
 
     options = array.schema_config_options()
     dims = json.loads(options.dims)
     packed = (dims["soma_dim_0"], dims["soma_dim_1"], json.loads(options.attrs)["soma_data"])
-    return ArrayGeometry(
+    geometry = ArrayGeometry(
         row_extent=int(dims["soma_dim_0"]["tile"]),
         column_extent=int(dims["soma_dim_1"]["tile"]),
         capacity=int(options.capacity),
@@ -185,6 +186,8 @@ def _geometry(array: Any) -> ArrayGeometry:
         n_columns=int(array.shape[1]),
         n_values=native.count_values(array),
         dtype=np.dtype(array.schema.field("soma_data").type.to_pandas_dtype()).name,
+    )
+    return geometry, TileLayout(
         filters=tuple(tuple(step["name"] for step in column.get("filters") or ()) for column in packed),
         row_major=options.cell_order == options.tile_order == "row-major",
         allows_duplicates=bool(options.allows_duplicates),
@@ -204,7 +207,7 @@ def _choose_encoders(obs_column_names: Sequence[str], encoders: Sequence[Encoder
     """One encoder per column of the minibatch's obs; ``None`` stands for the joinid itself."""
     names = ordered("obs_column_names", obs_column_names)
     for name in names:
-        _check_name("obs_column_names: a column", name)
+        check_name("obs_column_names: a column", name)
     encoders = None if encoders is None else ordered("encoders", encoders)
     if encoders is not None and len(encoders):
         if names:
@@ -234,73 +237,3 @@ def _check_columns(obs: Any, columns: list[str], chosen: Sequence[Encoder | None
                 f"obs has no column {column!r}, which encoder {needed[0]!r} needs (obs_column_names or "
                 f"encoders); {nearest(column, known)}"
             )
-
-
-def _read_obs(read: Any, columns: list[str], argument: str, secrets: frozenset[str]) -> tuple[IntArray, pd.DataFrame]:
-    """Read joinids, ascending, and columns of the selected rows, in that order."""
-    frame = FrameBuilder(columns)
-    joinids: list[IntArray] = []
-    advice = " (cellfeed.obs_filter writes value filters from Python values)"
-    with told_as(SelectionError, f"{argument} cannot be answered", secrets, advice):
-        for table in read(column_names=[JOINID, *(c for c in columns if c != JOINID)]):
-            joinids.append(table.column(JOINID).to_numpy())
-            frame.add(table)
-    ids = np.concatenate(joinids) if joinids else np.empty(0, np.int64)
-    values = frame.finish(ids)
-    if not bool(np.all(ids[1:] > ids[:-1])):
-        order = np.argsort(ids, kind="stable")
-        ids, values = ids[order], values.iloc[order]
-    return ids, values
-
-
-def read_obs_column(selection: Selection, column: str) -> pd.Series[Any]:
-    """Read one column of obs for the cells of a selection, in their order."""
-    _check_name("a column of obs", column)
-
-    def choose(known: Sequence[str]) -> str:
-        if column not in known:
-            raise SelectionError(f"obs has no column {column!r}; {nearest(column, known)}")
-        return column
-
-    return read_column(selection.obs, selection.joinids[:], f"column {column!r}", choose)
-
-
-def read_column(
-    address: ArrayAddress, joinids: IntArray, what: str, choose: Callable[[Sequence[str]], str]
-) -> pd.Series[Any]:
-    """Read one column of a data frame for ascending joinids, in their order.
-
-    Parameters
-    ----------
-    what
-        Says in messages what is read.
-    choose
-        Told the columns that there are; returns the one to read.
-    """
-    with (
-        told_as(SelectionError, f"{what} of {str(address)!r} cannot be read", address.secrets),
-        contextlib.closing(address.retries()) as retries,
-    ):
-        return retries.call(partial(_read_column, address, joinids, what, choose))
-
-
-def _read_column(
-    address: ArrayAddress, wanted: IntArray, what: str, choose: Callable[[Sequence[str]], str]
-) -> pd.Series[Any]:
-    import tiledbsoma as soma
-
-    with soma.DataFrame.open(address.uri, context=address.context({}), tiledb_timestamp=address.timestamp_ms) as opened:
-        column = choose(opened.schema.names)
-        if len(wanted) == 0:
-            return pd.Series([], dtype=object)
-        indexed = tuple(opened.index_column_names) == (JOINID,)
-        coords = (slice(int(wanted[0]), int(wanted[-1])),) if indexed else ()
-
-        def read(column_names: list[str]) -> Any:
-            return opened.read(coords, column_names=column_names)
-
-        joinids, frame = _read_obs(read, [column], what, address.secrets)
-    places = np.minimum(np.searchsorted(joinids, wanted), len(joinids) - 1)
-    if not bool(np.all(joinids[places] == wanted)):
-        raise SelectionError(f"{str(address)!r} has lost rows since they were selected")
-    return frame[column].iloc[places].reset_index(drop=True)

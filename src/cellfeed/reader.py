@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from cellfeed import native
 from cellfeed.address import ArrayAddress
 from cellfeed.errors import ReadError
 from cellfeed.joinids import IntArray, merge_runs, runs_of
-from cellfeed.redact import told_as
+from cellfeed.redact import failed_read, told_as
 from cellfeed.retry import ONCE, Retries
 from cellfeed.rowbuilder import GeneTable, RowBuilder
 from cellfeed.rowspace import PlacedRows, RowSpace
@@ -103,7 +102,7 @@ class SomaReader:
     def read(self, joinids: IntArray, space: RowSpace) -> PlacedRows:
         """Put the rows of ascending ``joinids`` where there is room for them."""
         started = time.perf_counter()
-        with told_as(ReadError, reading(joinids, self._address), self._secrets):
+        with told_as(ReadError, failed_read(joinids, self._address), self._secrets):
             builder, built_s = self._retries.call(partial(self._query, joinids))
             read_s = time.perf_counter() - started - built_s
             placed = builder.finish(space)
@@ -139,12 +138,6 @@ class SomaReader:
             self._array = None
 
 
-def reading(joinids: IntArray, place: object) -> str:
-    """Say of a read of some place that it failed."""
-    cells = f"soma_joinid {joinids[0]} to {joinids[-1]}" if len(joinids) else "nothing"
-    return f"reading {cells} of {str(place)!r} failed"
-
-
 def _numpy(column: Any) -> npt.NDArray[Any]:
     """Return a column of a page as an array, without a copy where it is one chunk."""
     if column.num_chunks == 1:
@@ -152,8 +145,3 @@ def _numpy(column: Any) -> npt.NDArray[Any]:
     else:
         array = column.to_numpy()
     return array.view(np.uint8) if array.dtype == np.bool_ else array
-
-
-def available_threads() -> int:
-    """Cores that this process may use."""
-    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

@@ -9,6 +9,7 @@ from urllib.parse import quote, unquote
 
 from cellfeed.errors import CellfeedError, GaveUp, ReadError
 from cellfeed.failures import advice_for, readable
+from cellfeed.joinids import IntArray
 
 HIDDEN = "***"
 """Stands for what was taken out."""
@@ -98,3 +99,9 @@ def told_as(
         setting = advice_for(str(cause) or type(cause).__name__)
         advice = advice if setting is None else f". {setting[0].upper()}{setting[1:]}"
         raise error(f"{redacted(what, secrets)}: {reason}{advice}") from public_cause(cause, secrets)
+
+
+def failed_read(joinids: IntArray, place: object) -> str:
+    """Say in a message that a read of rows failed."""
+    cells = f"soma_joinid {joinids[0]} to {joinids[-1]}" if len(joinids) else "nothing"
+    return f"reading {cells} of {str(place)!r} failed"

@@ -14,12 +14,13 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from cellfeed.backoff import delays
-from cellfeed.errors import GaveUp
+from cellfeed.checks import is_real
+from cellfeed.errors import GaveUp, PlanError
 from cellfeed.failures import advice_for, is_transient, readable
 from cellfeed.redact import public_cause, redacted
 from cellfeed.stats import Meter
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("cellfeed.retry")
 
 T = TypeVar("T")
 
@@ -28,8 +29,22 @@ GRACE_S = 1.0
 """Seconds that an attempt which begins at the deadline has left."""
 
 
+RETRY_DEADLINE_S = 120.0
+"""Seconds after which a request to an object store is given up, unless the user says otherwise."""
+
+MAX_DEADLINE_S = 1e6
+
 _at_work: weakref.WeakSet[Retries] = weakref.WeakSet()
 _threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
+
+def check_deadline(retry_deadline_s: float) -> None:
+    """Check the seconds within which a request must succeed."""
+    if not is_real(retry_deadline_s) or not 0 <= retry_deadline_s <= MAX_DEADLINE_S:
+        raise PlanError(
+            f"retry_deadline_s={retry_deadline_s!r} must be a number of seconds from 0, which tries once, to "
+            f"{MAX_DEADLINE_S:g}"
+        )
 
 
 class Retries:

@@ -9,53 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cellfeed.address import ArrayAddress
 from cellfeed.encoders import Encoder
+from cellfeed.geometry import ArrayGeometry
 from cellfeed.joinids import IntArray, JoinIds
-
-
-@dataclass(frozen=True)
-class ArrayGeometry:
-    """How the bytes of X lie, from its schema and its footers.
-
-    Attributes
-    ----------
-    row_extent, column_extent
-        Rows and columns of a space tile; rows of one extent, counted from 0, are a row-block.
-    capacity
-        Values in a data tile.
-    n_rows, n_columns
-        The array's shape.
-    n_values
-        Values stored.
-    dtype
-        Type of the values, by NumPy's name.
-    filters
-        Names of TileDB's filters of rows, columns and values, in the order in which they were applied.
-    row_major
-        Whether tiles and the values inside them lie in row-major order.
-    allows_duplicates
-        Whether the array may hold a place more than once.
-    created
-        The name of its creation, by which another array at its place is told from it; ``None`` if there is none.
-    """
-
-    row_extent: int
-    column_extent: int
-    capacity: int
-    n_rows: int
-    n_columns: int
-    n_values: int
-    dtype: str
-    filters: tuple[tuple[str, ...], ...] = ()
-    row_major: bool = True
-    allows_duplicates: bool = True
-    created: str | None = None
-
-    @property
-    def values_per_row(self) -> float:
-        """Mean number of stored values in a row."""
-        return self.n_values / max(self.n_rows, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +22,8 @@ class Selection:
     ----------
     experiment_uri, measurement_name, X_name
         What was asked.
-    X, obs, var
-        Where to open the layer and the data frames again.
+    source
+        Reads X and columns of obs and var again, in this process or another: a ``cellfeed.sources.Source``.
     geometry
         How X is laid out.
     joinids
@@ -101,9 +57,7 @@ class Selection:
     experiment_uri: str
     measurement_name: str
     X_name: str
-    X: ArrayAddress
-    obs: ArrayAddress
-    var: ArrayAddress
+    source: Any
     geometry: ArrayGeometry
     joinids: JoinIds
     var_joinids: IntArray
@@ -116,6 +70,11 @@ class Selection:
     queries: tuple[Any, Any] = (None, None)
     splits: tuple[Mapping[str, Any], ...] = ()
     all_genes: bool = False
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether X is on an object store."""
+        return bool(self.source.is_remote)
 
     @property
     def n_obs(self) -> int:

@@ -9,13 +9,10 @@ from typing import Any, ClassVar, get_args
 
 import numpy as np
 
-from cellfeed.address import RETRY_DEADLINE_S
-from cellfeed.checks import is_real, is_whole, nearest, parse_bytes
+from cellfeed.checks import check_transform, is_real, is_whole, nearest, parse_bytes
 from cellfeed.errors import PlanError
 from cellfeed.keyed import check_seed, fresh_seed
-from cellfeed.plan import Remainder
-from cellfeed.topology import check_ranks
-from cellfeed.transforms import check_transform
+from cellfeed.plan import Remainder, check_ranks
 
 X_DTYPES = ("float32", "float16", "bfloat16", "store")
 """Types that X can have; "store" is that of the layer."""
@@ -25,8 +22,6 @@ VERIFY = ("error", "off")
 
 
 MAX_CELLS = (1 << 31) - 1
-
-MAX_DEADLINE_S = 1e6
 
 IN_ORDER = {
     "shuffle": False, "drop_last": False, "mixing": None, "soma_chunk_size": None, "shuffle_chunk_count": None,
@@ -54,13 +49,12 @@ class Settings:
     remainder: Remainder
     rank: int | None
     world_size: int | None
-    retry_deadline_s: float = RETRY_DEADLINE_S
     transform: Any = None
 
     PARAMETERS: ClassVar = (
         "batch_size", "shuffle", "seed", "drop_last", "return_sparse_X", "X_dtype", "soma_chunk_size",
         "shuffle_chunk_count", "memory_budget", "mixing", "use_eager_fetch", "verify", "remainder", "rank",
-        "world_size", "retry_deadline_s", "transform",
+        "world_size", "transform",
     )  # fmt: skip
     """The parameters of a dataset from which settings are made."""
 
@@ -90,7 +84,6 @@ class Settings:
         given["mixing"] = parse_share(given["mixing"])
         if not isinstance(given["X_dtype"], str) or given["X_dtype"] not in X_DTYPES:
             raise PlanError(f"X_dtype={given['X_dtype']!r} must be one of {', '.join(map(repr, X_DTYPES))}")
-        _check_deadline(given["retry_deadline_s"])
         if given["transform"] is not None:
             check_transform(given["transform"])
         _check_alone(**given)
@@ -107,14 +100,6 @@ class Settings:
         kept = {name: getattr(self, name) for name in self.PARAMETERS}
         made = self.check(**{**kept, **parameters})
         return replace(made, seed_given=self.seed_given or "seed" in parameters)
-
-
-def _check_deadline(retry_deadline_s: float) -> None:
-    if not is_real(retry_deadline_s) or not 0 <= retry_deadline_s <= MAX_DEADLINE_S:
-        raise PlanError(
-            f"retry_deadline_s={retry_deadline_s!r} must be a number of seconds from 0, which tries once, to "
-            f"{MAX_DEADLINE_S:g}"
-        )
 
 
 def _name_of_type(given: Any) -> Any:

@@ -8,6 +8,7 @@ Bonwick (USENIX 1994), and of PyTorch's caching allocators.
 
 from __future__ import annotations
 
+import math
 import mmap
 import weakref
 from collections import deque
@@ -22,11 +23,19 @@ from cellfeed.stats import Meter
 SLAB_BYTES = 1 << 20
 """A slab that is kept for its next use; smaller ones, of small budgets, come from the heap."""
 
+MIN_SLAB_BYTES = 1 << 12
+"""A smaller slab is not worth its administration."""
+
 HUGE_PAGE_BYTES = 2 << 20
 
 REGION_BYTES = 32 << 20
 
 _free: deque[npt.NDArray[np.uint8]] = deque()  # append and pop are atomic: slabs end in any thread, at any moment
+
+
+def choose_slab_bytes(pool_bytes: float, n_windows: int) -> int:
+    """Return the size of a slab: each open window has one that is half empty, which is to be little of the pool."""
+    return max(MIN_SLAB_BYTES, min(SLAB_BYTES, 1 << int(math.log2(max(pool_bytes / (8 * n_windows), 1.0)))))
 
 
 class Slab:

@@ -1,44 +1,53 @@
 """Where the tiles of an array lie in its files, and whether they can be read without TileDB.
 
-Everything that is not known here, from encryption to deletions, is left to TileDB: :func:`open_tiles` says so by
-returning ``None``, and logs why.
+Everything that is not known here, from encryption to deletions, is left to TileDB: :func:`open_tiles` raises
+``UnknownLayout``, which says why.
 """
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cellfeed.address import OBJECT_STORES, ArrayAddress
-from cellfeed.files import ArrayFiles, LocalFiles
+from cellfeed.files import ArrayFiles
 from cellfeed.fragments import (
     LISTS,
-    ConsolidatedLater,
     Fragment,
     UnknownLayout,
     parse_fragment,
     visible_fragments,
 )
-from cellfeed.redact import redacted
-from cellfeed.retry import ONCE, Retries
-from cellfeed.selection import ArrayGeometry
-from cellfeed.vfs import VfsFiles, has_vfs
+from cellfeed.geometry import ArrayGeometry
 from cellfeed.zstd import find_zstd
-
-logger = logging.getLogger(__name__)
 
 COMMITS, FRAGMENTS = "__commits", "__fragments"
 """Folders of an array."""
 
 PIPELINES = {(): 0, ("ZSTD",): 1, ("BYTESHUFFLE", "ZSTD"): 2}
 """Filters that are undone here, and the number by which the kernels know them."""
+
+
+@dataclass(frozen=True)
+class TileLayout:
+    """How the tiles of an array are packed, from its schema.
+
+    Attributes
+    ----------
+    filters
+        Names of TileDB's filters of rows, columns and values, in the order in which they were applied.
+    row_major
+        Whether tiles and the values inside them lie in row-major order.
+    allows_duplicates
+        Whether the array may hold a place more than once.
+    """
+
+    filters: tuple[tuple[str, ...], ...]
+    row_major: bool
+    allows_duplicates: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,41 +96,31 @@ class TileIndex:
         return sum((len(one.rows) - 1) * self.capacity + one.last_values for one in self.fragments)
 
 
-def open_tiles(address: ArrayAddress, geometry: ArrayGeometry, retries: Retries = ONCE) -> TileIndex | None:
-    """Find the tiles of an array as it was at its timestamp; ``None`` if TileDB has to read it.
-
-    ``retries`` makes the requests, now and later.
+def open_tiles(files: ArrayFiles, timestamp_ms: int, geometry: ArrayGeometry, layout: TileLayout) -> TileIndex:
+    """Find the tiles of an array as it was at a timestamp.
 
     Raises
     ------
+    UnknownLayout
+        If TileDB has to read the array.
     ConsolidatedLater
         If values from before and after the timestamp were consolidated into one fragment: TileDB has to read it, and
         its number of values says nothing about those before the timestamp.
     """
-    if os.environ.get("CELLFEED_DIRECT", "1") in ("", "0"):
-        return None
-    try:
-        if find_zstd() is None:
-            raise UnknownLayout("no zstd library")
-        if not geometry.row_major or any(pipeline not in PIPELINES for pipeline in geometry.filters):
-            raise UnknownLayout(f"filters {geometry.filters}, row-major: {geometry.row_major}")
-        rows, columns, values = (PIPELINES[pipeline] for pipeline in geometry.filters)
-        dtype = np.dtype(np.uint8 if geometry.dtype == "bool" else geometry.dtype)
-        files = files_of(address, retries)
-        root, commits = files.list_folders("", COMMITS)
-        if any(name.startswith("__") and name[2:3].isdigit() for name in root):
-            raise UnknownLayout("it has fragments of TileDB before 2.8")
-        fragments = _load_fragments(files, tuple(sorted(commits)), address.timestamp_ms, geometry, dtype)
-        if any(int(one.columns.max()) >= 1 << 32 for one in fragments):
-            raise UnknownLayout("its columns do not fit 32 bits")
-        if not geometry.allows_duplicates:
-            _check_disjoint(fragments)
-    except ConsolidatedLater as reason:
-        logger.info("%s is read through TileDB: %s", address, reason)
-        raise
-    except (UnknownLayout, OSError) as reason:
-        logger.info("%s is read through TileDB: %s", address, redacted(reason, address.secrets))
-        return None
+    if find_zstd() is None:
+        raise UnknownLayout("no zstd library")
+    if not layout.row_major or any(pipeline not in PIPELINES for pipeline in layout.filters):
+        raise UnknownLayout(f"filters {layout.filters}, row-major: {layout.row_major}")
+    rows, columns, values = (PIPELINES[pipeline] for pipeline in layout.filters)
+    dtype = np.dtype(np.uint8 if geometry.dtype == "bool" else geometry.dtype)
+    root, commits = files.list_folders("", COMMITS)
+    if any(name.startswith("__") and name[2:3].isdigit() for name in root):
+        raise UnknownLayout("it has fragments of TileDB before 2.8")
+    fragments = _load_fragments(files, tuple(sorted(commits)), timestamp_ms, geometry, dtype)
+    if any(int(one.columns.max()) >= 1 << 32 for one in fragments):
+        raise UnknownLayout("its columns do not fit 32 bits")
+    if not layout.allows_duplicates:
+        _check_disjoint(fragments)
     return TileIndex(
         files=files,
         fragments=fragments,
@@ -130,20 +129,8 @@ def open_tiles(address: ArrayAddress, geometry: ArrayGeometry, retries: Retries 
         n_columns=geometry.n_columns,
         how=(values, rows, columns),
         dtype=dtype,
-        allows_duplicates=geometry.allows_duplicates,
+        allows_duplicates=layout.allows_duplicates,
     )
-
-
-def files_of(address: ArrayAddress, retries: Retries = ONCE) -> ArrayFiles:
-    """Return the files of an array, if they can be had without TileDB's reader."""
-    scheme, separator, rest = address.uri.partition("://")
-    if not address.is_remote:
-        return LocalFiles(Path(rest if separator else address.uri))
-    if scheme not in OBJECT_STORES:
-        raise UnknownLayout(f"it lies on {scheme}://")
-    if not has_vfs():
-        raise UnknownLayout("TileDB's file system is not to be called")
-    return VfsFiles(address.uri, str(address), address.config, retries)
 
 
 @lru_cache(maxsize=4)

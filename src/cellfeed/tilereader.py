@@ -19,8 +19,7 @@ from cellfeed.errors import ReadError
 from cellfeed.files import Piece
 from cellfeed.fragments import FIELDS, Fragment
 from cellfeed.joinids import IntArray, runs_of
-from cellfeed.reader import available_threads, reading
-from cellfeed.redact import told_as
+from cellfeed.redact import failed_read, told_as
 from cellfeed.rowbuilder import GeneTable
 from cellfeed.rowspace import PlacedRows, RowSpace
 from cellfeed.stats import Meter
@@ -145,7 +144,7 @@ class TileReader:
         *,
         columns: IntArray | None = None,
         secrets: frozenset[str] = frozenset(),
-        n_decoding: int | None = None,
+        n_decoding: int = 1,
         verify: bool = True,
         meter: Meter,
     ) -> None:
@@ -160,7 +159,7 @@ class TileReader:
         self._verify = verify
         self._meter = meter
         self._holds_counts = True  # until a value says otherwise
-        self._decoding = threading.Semaphore(n_decoding or available_threads())
+        self._decoding = threading.Semaphore(n_decoding)
         self._lock = threading.Lock()
         self._free: list[_Workbench] = []
         self._closed = False
@@ -169,7 +168,7 @@ class TileReader:
         """Put the rows of ascending ``joinids`` where there is room for them."""
         bench = self._take_bench()
         try:
-            with told_as(ReadError, reading(joinids, self._index.files), self._secrets):
+            with told_as(ReadError, failed_read(joinids, self._index.files), self._secrets):
                 rows = self._read(joinids, space, bench)
         except BaseException:
             bench.close()  # and not used again: a request that was given up may still write to it

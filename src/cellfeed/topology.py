@@ -10,9 +10,8 @@ from types import FrameType
 import torch.distributed
 import torch.utils.data
 
-from cellfeed.checks import is_whole, warn_user
-from cellfeed.errors import PlanError
-from cellfeed.plan import World
+from cellfeed.checks import warn_user
+from cellfeed.errors import CellfeedError, PlanError
 
 LAUNCHERS = {
     "WORLD_SIZE": "RANK",
@@ -77,6 +76,11 @@ def _processes_launched() -> tuple[str, int]:
     return "", 1
 
 
+def available_threads() -> int:
+    """Return the number of cores that this process may use."""
+    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
 def find_worker(home: int) -> tuple[int, int]:
     """Return this process's place among the workers of a loader of PyTorch's own, and their number.
 
@@ -101,19 +105,6 @@ def find_worker(home: int) -> tuple[int, int]:
             f"which is faster"
         )
     return info.id, info.num_workers
-
-
-def check_ranks(rank: object, world_size: object) -> tuple[int, int] | tuple[None, None]:
-    """Return explicit ranks as they are, or refuse those that cannot be."""
-    if (rank is None) != (world_size is None):
-        raise PlanError(f"rank={rank!r} and world_size={world_size!r} go together: give both or neither")
-    if rank is None:
-        return None, None
-    for name, value in (("rank", rank), ("world_size", world_size)):
-        if not is_whole(value):
-            raise PlanError(f"{name}={value!r} must be an integer")
-    world = World(int(rank), int(world_size))  # type: ignore[call-overload]
-    return world.rank, world.world_size
 
 
 def refuse_loader(rank: int | None, world_size: int | None, batch_size: int) -> None:
@@ -156,3 +147,13 @@ def _callers() -> Iterator[FrameType]:
 
 def _module(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__", ""))
+
+
+def refuse_fork(made_by: int) -> None:
+    """Refuse what another process made, by its id: TileDB's threads exist in the process that made them only."""
+    if os.getpid() != made_by:
+        raise CellfeedError(
+            "this dataset was made before the process was forked, and TileDB's threads do not survive a fork: make it "
+            "in the forked process (under Lightning's ddp_fork: in setup()), or start processes with "
+            'multiprocessing_context="spawn", as cellfeed.experiment_dataloader does, or use num_workers=0'
+        )

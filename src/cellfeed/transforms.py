@@ -15,15 +15,17 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from cellfeed.checks import is_real, ordered, shortened, some, warn_user
+from cellfeed.checks import check_transform, is_real, ordered
 from cellfeed.densify import densified
-from cellfeed.errors import PlanError, SelectionError
+from cellfeed.errors import PlanError
+from cellfeed.genes import find_genes, gene_list
+from cellfeed.minibatch import Scaling
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
 
@@ -169,47 +171,6 @@ class SelectGenes:
         return f"SelectGenes({self.n_vars} genes)"
 
 
-def gene_list(genes: Any) -> list[str]:
-    """Return the names of genes as a list, in their order; refuse what is no name, and names that come twice."""
-    names: list[str] = ordered("genes", genes)
-    if not names:
-        raise SelectionError("genes=[] selects nothing; give the names of one gene or more")
-    others = [gene for gene in names if not isinstance(gene, str)]
-    if others:
-        raise SelectionError(f"genes={shortened(repr(names))} must be names, as text; {others[0]!r} is none")
-    if len(set(names)) != len(names):
-        raise SelectionError(f"genes={some(names)} must be a list of names, none of them twice")
-    return names
-
-
-def find_genes(
-    genes: Sequence[str], among: Sequence[str] | npt.NDArray[Any], missing: str = "error"
-) -> npt.NDArray[np.int64]:
-    """Return the place of each gene among the columns, -1 for missing ones where those are to be zeros."""
-    if missing not in ("error", "zeros"):
-        raise PlanError(f'missing={missing!r} must be "error" or "zeros"')
-    genes = gene_list(genes)
-    place: dict[str, int] = {}
-    wanted, twice = set(genes), []
-    for k, name in enumerate(among):
-        if name in wanted and place.setdefault(name, k) != k:
-            twice.append(name)
-    if twice:
-        raise SelectionError(
-            f"genes {some(twice)} stand for several columns each; name genes by a column of var whose values differ, "
-            f"such as feature_id"
-        )
-    absent = [name for name in genes if name not in place]
-    if absent:
-        told = f"{len(absent)} of {len(genes)} genes are not in the store: {some(absent)}"
-        if missing == "error" or len(absent) == len(genes):
-            raise SelectionError(
-                f'{told}; leave them out, name genes by the right column of var, or take missing="zeros"'
-            )
-        warn_user(f"{told}; their columns are zeros")
-    return np.array([place.get(name, -1) for name in genes], np.int64)
-
-
 class Compose:
     """Apply transforms one after another, in the memory of the first result where they can.
 
@@ -248,21 +209,6 @@ class Compose:
         return f"Compose({', '.join(str(name_of(step)) for step in self.transforms)})"
 
 
-def check_transform(transform: Any) -> Transform:
-    """Refuse what cannot be called with X alone."""
-    if isinstance(transform, type):
-        raise PlanError(
-            f"transform={transform.__name__} is a class, which is called to make a transform: give one, such as "
-            f"{transform.__name__}()"
-        )
-    if not callable(transform):
-        raise PlanError(
-            f"transform={transform!r} must be a callable that takes X and returns X, such as "
-            f"cellfeed.transforms.Compose(NormalizeTotal(), Log1p())"
-        )
-    return transform  # type: ignore[no-any-return]
-
-
 def apply(transform: Transform, X: torch.Tensor) -> torch.Tensor:
     """Apply a transform to a tensor that nobody else holds: in its memory, if the transform can."""
     in_place: Transform = getattr(transform, "apply_", transform)
@@ -287,15 +233,6 @@ def check_result(transform: Transform | None, X: Any, n_rows: int) -> None:
             f"transform={name_of(transform)} returned {tuple(shape)} for a minibatch of {n_rows} cells; it must return "
             f"one row per cell. Choose cells by obs_query= instead"
         )
-
-
-class Scaling(NamedTuple):
-    """What may be done to values while they are copied to a minibatch."""
-
-    target: float
-    """Of :class:`NormalizeTotal`; 0 leaves totals as they are."""
-    log: bool
-    """Whether :class:`Log1p` follows."""
 
 
 def split_scaling(transform: Transform | None) -> tuple[Scaling | None, Transform | None]:

@@ -12,13 +12,16 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from cellfeed import native
-from cellfeed.files import Piece
+from cellfeed.address import OBJECT_STORES, ArrayAddress
+from cellfeed.files import ArrayFiles, LocalFiles, Piece
+from cellfeed.fragments import UnknownLayout
 from cellfeed.retry import ONCE, Retries
 
 T = TypeVar("T")
@@ -256,3 +259,15 @@ class VfsFiles:
         """Let go of what is open."""
         with self._lock:
             self._vfs = None
+
+
+def files_of(address: ArrayAddress, retries: Retries = ONCE) -> ArrayFiles:
+    """Return the files of an array, if they can be had without TileDB's reader."""
+    scheme, separator, rest = address.uri.partition("://")
+    if not address.is_remote:
+        return LocalFiles(Path(rest if separator else address.uri))
+    if scheme not in OBJECT_STORES:
+        raise UnknownLayout(f"it lies on {scheme}://")
+    if not has_vfs():
+        raise UnknownLayout("TileDB's file system is not to be called")
+    return VfsFiles(address.uri, str(address), address.config, retries)
