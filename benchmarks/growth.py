@@ -22,12 +22,13 @@ from benchmarks.contenders import Case
 from benchmarks.records import append
 from benchmarks.run import run_once
 from benchmarks.stores import StoreSpec, write_store
-from cellfeed import ExperimentDataset, native
-from cellfeed.rowbuilder import GeneTable
-from cellfeed.rowspace import RowSpace
-from cellfeed.slabs import SLAB_BYTES, Shelf
+from cellfeed import ExperimentDataset
+from cellfeed.rows.row_builder import GeneTable
+from cellfeed.rows.row_space import RowSpace
+from cellfeed.rows.slabs import SLAB_BYTES, Shelf
+from cellfeed.sources.soma import tiledb_private
+from cellfeed.sources.soma.tiles.reader import TileReader
 from cellfeed.stats import Meter
-from cellfeed.tilereader import TileReader
 
 NNZ_PER_CELL = 500
 SIZES = (32_768, 131_072, 524_288)
@@ -46,12 +47,12 @@ def query_cost(uri: str, repeat: int = 30) -> float:
     array = dataset._selection.source.X.open(1 << 20)
     rows, n_vars = dataset.shape
     last = np.array([[n_vars - 1, n_vars]])
-    native.read_pages(array, np.array([[0, 1]]), last, lambda page: None)
+    tiledb_private.read_pages(array, np.array([[0, 1]]), last, lambda page: None)
     seconds = []
     for k in range(repeat):
         row = k * rows // repeat
         started = time.perf_counter()
-        native.read_pages(array, np.array([[row, row + 1]]), last, lambda page: None)
+        tiledb_private.read_pages(array, np.array([[row, row + 1]]), last, lambda page: None)
         seconds.append(time.perf_counter() - started)
     array.close()
     return statistics.median(seconds)

@@ -22,10 +22,10 @@ from benchmarks.records import append, commit
 from benchmarks.run import PASSES, run_once
 from benchmarks.stores import StoreSpec, write_store
 from cellfeed import ExperimentDataset
-from cellfeed.effective import expected_batch_size, worst
-from cellfeed.plan import EpochPlan, chunk_bounds
-from cellfeed.schedule import Mixing, best_mixing
-from cellfeed.walk import Walk
+from cellfeed.plan.effective_batch_size import expected_batch_size, worst
+from cellfeed.plan.epoch import EpochPlan, chunk_bounds
+from cellfeed.plan.schedule import Mixing, best_mixing
+from cellfeed.plan.windows import Walk
 
 LABEL = "dataset_id"
 SMALL = StoreSpec(n_obs=262_144, n_vars=500, nnz_per_cell=20, n_expressed=500, n_datasets=40)

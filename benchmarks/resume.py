@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cellfeed import ExperimentDataset
-from cellfeed.plan import World
-from cellfeed.walk import Walk
+from cellfeed.plan.epoch import World
+from cellfeed.plan.windows import Walk
 
 
 def milliseconds(action: object, repeat: int) -> float:

@@ -18,8 +18,8 @@ import tiledbsoma as soma
 
 import cellfeed
 from benchmarks.stores import CENSUS_X
-from cellfeed.plan import World
-from cellfeed.walk import Walk
+from cellfeed.plan.epoch import World
+from cellfeed.plan.windows import Walk
 
 CHUNK = 10_000_000
 

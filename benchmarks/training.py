@@ -31,8 +31,8 @@ from benchmarks.contenders import PACKAGES
 from benchmarks.records import append, commit, versions
 from benchmarks.stores import StoreSpec, write_cells
 from cellfeed import ExperimentDataset
-from cellfeed.delivered import Delivered
-from cellfeed.minibatch import Minibatch
+from cellfeed.loader.label_counts import Delivered
+from cellfeed.rows.minibatch import Minibatch
 
 # ---------------------------------------------------------------------- the store
 

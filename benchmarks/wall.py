@@ -17,11 +17,11 @@ import numpy as np
 from numba import njit
 
 from cellfeed import ExperimentDataset
-from cellfeed.files import Piece
-from cellfeed.fragments import FIELDS
-from cellfeed.tileindex import FRAGMENTS
-from cellfeed.unfilter import CHUNK_BYTES, _unpack_chunk, _word
-from cellfeed.zstd import find_zstd
+from cellfeed.sources.soma.tiles.files import Piece
+from cellfeed.sources.soma.tiles.fragments import FIELDS
+from cellfeed.sources.soma.tiles.index import FRAGMENTS
+from cellfeed.sources.soma.tiles.unpack_kernels import CHUNK_BYTES, _unpack_chunk, _word
+from cellfeed.sources.soma.tiles.zstd import find_zstd
 
 
 @njit(nogil=True)

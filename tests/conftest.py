@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from cellfeed.topology import LAUNCHERS
+from cellfeed.loader.world import LAUNCHERS
 from tests.stores import addressed, labelled_obs, write_experiment
 
-# Tests read with tiledbsoma, too, and side by side: its crash (cellfeed.address.SAFE_SETTINGS) would come now and then.
+# Tests read with tiledbsoma, too, and side by side: its crash (see SAFE_SETTINGS) would come now and then.
 os.environ.setdefault("TILEDB_SM_QUERY_SPARSE_GLOBAL_ORDER_PREPROCESS_TILE_MERGE", "0")
 
 settings.register_profile(

@@ -8,11 +8,11 @@ import time
 import numpy as np
 import scipy.sparse as sp
 
-from cellfeed import kernels
-from cellfeed.rowspace import PlacedRows, RowSpace
-from cellfeed.slabs import Shelf
+from cellfeed.plan.windows import Walk
+from cellfeed.rows import kernels
+from cellfeed.rows.row_space import PlacedRows, RowSpace
+from cellfeed.rows.slabs import Shelf
 from cellfeed.stats import Meter
-from cellfeed.walk import Walk
 
 
 def leaving(windows):

@@ -12,7 +12,7 @@ import pyarrow as pa
 import scipy.sparse as sp
 import tiledbsoma as soma
 
-from cellfeed import native
+from cellfeed.sources.soma import tiledb_private
 
 
 def addressed(n_obs: int, n_vars: int, density: float = 0.3, seed: int = 0) -> sp.csr_matrix:
@@ -115,7 +115,7 @@ def consolidate(array_uri: str, *, vacuum: bool) -> None:
 
     tiledbsoma has no public call for it; TileDB's C interface does.
     """
-    library = ctypes.CDLL(native.library_file())
+    library = ctypes.CDLL(tiledb_private.library_file())
     config, error, context = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()
     uri = array_uri.removeprefix("file://").encode()
     calls = [

@@ -13,7 +13,7 @@ import tiledbsoma as soma
 
 import cellfeed
 from cellfeed import ExperimentDataset, SelectionError
-from cellfeed.address import locate
+from cellfeed.sources.soma.address import locate
 from tests.stores import addressed, labelled_obs, write_experiment
 from tests.test_processes import run
 

@@ -271,7 +271,7 @@ def test_a_mask_of_values_is_an_error(store):
 
 
 def test_reasons_are_sought_in_a_bounded_number_of_rows(store, monkeypatch):
-    monkeypatch.setattr("cellfeed.emptiness.MAX_ROWS_READ", 50)
+    monkeypatch.setattr("cellfeed.sources.soma.empty_query.MAX_ROWS_READ", 50)
     with pytest.raises(SelectionError, match="tissue holds no 'bloods' in its first 50 rows: there are 'lung'"):
         ExperimentDataset(store, obs_query="tissue == 'bloods'")
 

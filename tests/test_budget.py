@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellfeed.budget import MemoryModel, decode_amplification, row_blocks_per_read
-from cellfeed.geometry import ArrayGeometry
-from cellfeed.joinids import JoinIds
+from cellfeed._geometry import ArrayGeometry
+from cellfeed._joinids import JoinIds
+from cellfeed.plan.budget import MemoryModel, decode_amplification, row_blocks_per_read
 
 CENSUS = ArrayGeometry(
     row_extent=2048,
@@ -71,6 +71,6 @@ def test_queries_of_large_arrays_take_more_row_blocks():
     ],
 )
 def test_amounts_of_memory_as_people_write_them(text, n_bytes):
-    from cellfeed.checks import parse_bytes
+    from cellfeed._checks import parse_bytes
 
     assert parse_bytes(text) == n_bytes

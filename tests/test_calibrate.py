@@ -5,9 +5,10 @@ import sys
 
 import pytest
 
-from cellfeed import CellfeedError, ExperimentDataset, PictureError, PlanError, SelectionError, calibrate, query
-from cellfeed import dataset as dataset_module
+from cellfeed import CellfeedError, ExperimentDataset, PictureError, PlanError, SelectionError, calibrate
 from cellfeed.cli import main
+from cellfeed.loader import dataset as dataset_module
+from cellfeed.sources.soma import query
 
 BUDGET = "390 KiB"
 """Holds a few chunks of the store, and its quarter and half not one."""

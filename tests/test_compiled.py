@@ -13,9 +13,9 @@ from numba.core import config
 from numba.core.caching import IndexDataCacheFile
 from numba.core.compiler_lock import global_compiler_lock
 
-from cellfeed import compiled
+from cellfeed.rows import compiled
 
-KERNEL = """from cellfeed.compiled import compiled
+KERNEL = """from cellfeed.rows.compiled import compiled
 
 
 @compiled
@@ -23,7 +23,7 @@ def triple(x):
     return {factor} * x
 """
 
-CALLER = """from cellfeed.compiled import compiled
+CALLER = """from cellfeed.rows.compiled import compiled
 from triples import triple
 
 

@@ -6,9 +6,10 @@ import os
 import pytest
 import tiledbsoma as soma
 
-from cellfeed import ExperimentDataset, native, query
-from cellfeed.address import SAFE_SETTINGS
-from cellfeed.experiment import open_experiment
+from cellfeed import ExperimentDataset
+from cellfeed.sources.soma import query, tiledb_private
+from cellfeed.sources.soma.address import SAFE_SETTINGS
+from cellfeed.sources.soma.experiment import open_experiment
 
 [(MERGE, OFF)] = SAFE_SETTINGS.items()
 
@@ -16,9 +17,9 @@ from cellfeed.experiment import open_experiment
 @pytest.fixture(autouse=True)
 def _as_tiledb_is(monkeypatch):
     monkeypatch.delenv("TILEDB_SM_QUERY_SPARSE_GLOBAL_ORDER_PREPROCESS_TILE_MERGE")
-    native._default_config.cache_clear()  # it was asked for while the tests' own setting was there
+    tiledb_private._default_config.cache_clear()  # it was asked for while the tests' own setting was there
     yield
-    native._default_config.cache_clear()
+    tiledb_private._default_config.cache_clear()
 
 
 @pytest.fixture
@@ -68,26 +69,26 @@ def test_a_crash_of_tiledb_is_avoided(monkeypatch, store, opened, by_uri, given,
 
 def test_a_safe_context_is_the_users():
     context = soma.SOMATileDBContext(timestamp=7, tiledb_config={"vfs.s3.region": "moon"})
-    safe = native.safe_context(context)
+    safe = tiledb_private.safe_context(context)
     assert safe.timestamp_ms == 7
     assert safe.tiledb_config["vfs.s3.region"] == "moon"
-    assert MERGE not in native.user_config(context)  # the user's own is left as it was
+    assert MERGE not in tiledb_private.user_config(context)  # the user's own is left as it was
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_has_a_context_of_its_own_and_keeps_its_parents():
     """The threads of the parent's context do not exist in the child; to free that context would wait for them."""
-    inherited = native.safe_context(None)
-    assert native.safe_context(None) is inherited
+    inherited = tiledb_private.safe_context(None)
+    assert tiledb_private.safe_context(None) is inherited
 
     def compare(sender):
-        own = native.safe_context(None)
-        sender.send((own is inherited, native.safe_context(None) is own, len(native._defaults)))
+        own = tiledb_private.safe_context(None)
+        sender.send((own is inherited, tiledb_private.safe_context(None) is own, len(tiledb_private._defaults)))
 
     receiver, sender = multiprocessing.Pipe(duplex=False)
     child = multiprocessing.get_context("fork").Process(target=compare, args=(sender,))
     child.start()
     sender.close()
-    assert receiver.recv() == (False, True, len(native._defaults) + 1)
+    assert receiver.recv() == (False, True, len(tiledb_private._defaults) + 1)
     child.join(30)

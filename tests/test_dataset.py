@@ -459,7 +459,7 @@ def test_a_smaller_budget_shuffles_fewer_chunks_together(tmp_path):
 
 def test_the_users_context_and_timestamp_are_used_again(tmp_path):
     """Settings of the user are kept, ours fill the gaps, and later writes stay unseen."""
-    from cellfeed.reader import SomaReader
+    from cellfeed.sources.soma.tiledb_reader import SomaReader
 
     uri = write_experiment(tmp_path / "pinned", addressed(20, 3))
     config = {
@@ -478,7 +478,7 @@ def test_the_users_context_and_timestamp_are_used_again(tmp_path):
     array.close()
     for key in ("vfs.s3.region", "vfs.s3.endpoint_override"):
         assert opened[key] == config[key]
-    if SomaReader and cellfeed.native._library() is not None:
+    if SomaReader and cellfeed.sources.soma.tiledb_private._library() is not None:
         assert opened["sm.mem.malloc_trim"] == "true"
     import time
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import cellfeed.delivered
-from cellfeed.delivered import Delivered
+import cellfeed.loader.label_counts
+from cellfeed.loader.label_counts import Delivered
 
 
 def by_hand(minibatches, codes):
@@ -54,5 +54,5 @@ def test_what_waits_is_bounded():
     codes = np.arange(1 << 15) % 7
     counts = Delivered(["label"], [codes], 1 << 10)
     for _ in counts.counted(SimpleNamespace(obs=torch.from_numpy(codes[: 1 << 10, np.newaxis])) for _ in range(500)):
-        assert sum(map(len, counts._waiting)) <= 8 * cellfeed.delivered.CELLS_COUNTED
+        assert sum(map(len, counts._waiting)) <= 8 * cellfeed.loader.label_counts.CELLS_COUNTED
     assert counts.effective_batch_sizes()["label"] > 500

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from cellfeed.effective import steady_batch_size
-from cellfeed.forecast import effective_batch_size
-from cellfeed.plan import EpochPlan, World, chunk_bounds
-from cellfeed.schedule import Mixing, best_mixing
+from cellfeed.plan.effective_batch_size import steady_batch_size
+from cellfeed.plan.epoch import EpochPlan, World, chunk_bounds
+from cellfeed.plan.forecast import effective_batch_size
+from cellfeed.plan.schedule import Mixing, best_mixing
 from tests.fakes import cells, walk_of
 
 RNG = np.random.default_rng(0)

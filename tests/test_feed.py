@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellfeed.feed import cut, load_windows
-from cellfeed.joinids import JoinIds, read_bounds
-from cellfeed.plan import EpochPlan, World, chunk_bounds
-from cellfeed.schedule import Mixing
+from cellfeed._joinids import JoinIds, read_bounds
+from cellfeed.loader.feed import cut, load_windows
+from cellfeed.plan.epoch import EpochPlan, World, chunk_bounds
+from cellfeed.plan.schedule import Mixing
 from cellfeed.stats import Meter
 from tests.fakes import FakeReader, cells, walk_of
 from tests.stores import addressed

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 import cellfeed
 from cellfeed import CellfeedError, ExperimentDataPipe, ExperimentDataset, LabelEncoder
-from cellfeed.address import ArrayAddress
 from cellfeed.cli import main
-from cellfeed.retry import Retries
+from cellfeed.sources.retry import Retries
+from cellfeed.sources.soma.address import ArrayAddress
 
 
 def examples(n):

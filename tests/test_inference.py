@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cellfeed
-from cellfeed import ExperimentDataPipe, ExperimentDataset, PlanError, SelectionError, inference_dataloader, obsm
-from cellfeed.inference import even_batch_size
+from cellfeed import ExperimentDataPipe, ExperimentDataset, PlanError, SelectionError, inference_dataloader
+from cellfeed.loader.inference import even_batch_size
+from cellfeed.sources.soma import obsm
 from tests.stores import addressed, labelled_obs, write_experiment
 from tests.test_processes import torchrun
 

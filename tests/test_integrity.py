@@ -7,7 +7,7 @@ import scipy.sparse as sp
 import tiledbsoma as soma
 
 from cellfeed import ExperimentDataset, ReadError
-from cellfeed.rowbuilder import GeneTable, RowBuilder
+from cellfeed.rows.row_builder import GeneTable, RowBuilder
 from tests.fakes import row_space
 from tests.stores import addressed, collect, write_experiment
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cellfeed._joinids import MAX_COLUMN_RANGES, JoinIds, column_ranges, merge_runs, read_bounds, runs_of
 from cellfeed.errors import SelectionError
-from cellfeed.joinids import MAX_COLUMN_RANGES, JoinIds, column_ranges, merge_runs, read_bounds, runs_of
 
 ascending = st.sets(st.integers(0, 10**4), max_size=80).map(lambda s: np.array(sorted(s), np.int64))
 far_apart = st.sets(st.integers(0, 2**60), max_size=30).map(lambda s: np.array(sorted(s), np.int64))

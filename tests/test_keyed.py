@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellfeed.errors import PlanError
-from cellfeed.keyed import check_seed, fresh_seed, permutation, stratified
+from cellfeed.plan.permutation import check_seed, fresh_seed, permutation, stratified
 
 
 @given(n=st.integers(0, 500), seed=st.integers(0, 2**64), key=st.lists(st.integers(0, 2**40), max_size=4))

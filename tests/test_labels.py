@@ -10,8 +10,8 @@ import tiledbsoma as soma
 import torch
 
 from cellfeed import BatchEncoder, EncodeError, Encoder, ExperimentDataset, LabelEncoder, SelectionError
-from cellfeed.covariates import Categories
-from cellfeed.obsframe import FrameBuilder
+from cellfeed.scvi.covariates import Categories
+from cellfeed.select.obs_frame import FrameBuilder
 from tests.stores import addressed, write_experiment
 
 BIG = 2**53

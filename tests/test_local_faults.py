@@ -132,7 +132,7 @@ for file in files:
     os.chmod(file, 0)
 if os.geteuid() == 0:
     os.seteuid(65534)  # root may read everything
-from cellfeed.tileindex import _load_fragments
+from cellfeed.sources.soma.tiles.index import _load_fragments
 _load_fragments.cache_clear()
 try:
     list(sparse)

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellfeed.errors import PlanError
-from cellfeed.plan import EpochPlan, World, chunk_bounds
-from cellfeed.schedule import Mixing
-from cellfeed.walk import Walk
+from cellfeed.plan.epoch import EpochPlan, World, chunk_bounds
+from cellfeed.plan.schedule import Mixing
+from cellfeed.plan.windows import Walk
 from tests.fakes import cells, leavers, real_cells, walk_of
 
 sizes = st.lists(st.integers(1, 9), max_size=30)

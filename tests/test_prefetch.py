@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from cellfeed.prefetch import Prefetch
+from cellfeed.loader.prefetch import Prefetch
 
 
 def n_threads():
@@ -70,7 +70,7 @@ def test_the_thread_ends_before_its_source_does(how):
 
 def test_the_interpreter_exits_while_an_iterator_lives():
     code = (
-        "from cellfeed.prefetch import Prefetch\nimport itertools\n"
+        "from cellfeed.loader.prefetch import Prefetch\nimport itertools\n"
         "ahead = Prefetch((i for i in itertools.count()), depth=1)\nprint(next(ahead))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

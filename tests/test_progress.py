@@ -5,8 +5,8 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cellfeed.plan import World
-from cellfeed.progress import Rest, Stage, Topology, deal, n_minibatches, received_from_workers, windows_of
+from cellfeed.plan.epoch import World
+from cellfeed.plan.resume import Rest, Stage, Topology, deal, n_minibatches, received_from_workers, windows_of
 from tests.fakes import cells, leavers
 from tests.test_plan import mixings, plans
 

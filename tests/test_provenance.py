@@ -6,8 +6,8 @@ import pytest
 import tiledbsoma as soma
 
 from cellfeed import EncodeError, ExperimentDataset, LabelEncoder, StateError
-from cellfeed.provenance import check_classes, check_record
-from cellfeed.redact import public_uri
+from cellfeed.loader.provenance import check_classes, check_record
+from cellfeed.sources.redact import public_uri
 from cellfeed.transforms import Compose, Log1p, NormalizeTotal
 
 

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellfeed import ReadError
-from cellfeed.address import ArrayAddress
-from cellfeed.backoff import FIRST_S, LONGEST_S, delays
 from cellfeed.errors import GaveUp
-from cellfeed.experiment import retrying
-from cellfeed.failures import advice_for, is_transient
-from cellfeed.redact import told_as
-from cellfeed.retry import ONCE, Retries
+from cellfeed.sources.backoff import FIRST_S, LONGEST_S, delays
+from cellfeed.sources.failures import advice_for, is_transient
+from cellfeed.sources.redact import told_as
+from cellfeed.sources.retry import ONCE, Retries
+from cellfeed.sources.soma.address import ArrayAddress
+from cellfeed.sources.soma.experiment import retrying
 from cellfeed.stats import Meter
 
 SLOW_DOWN = "S3: Failed to read [Error Type: 19] [HTTP Response Code: 503] [Exception: SlowDown] : asked for"
@@ -148,7 +148,7 @@ def test_without_a_deadline_there_is_one_attempt(retries):
 
 
 def test_logs_tell_of_retries_without_secrets(caplog):
-    caplog.set_level("INFO", logger="cellfeed.retry")
+    caplog.set_level("INFO", logger="cellfeed.sources.retry")
     retries, _ = with_clock(120, secrets=frozenset({"SESAME"}))
     retries.call(failing(2, error=SLOW_DOWN + " SESAME [Headers: 'date' = 'now'] https://me:pass@host/?key=1"))
     levels, texts = zip(*((record.levelname, record.getMessage()) for record in caplog.records), strict=True)
@@ -185,7 +185,7 @@ def test_several_requests_are_under_way(threads):
 
 
 def test_nobody_waits_for_an_attempt_that_does_not_return(threads, monkeypatch):
-    monkeypatch.setattr("cellfeed.retry.GRACE_S", 0.1)
+    monkeypatch.setattr("cellfeed.sources.retry.GRACE_S", 0.1)
     retries, release = threads(0.2), threading.Event()
     began = time.monotonic()
     with pytest.raises(GaveUp, match=r"gave up after 1 attempt in 0\.\d s .*was not answered"):
@@ -296,7 +296,7 @@ def test_the_log_says_how_much_time_is_left(caplog):
             raise error
         return 7
 
-    with caplog.at_level("INFO", logger="cellfeed.retry"):
+    with caplog.at_level("INFO", logger="cellfeed.sources.retry"):
         assert Retries(60.0, clock=clock, sleep=clock.sleep, draw=lambda: 1.0).call(attempt) == 7
     messages = [record.getMessage() for record in caplog.records]
     assert messages[0].startswith("attempt 1 failed, the next is in 0.2 s, the last in 60 s: ")

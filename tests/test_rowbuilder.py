@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellfeed.errors import ReadError
-from cellfeed.rowbuilder import GeneTable, RowBuilder
+from cellfeed.rows.row_builder import GeneTable, RowBuilder
 from tests.fakes import as_csr, row_space
 
 

@@ -9,8 +9,8 @@ import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellfeed import kernels
-from cellfeed.rows import Rows
+from cellfeed.rows import kernels
+from cellfeed.rows.cell_rows import Rows
 from tests.fakes import place, row_space
 from tests.stores import addressed
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellfeed.rowspace import RowSpace
-from cellfeed.slabs import SLAB_BYTES, Shelf, Slab
+from cellfeed.rows.row_space import RowSpace
+from cellfeed.rows.slabs import SLAB_BYTES, Shelf, Slab
 from cellfeed.stats import Meter
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellfeed.schedule import GROWTH, MAX_SLICES, Mixing, best_mixing, schedule
+from cellfeed.plan.schedule import GROWTH, MAX_SLICES, Mixing, best_mixing, schedule
 from tests.test_plan import mixings
 
 

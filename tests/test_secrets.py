@@ -15,9 +15,9 @@ import torch
 
 import cellfeed
 from cellfeed import CellfeedError, ExperimentDataset
-from cellfeed.address import ArrayAddress
 from cellfeed.cli import main
-from cellfeed.redact import public_uri, redacted, secrets_of
+from cellfeed.sources.redact import public_uri, redacted, secrets_of
+from cellfeed.sources.soma.address import ArrayAddress
 from tests.stores import addressed, labelled_obs, write_experiment
 
 SECRET = "S3SAME"  # every planted secret begins so
@@ -146,7 +146,7 @@ def test_an_experiment_that_cannot_be_opened(uri, printed, capsys):
 
 def test_a_cause_that_tells_a_secret_is_told_without_it(secretive, printed, monkeypatch):
     """TileDB's own messages may hold the URI or a key: they are cut, and not chained."""
-    from cellfeed import native
+    from cellfeed.sources.soma import tiledb_private
 
     uri, context = secretive
     monkeypatch.setenv("CELLFEED_DIRECT", "0")
@@ -155,7 +155,7 @@ def test_a_cause_that_tells_a_secret_is_told_without_it(secretive, printed, monk
         raise RuntimeError(f"403 for {KEYS['rest.token']} at https://me:{SECRET}@host/cells?X-Amz-Signature={SECRET}")
 
     dataset = ExperimentDataset(uri, context=context, batch_size=10, seed=0)
-    monkeypatch.setattr(native, "read_pages", fail)
+    monkeypatch.setattr(tiledb_private, "read_pages", fail)
     with pytest.raises(CellfeedError, match="failed: 403 for ") as caught:
         list(dataset)
     printed.append(told(caught.value))

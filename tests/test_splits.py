@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellfeed.errors import PlanError
-from cellfeed.splits import check_weights, part_sizes, split, split_cells, split_groups, split_stratified
+from cellfeed.plan.splits import check_weights, part_sizes, split, split_cells, split_groups, split_stratified
 
 weights = st.lists(st.integers(1, 20), min_size=1, max_size=5).map(lambda w: np.array(w) / sum(w))
 codes = st.lists(st.integers(0, 4), max_size=120).map(lambda c: np.array(c, np.int64))

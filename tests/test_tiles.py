@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellfeed import ExperimentDataset, ReadError
-from cellfeed.address import ArrayAddress
-from cellfeed.fragments import UnknownLayout, parse_fragment, visible_fragments
-from cellfeed.layer import SomaLayer
-from cellfeed.query import _layout_of
-from cellfeed.rowbuilder import GeneTable
+from cellfeed.rows.row_builder import GeneTable
+from cellfeed.sources.soma.address import ArrayAddress
+from cellfeed.sources.soma.layer import SomaLayer
+from cellfeed.sources.soma.query import _layout_of
+from cellfeed.sources.soma.tiles.fragments import UnknownLayout, parse_fragment, visible_fragments
+from cellfeed.sources.soma.tiles.index import TileLayout
+from cellfeed.sources.soma.tiles.reader import TileReader
 from cellfeed.stats import Meter
-from cellfeed.tileindex import TileLayout
-from cellfeed.tilereader import TileReader
 from tests.fakes import as_csr, row_space
 from tests.stores import addressed, write_experiment
 

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellfeed import ExperimentDataset, PlanError, SelectionError, experiment_dataloader
-from cellfeed.minibatch import Assembler, DenseBuffers
-from cellfeed.rows import Rows
+from cellfeed.rows.cell_rows import Rows
+from cellfeed.rows.minibatch import Assembler, DenseBuffers
 from cellfeed.transforms import Compose, Log1p, NormalizeTotal, OfValues, Scaling, SelectGenes, split_scaling, to_device
 from tests.fakes import place, row_space
 from tests.stores import addressed

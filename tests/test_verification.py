@@ -12,7 +12,7 @@ import scipy.sparse as sp
 import tiledbsoma as soma
 
 from cellfeed import ExperimentDataset, ReadError
-from cellfeed.tileindex import _load_fragments
+from cellfeed.sources.soma.tiles.index import _load_fragments
 from tests.stores import addressed, collect, consolidate, write_experiment
 
 N_OBS, N_VARS, ROW_BLOCK, CAPACITY = 600, 300, 128, 40_000

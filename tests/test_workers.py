@@ -17,8 +17,8 @@ from torch.utils.data import random_split as torch_split
 
 import cellfeed
 from cellfeed import ExperimentDataPipe, ExperimentDataset, LabelEncoder, PlanError, ReadError, experiment_dataloader
+from cellfeed.loader.workers import WorkerGroup, sending
 from cellfeed.transforms import Compose, Log1p, NormalizeTotal, SelectGenes
-from cellfeed.workers import WorkerGroup, sending
 from tests.test_processes import ENVIRONMENT, ROOT, run
 
 

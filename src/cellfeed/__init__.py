@@ -1,10 +1,5 @@
 """cellfeed feeds cells to PyTorch from any TileDB-SOMA experiment."""
 
-from cellfeed.allocator import keep_freed_memory
-from cellfeed.dataloader import experiment_dataloader
-from cellfeed.datapipe import ExperimentDataPipe
-from cellfeed.dataset import ExperimentDataset
-from cellfeed.encoders import BatchEncoder, Encoder, LabelEncoder
 from cellfeed.errors import (
     CellfeedError,
     EncodeError,
@@ -15,13 +10,18 @@ from cellfeed.errors import (
     SelectionError,
     StateError,
 )
-from cellfeed.inference import OrderedMinibatch, gather_ordered, inference_dataloader
-from cellfeed.minibatch import Minibatch, PaddedMinibatch
-from cellfeed.obsm import write_obsm
-from cellfeed.report import Plan
+from cellfeed.loader.dataloader import experiment_dataloader
+from cellfeed.loader.datapipe import ExperimentDataPipe
+from cellfeed.loader.dataset import ExperimentDataset
+from cellfeed.loader.highly_variable import highly_variable_genes
+from cellfeed.loader.inference import OrderedMinibatch, gather_ordered, inference_dataloader
+from cellfeed.plan.summary import Plan
+from cellfeed.rows.heap import keep_freed_memory
+from cellfeed.rows.minibatch import Minibatch, PaddedMinibatch
+from cellfeed.select.encoders import BatchEncoder, Encoder, LabelEncoder
+from cellfeed.select.obs_filter import obs_filter
+from cellfeed.sources.soma.obsm import write_obsm
 from cellfeed.stats import Stats
-from cellfeed.valuefilter import obs_filter
-from cellfeed.variability import highly_variable_genes
 
 keep_freed_memory()  # before a thread has a heap of its own; CELLFEED_MALLOC=0 leaves glibc as it is
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from cellfeed.checks import format_bytes
-from cellfeed.dataset import ExperimentDataset
+from cellfeed._checks import format_bytes
 from cellfeed.errors import PlanError
-from cellfeed.report import Plan
+from cellfeed.loader.dataset import ExperimentDataset
+from cellfeed.plan.summary import Plan
 from cellfeed.stats import Stats, hidden
 
 

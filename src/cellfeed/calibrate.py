@@ -11,13 +11,13 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from cellfeed._checks import format_bytes, parse_bytes
 from cellfeed.bench import Measured, check_seconds, measure
-from cellfeed.checks import format_bytes, parse_bytes
-from cellfeed.dataset import ExperimentDataset
 from cellfeed.errors import PlanError
+from cellfeed.loader.dataset import ExperimentDataset
 from cellfeed.picture import Point, check_file, scatter
-from cellfeed.report import Plan
-from cellfeed.settings import check_mixing, parse_share
+from cellfeed.plan.settings import check_mixing, parse_share
+from cellfeed.plan.summary import Plan
 from cellfeed.stats import hidden
 
 SHARES = (0.25, 0.5, 1, 2, 4)

@@ -13,8 +13,8 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 from cellfeed.errors import CellfeedError
-from cellfeed.redact import redacted
-from cellfeed.retry import RETRY_DEADLINE_S
+from cellfeed.sources.redact import redacted
+from cellfeed.sources.retry import RETRY_DEADLINE_S
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,7 +46,7 @@ class _OnePerSecond(logging.Filter):
 @contextlib.contextmanager
 def _showing_retries() -> Iterator[None]:
     """Write a line to stderr for attempts that failed, with the time that is left."""
-    log, handler = logging.getLogger("cellfeed.retry"), logging.StreamHandler(sys.stderr)
+    log, handler = logging.getLogger("cellfeed.sources.retry"), logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("cellfeed: %(message)s"))
     handler.addFilter(_OnePerSecond())
     level = log.level
@@ -177,7 +177,7 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from cellfeed.dataset import ExperimentDataset
+    from cellfeed.loader.dataset import ExperimentDataset
 
     chosen: dict[str, Any] = _selection(options)
     plan = ExperimentDataset(options.uri, mixing=options.mixing, **chosen).plan(options.label)

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from cellfeed.address import locate
-from cellfeed.dataloader import experiment_dataloader
-from cellfeed.datapipe import ExperimentDataPipe
 from cellfeed.errors import SelectionError
-from cellfeed.report import Plan
+from cellfeed.loader.dataloader import experiment_dataloader
+from cellfeed.loader.datapipe import ExperimentDataPipe
+from cellfeed.plan.summary import Plan
+from cellfeed.sources.soma.address import locate
 from cellfeed.stats import hidden
 from cellfeed.warmup import compile_kernels
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
-from cellfeed.experiment import open_experiment, retrying
-from cellfeed.redact import public_uri
+from cellfeed.sources.redact import public_uri
+from cellfeed.sources.soma.experiment import open_experiment, retrying
 from cellfeed.stats import Meter
 
 

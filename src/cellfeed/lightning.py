@@ -12,8 +12,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from cellfeed.datamodule import Loaders, Split, divide, open_dataset
 from cellfeed.errors import MissingDependencyError
+from cellfeed.loader.datamodule import Loaders, Split, divide, open_dataset
 
 NAMES = ("lightning.pytorch", "pytorch_lightning")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cellfeed.checks import format_bytes
+from cellfeed._checks import format_bytes
 from cellfeed.errors import PictureError
 
 EXTENSIONS = (".png", ".svg", ".pdf")

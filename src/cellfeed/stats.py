@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 
-from cellfeed.checks import format_bytes
+from cellfeed._checks import format_bytes
 
 
 def hidden(progress: bool) -> bool | None:

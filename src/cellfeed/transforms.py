@@ -21,11 +21,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cellfeed.checks import check_transform, is_real, ordered
-from cellfeed.densify import densified
+from cellfeed._checks import check_transform, is_real, ordered
 from cellfeed.errors import PlanError
-from cellfeed.genes import find_genes, gene_list
-from cellfeed.minibatch import Scaling
+from cellfeed.rows.densify import densified
+from cellfeed.rows.minibatch import Scaling
+from cellfeed.select.gene_names import find_genes, gene_list
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
 

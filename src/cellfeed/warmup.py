@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from cellfeed.dataset import ExperimentDataset
+from cellfeed.loader.dataset import ExperimentDataset
 
 
 def compile_kernels(dataset: ExperimentDataset, announce: Callable[[], object]) -> None:

@@ -1,0 +1,209 @@
+"""Checks of arguments, and the words in which errors and warnings name values."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from numbers import Integral
+from typing import Any, TypeGuard, TypeVar
+
+from cellfeed.errors import CellfeedError, PlanError, SelectionError
+
+T = TypeVar("T")
+
+
+def is_real(value: object) -> TypeGuard[float]:
+    """Whether an argument is a number; ``True`` and ``False`` are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether an argument is a whole number, of Python or NumPy; ``True`` and ``False`` are none, nor is ``2.0``."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def nearest(name: object, candidates: Iterable[str]) -> str:
+    """Say which of the candidates a misspelt name may have meant.
+
+    Examples
+    --------
+    >>> nearest("cell_typ", ["cell_type", "assay"])
+    "did you mean 'cell_type'? There are: 'assay', 'cell_type'"
+    """
+    known = sorted(candidates)
+    by_case = {one.casefold(): one for one in known}
+    close = difflib.get_close_matches(str(name).casefold(), list(by_case), n=3, cutoff=0.6)
+    guess = f"did you mean {' or '.join(repr(by_case[one]) for one in close)}? " if close else ""
+    return f"{guess}There are: {', '.join(map(repr, known)) or 'none'}"
+
+
+MAX_SHOWN = 5
+"""Names that a message lists."""
+
+
+def some(names: Sequence[object]) -> str:
+    """List the first of some names, and say how many there are besides.
+
+    Examples
+    --------
+    >>> some(["A1BG", "A2M"]), some(range(8))
+    ("'A1BG', 'A2M'", '0, 1, 2, 3, 4 and 3 others')
+    """
+    shown = ", ".join(map(repr, names[:MAX_SHOWN]))
+    return f"{shown} and {len(names) - MAX_SHOWN} others" if len(names) > MAX_SHOWN else shown
+
+
+def shortened(text: str, n: int = 200) -> str:
+    """Return text of at most ``n`` characters: of longer ones the first, and dots."""
+    return text if len(text) <= n else f"{text[: n - 3]}..."
+
+
+def lacking(names: Sequence[T], among: Sequence[T]) -> list[T]:
+    """Return the names that are not among others, in their order."""
+    known = set(among)
+    return [name for name in names if name not in known]
+
+
+def ordered(argument: str, values: Any, error: type[CellfeedError] = SelectionError) -> list[Any]:
+    """Return the values of an argument whose order counts, as a list.
+
+    Raises
+    ------
+    error
+        If it is text, a set, which has another order in each process, or not iterable.
+
+    Examples
+    --------
+    >>> ordered("genes", (name for name in ["A1BG", "A2M"]))
+    ['A1BG', 'A2M']
+    """
+    if isinstance(values, (set, frozenset)):
+        raise error(
+            f"{argument}={values!r} is a set, which has another order in each process; give an ordered list, such as "
+            f"sorted({argument})"
+        )
+    if isinstance(values, str):
+        raise error(f"{argument}={values!r} must be a list of names: [{values!r}]")
+    try:
+        return list(values.to_pylist() if hasattr(values, "to_pylist") else values)  # of Arrow: scalars equal no text
+    except TypeError:
+        raise error(f"{argument}={values!r} must be a list") from None
+
+
+def check_transform(transform: Any) -> Callable[[Any], Any]:
+    """Refuse what cannot be called with X alone."""
+    if isinstance(transform, type):
+        raise PlanError(
+            f"transform={transform.__name__} is a class, which is called to make a transform: give one, such as "
+            f"{transform.__name__}()"
+        )
+    if not callable(transform):
+        raise PlanError(
+            f"transform={transform!r} must be a callable that takes X and returns X, such as "
+            f"cellfeed.transforms.Compose(NormalizeTotal(), Log1p())"
+        )
+    return transform  # type: ignore[no-any-return]
+
+
+def check_name(argument: str, name: object) -> None:
+    """Raise a SelectionError if an argument is not a name, as text."""
+    if not isinstance(name, str) or not name:
+        raise SelectionError(f"{argument}={name!r} must be a name, as text")
+
+
+@contextlib.contextmanager
+def raising(error: type[CellfeedError], what: str) -> Iterator[None]:
+    """Raise an error of the body as another one, whose message begins with ``what``."""
+    try:
+        yield
+    except Exception as cause:
+        raise error(f"{what}: {str(cause) or type(cause).__name__}") from cause
+
+
+def warn_user(message: str) -> None:
+    """Warn at the line of the caller's own code, however deep in cellfeed the reason lies."""
+    level = 2  # 1 would be this line
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == "cellfeed":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level)
+
+
+_UNITS = {
+    "B": 1,
+    **{f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", start=1)},
+    **{f"{prefix}IB": 1024**power for power, prefix in enumerate("KMGT", start=1)},
+    **{prefix: 1000**power for power, prefix in enumerate("KMGT", start=1)},
+    **{f"{prefix}I": 1024**power for power, prefix in enumerate("KMGT", start=1)},
+    "": 1,
+}
+
+
+MAX_BYTES = 1 << 60
+
+
+def parse_bytes(value: int | str, *, argument: str = "memory_budget") -> int:
+    """Turn an amount of memory into a number of bytes.
+
+    Parameters
+    ----------
+    value
+        A number of bytes, or text such as ``"2 GiB"``, ``"500MB"``, ``"1.5 G"`` or ``"2000000000"``. ``G`` is ``GB``,
+        a thousand million, and ``Gi`` is ``GiB``.
+    argument
+        The name of the argument that an error shall show.
+
+    Returns
+    -------
+    The number of bytes, at least 1.
+
+    Raises
+    ------
+    PlanError
+        If the text has no known unit, or the amount is not positive.
+
+    Examples
+    --------
+    >>> parse_bytes("2 GiB")
+    2147483648
+    """
+    if is_whole(value):
+        n_bytes = int(value)
+    elif not isinstance(value, str):
+        raise PlanError(f'{argument}={value!r} must be a number of bytes or text such as "2 GiB"')
+    else:
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
+        unit = match and _UNITS.get(match[2].upper())
+        if not match or not unit:
+            raise PlanError(
+                f"{argument}={value!r} is not an amount of memory; write a number of bytes or, for example, "
+                f'"2 GiB" (units: B, KB, MB, GB, TB, KiB, MiB, GiB, TiB)'
+            )
+        amount = float(match[1]) * unit
+        n_bytes = int(amount) if amount < MAX_BYTES else MAX_BYTES + 1
+    if n_bytes < 1:
+        raise PlanError(f"{argument}={value!r} must be more than nothing")
+    if n_bytes > MAX_BYTES:
+        raise PlanError(f"{argument}={value!r} is more than any machine has; give a number of bytes up to 2**60")
+    return n_bytes
+
+
+def format_bytes(n_bytes: float) -> str:
+    """Write a number of bytes with the unit in which it is easiest to read.
+
+    Examples
+    --------
+    >>> format_bytes(3_200_000_000)
+    '2.98 GiB'
+    >>> format_bytes(1010 << 20)
+    '1010 MiB'
+    """
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if n_bytes < 1024:
+            return f"{n_bytes:.{3 if n_bytes < 999.5 else 4}g} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:.3g} TiB"

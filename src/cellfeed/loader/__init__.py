@@ -1,0 +1,1 @@
+"""What users iterate and what drives it: datasets, loaders, epochs, threads and worker processes."""

@@ -1,0 +1,183 @@
+"""One experiment as loaders for training, validation, testing and prediction: what all Lightning data modules share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from cellfeed._checks import nearest
+from cellfeed.errors import PlanError
+from cellfeed.loader.dataloader import ExperimentDataLoader, experiment_dataloader
+from cellfeed.loader.dataset import ExperimentDataset
+from cellfeed.loader.inference import InferenceDataLoader, inference_dataloader
+from cellfeed.loader.provenance import check_classes, check_record
+from cellfeed.plan.settings import IN_ORDER
+from cellfeed.select.gene_names import identify_columns
+from cellfeed.sources.opening import is_axis_query
+
+PARTS = ("train", "validation", "test")
+"""The parts of a split, in the order of a sequence of fractions."""
+
+Split = Mapping[str, Any] | Sequence[float]
+
+
+def open_dataset(experiment: Any, parameters: Mapping[str, Any]) -> ExperimentDataset:
+    """Make the dataset of an experiment, its URI, or a query; one that is made already is taken as it is."""
+    if isinstance(experiment, ExperimentDataset):
+        if parameters:
+            raise PlanError(f"{next(iter(parameters))}= is decided by the dataset that was given as experiment=")
+        return experiment
+    if is_axis_query(experiment):
+        return ExperimentDataset.from_query(experiment, **parameters)
+    return ExperimentDataset(experiment, **parameters)
+
+
+def divide(
+    dataset: ExperimentDataset, split: Split, seed: int, stratify: str | None, group: str | None
+) -> dict[str, ExperimentDataset]:
+    """Return the parts of a dataset by name; those of no cells asked for are not among them."""
+    parts: dict[str, Any] = dict(split if isinstance(split, Mapping) else zip(PARTS, split, strict=False))
+    unknown = [name for name in parts if name not in PARTS]
+    if unknown or len(parts) < (0 if isinstance(split, Mapping) else len(split)) or "train" not in parts:
+        what = nearest(unknown[0], PARTS) if unknown else f"there must be a train part, and at most {len(PARTS)} parts"
+        raise PlanError(f"split={split!r} must name parts: {what}")
+    if any(isinstance(part, ExperimentDataset) for part in parts.values()):
+        _check_given(parts, stratify, group)
+        return parts
+    shares = {name: share for name, share in parts.items() if share != 0}
+    return dict(zip(shares, dataset.random_split(shares, seed, stratify=stratify, group=group), strict=True))
+
+
+def _check_given(parts: Mapping[str, Any], stratify: str | None, group: str | None) -> None:
+    if stratify is not None or group is not None:
+        raise PlanError(f"stratify={stratify!r} and group={group!r} have no effect on parts that are given; leave them")
+    for name, part in parts.items():
+        if not isinstance(part, ExperimentDataset):
+            raise PlanError(
+                f"split: {name}={part!r} is not an ExperimentDataset, as others are; give one for each part"
+            )
+    genes = {name: part.var_joinids.tobytes() for name, part in parts.items()}
+    other = [name for name in genes if genes[name] != genes["train"]]
+    if other:
+        raise PlanError(f"split: {other[0]} has other genes than train; make them with the same var_query")
+
+
+class Loaders:
+    """The loaders of a data module: mixed into Lightning's own class, under whichever name that is installed.
+
+    Attributes
+    ----------
+    dataset
+        All cells.
+    parts
+        The datasets of the split, by name: train, and validation and test where there are any.
+    """
+
+    dataset: ExperimentDataset
+    parts: dict[str, ExperimentDataset]
+    _var_column: str | None = None
+    _to_resume: dict[str, Any] | None = None
+
+    def _set_up_loaders(
+        self,
+        dataset: ExperimentDataset,
+        parts: dict[str, ExperimentDataset],
+        predict: str,
+        num_workers: int,
+        dataloader_options: Mapping[str, Any] | None,
+    ) -> None:
+        self.dataset = dataset
+        self.parts = parts
+        self._predict = predict
+        self._num_workers = num_workers
+        self._options = dict(dataloader_options or {})
+        if predict != "all" and predict not in parts:
+            raise PlanError(f"predict={predict!r} must be 'all' or a part of the split; {nearest(predict, parts)}")
+
+    @property
+    def n_obs(self) -> int:
+        """Cells of all parts."""
+        return self.dataset.shape[0]
+
+    @property
+    def n_vars(self) -> int:
+        """Genes."""
+        return self.dataset.shape[1]
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint says of the data: read once, as checkpoints are written often."""
+        genes = identify_columns(self.dataset._selection, self._var_column)
+        classes = {name: getattr(encoder, "classes_", None) for name, encoder in self.dataset.obs_encoders.items()}
+        return {
+            "provenance": self.parts["train"].provenance(self._var_column),
+            "genes": genes,
+            "classes": {name: np.asarray(known).tolist() for name, known in classes.items() if known is not None},
+        }
+
+    def provenance(self) -> dict[str, Any]:
+        """Return that of the training cells; see :meth:`cellfeed.ExperimentDataset.provenance`."""
+        return dict(self._identity["provenance"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return for a checkpoint what the data are, and where training is in an epoch; Lightning calls it."""
+        passes = self._training_cells()._passes
+        return {**self._identity, "training": None if passes.is_at_end else passes.save()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Refuse a checkpoint of a model that these data would mislead; Lightning calls it.
+
+        Raises
+        ------
+        StateError
+            If genes, their order, the transform, or the codes of labels are others; the message names them.
+        """
+        own = self._identity
+        check_record(state["provenance"], state["genes"], own["provenance"], own["genes"])
+        check_classes(state["classes"], own["classes"])
+        trainer = getattr(self, "trainer", None)
+        if trainer is None or trainer.state.fn == "fit":  # to predict from a checkpoint does not change training
+            self._to_resume = state.get("training")
+
+    def _training_cells(self) -> ExperimentDataset:
+        """Return the dataset that training reads."""
+        return self.parts["train"]
+
+    def train_dataloader(self) -> ExperimentDataLoader:
+        """Make the loader of the training cells; each pass over it is one epoch in an order of its own."""
+        dataset = self._training_cells()
+        # Lightning restores the loader itself, but not where the model asks for ``trainer.estimated_stepping_batches``.
+        if self._to_resume is not None:
+            dataset.load_state_dict(self._to_resume)
+            self._to_resume = None
+        return experiment_dataloader(dataset, self._num_workers, **self._options)
+
+    def val_dataloader(self) -> ExperimentDataLoader | list[Any]:
+        """Make the loader of the validation cells, in the order of their joinids."""
+        return self._evaluating("validation")
+
+    def test_dataloader(self) -> ExperimentDataLoader | list[Any]:
+        """Make the loader of the test cells, in the order of their joinids."""
+        return self._evaluating("test")
+
+    def predict_dataloader(self) -> InferenceDataLoader:
+        """Make the loader of ``(X, obs, joinids)`` of the cells to predict: each once, in the order of the joinids."""
+        options = {name: value for name, value in self._options.items() if name not in _OF_WORKERS}
+        return inference_dataloader(self._part(self._predict), **options)
+
+    def _part(self, name: str) -> ExperimentDataset:
+        return self.dataset if name == "all" else self.parts[name]
+
+    def _evaluating(self, name: str) -> ExperimentDataLoader | list[Any]:
+        """Serve a part as it lies. Ranks take as many steps each: a model that synchronises its buffers would hang."""
+        if name not in self.parts:
+            return []
+        ordered = self.parts[name]._with(**IN_ORDER, remainder="drop")
+        return experiment_dataloader(ordered, self._num_workers, **self._options)
+
+
+_OF_WORKERS = {"multiprocessing_context", "persistent_workers", "prefetch_factor", "timeout", "worker_init_fn"}
+"""Arguments of a loader that ask for worker processes."""

@@ -1,0 +1,159 @@
+"""Where this process stands among ranks and workers: the one place that looks."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from types import FrameType
+
+import torch.distributed
+import torch.utils.data
+
+from cellfeed._checks import warn_user
+from cellfeed.errors import CellfeedError, PlanError
+
+LAUNCHERS = {
+    "WORLD_SIZE": "RANK",
+    "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK",
+    "PMI_SIZE": "PMI_RANK",
+    "SLURM_STEP_NUM_TASKS": "SLURM_PROCID",
+    "SLURM_NTASKS": "SLURM_PROCID",
+}
+"""Variables in which launchers give the number of processes that they started together, and that of each."""
+
+
+def find_ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """Return (rank, world_size): as given, else of ``torch.distributed``, else of the environment.
+
+    The environment is what ``torchrun`` sets: ``RANK`` and ``WORLD_SIZE``. A lone ``LOCAL_RANK`` is not
+    used: on several nodes it is the same number many times.
+    """
+    if rank is not None and world_size is not None:
+        return rank, world_size
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        try:
+            return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        except ValueError:
+            raise PlanError(
+                f"RANK={os.environ['RANK']!r} and WORLD_SIZE={os.environ['WORLD_SIZE']!r} in the environment must "
+                f"be integers; or give rank= and world_size="
+            ) from None
+    return 0, 1
+
+
+def warn_of_unknown_rank(rank: int | None) -> None:
+    """Warn if a launcher started several processes and nothing gives the rank of this one: each gets all cells.
+
+    What a launcher numbers may be ranks of one training, or trainings of their own: its numbers are not taken as ranks.
+    """
+    if rank is not None or (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    name, n_processes = _processes_launched()
+    if n_processes == 1 or ("RANK" in os.environ and "WORLD_SIZE" in os.environ):
+        return
+    warn_user(
+        f"{name}={n_processes} says that {n_processes} processes were started together, but torch.distributed is not "
+        f"initialised and RANK and WORLD_SIZE are not both set: each process gets all cells. If the processes train "
+        f"one model, call torch.distributed.init_process_group() before iteration begins, or give the dataset "
+        f"rank=int(os.environ[{LAUNCHERS[name]!r}]) and world_size={n_processes}. If each is to get all cells, give "
+        f"rank=0, world_size=1"
+    )
+
+
+def _processes_launched() -> tuple[str, int]:
+    """Return the number of processes that were started together, and the variable that says it.
+
+    ``SLURM_NTASKS`` also stands in the shell of a batch job or of an allocation, where one process runs alone: there
+    is no step, and the number of the process is 0.
+    """
+    alone = "SLURM_STEP_ID" not in os.environ and os.environ.get("SLURM_PROCID", "0") == "0"
+    for name in LAUNCHERS:
+        if os.environ.get(name, "").isdecimal() and not (alone and name == "SLURM_NTASKS"):
+            return name, int(os.environ[name])
+    return "", 1
+
+
+def available_threads() -> int:
+    """Return the number of cores that this process may use."""
+    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def find_worker(home: int) -> tuple[int, int]:
+    """Return this process's place among the workers of a loader of PyTorch's own, and their number.
+
+    Parameters
+    ----------
+    home
+        The process in which the dataset was made.
+
+    Raises
+    ------
+    PlanError
+        In a worker process to which the dataset was sent: it cannot know the epoch, nor the rank of its loader.
+    """
+    info = torch.utils.data.get_worker_info()
+    if info is None:
+        return 0, 1
+    if home != os.getpid():
+        raise PlanError(
+            f"this dataset was sent to a worker process by a loader that is not from cellfeed. The worker does not "
+            f"know the epoch and the rank, every pass would have the same order, and a state would not count its "
+            f"minibatches. Use cellfeed.experiment_dataloader(dataset, num_workers={info.num_workers}), or no workers, "
+            f"which is faster"
+        )
+    return info.id, info.num_workers
+
+
+def refuse_loader(rank: int | None, world_size: int | None, batch_size: int) -> None:
+    """Refuse to be iterated by a loader that would make something else of the minibatches than they are.
+
+    Accelerate would give each rank a part of its part. PyTorch's own ``batch_size`` would stack minibatches.
+    """
+    sharded = find_ranks(rank, world_size)[1] > 1
+    if sharded and any(_module(frame) == "accelerate.data_loader" for frame in _callers()):
+        raise PlanError(
+            "Accelerate prepared a loader over this dataset, and would give each rank a part of what its rank is "
+            "to receive: cells would be lost. Prepare what cellfeed.experiment_dataloader returns, which it leaves "
+            "as it is, or prepare no loader"
+        )
+    if batch_size > 1 and _is_collated():
+        raise PlanError(
+            f"the loader collates minibatches of this dataset, which have {batch_size} cells each, to minibatches of "
+            f"minibatches. Use cellfeed.experiment_dataloader(dataset), or give torch.utils.data.DataLoader "
+            f"batch_size=None; the dataset's batch_size= says how many cells come together"
+        )
+
+
+def _is_collated() -> bool:
+    """Whether what iterates the dataset is PyTorch's loader, with a batch size and its own way to collate."""
+    for frame in _callers():
+        if not _module(frame).startswith(("torch.utils.data", "cellfeed")):
+            return False  # whoever stands between may take minibatches apart; its variables are not looked at
+        caller = frame.f_locals.get("self") if _module(frame).startswith("torch.utils.data") else None
+        if getattr(caller, "auto_collation", False):  # PyTorch's fetcher of the items of a minibatch
+            return getattr(caller, "collate_fn", None) is torch.utils.data.default_collate
+    return False
+
+
+def _callers() -> Iterator[FrameType]:
+    frame = sys._getframe(1).f_back
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))
+
+
+def refuse_fork(made_by: int) -> None:
+    """Refuse what another process made, by its id: TileDB's threads exist in the process that made them only."""
+    if os.getpid() != made_by:
+        raise CellfeedError(
+            "this dataset was made before the process was forked, and TileDB's threads do not survive a fork: make it "
+            "in the forked process (under Lightning's ddp_fork: in setup()), or start processes with "
+            'multiprocessing_context="spawn", as cellfeed.experiment_dataloader does, or use num_workers=0'
+        )

@@ -1,0 +1,166 @@
+"""What a saved state holds, and whether one belongs to a dataset: pure, in plain values that JSON knows."""
+
+from __future__ import annotations
+
+import hashlib
+import reprlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cellfeed._checks import is_whole
+from cellfeed.errors import StateError
+from cellfeed.plan.epoch import check_size
+from cellfeed.plan.resume import Stage, Topology
+from cellfeed.plan.schedule import MAX_SLICES, Mixing
+
+VERSION = 2
+"""Of what a state says and of the orders that it goes on with: another one would be read as another order."""
+
+MAX_COUNT = (1 << 62) - 1
+
+MOST = {"slices": MAX_SLICES}
+"""What a damaged state shall not make us plan."""
+
+Fingerprint = dict[str, int | str | bool | None]
+"""What an order depends on, by name: a state goes on only where all of it is the same."""
+
+
+def digest(array: npt.NDArray[Any] | None) -> str | None:
+    """Return a short name for the contents of an array."""
+    if array is None:
+        return None
+    data = np.ascontiguousarray(array)
+    return hashlib.blake2b(data.view(np.uint8).data, digest_size=8).hexdigest()
+
+
+def pack(epoch: int, stages: Sequence[Stage], rank: int, fingerprint: Fingerprint) -> dict[str, Any]:
+    """Make a state: small, of numbers, text, lists and dicts only."""
+    return {
+        "version": VERSION,
+        "epoch": epoch,
+        "rank": rank,
+        "stages": [
+            {
+                "world_size": stage.topology.world_size,
+                "num_workers": stage.topology.num_workers,
+                "mixing": asdict(stage.topology.mixing),
+                "received": stage.received if isinstance(stage.received, int) else list(stage.received),
+            }
+            for stage in stages
+        ],
+        "fingerprint": dict(fingerprint),
+    }
+
+
+def unpack(
+    state: Mapping[str, Any] | Sequence[Mapping[str, Any]], fingerprint: Fingerprint
+) -> tuple[int, tuple[Stage, ...]]:
+    """Read a state, or those of all ranks.
+
+    Returns
+    -------
+    The epoch, and what was walked of it.
+
+    Raises
+    ------
+    StateError
+        If it is none, or belongs to other cells, genes or parameters; the message names the field.
+    """
+    if isinstance(state, Mapping):
+        return _unpack_one(state, fingerprint)
+    if not isinstance(state, (list, tuple)) or not state:
+        raise StateError(
+            f"state is {_outlined(state)}; it must be what state_dict() returned, or a list of that of each rank"
+        )
+    unpacked = [_unpack_one(one, fingerprint) for one in state]
+    return unpacked[0] if len(state) == 1 else _merge([one["rank"] for one in state], unpacked)
+
+
+def _merge(ranks: list[int], states: list[tuple[int, tuple[Stage, ...]]]) -> tuple[int, tuple[Stage, ...]]:
+    (epoch, stages), *others = states
+    for rank, (other_epoch, other_stages) in zip(ranks[1:], others, strict=True):
+        if (other_epoch, _apart_from_counts(other_stages)) != (epoch, _apart_from_counts(stages)):
+            raise StateError(
+                f"the states of ranks {ranks[0]} and {rank} do not belong together: epochs {epoch} and {other_epoch}, "
+                f"after {len(stages)} and {len(other_stages)} stages; give those that were saved at one step"
+            )
+    if not stages:
+        return epoch, stages
+    *before, last = stages
+    if sorted(ranks) != list(range(last.topology.world_size)):
+        raise StateError(
+            f"states of ranks {sorted(ranks)} were given where {last.topology.world_size} ranks were at work; give "
+            f"each rank's once, or a single one if all had received as many minibatches"
+        )
+    received = {rank: own[-1].received_by(rank) for rank, (_, own) in zip(ranks, states, strict=True)}
+    return epoch, (*before, Stage(last.topology, tuple(received[rank] for rank in range(len(ranks)))))
+
+
+def _apart_from_counts(stages: tuple[Stage, ...]) -> tuple[Any, ...]:
+    return (*stages[:-1], stages[-1].topology) if stages else ()
+
+
+def _unpack_one(state: Mapping[str, Any], fingerprint: Fingerprint) -> tuple[int, tuple[Stage, ...]]:
+    try:
+        if state["version"] != VERSION:
+            raise StateError(f"the state has version {_short(state['version'])}; this cellfeed reads version {VERSION}")
+        _compare(state["fingerprint"], fingerprint)
+        epoch, _ = _whole(state["epoch"], 0), _whole(state["rank"], 0)
+        return epoch, tuple(_unpack_stage(stage) for stage in state["stages"])
+    except StateError:
+        raise
+    except Exception as cause:  # what was given may be anything, and fail in any way
+        raise StateError(f"state is {_outlined(state)}, which is not what state_dict() returned ({cause!r})") from cause
+
+
+def _short(value: object) -> str:
+    plain = value is None or isinstance(value, (str, int, float))
+    return reprlib.repr(value) if plain else f"a {type(value).__name__}"
+
+
+def _outlined(state: object) -> str:
+    """Describe what was given as a state: a checkpoint may be large, and may hold what is nobody's business."""
+    if isinstance(state, Mapping):
+        return f"a dict with the keys {reprlib.repr(list(state))}"
+    return "an empty list" if isinstance(state, list) and not state else f"a {type(state).__name__}"
+
+
+def _unpack_stage(stage: Mapping[str, Any]) -> Stage:
+    mixing = Mixing(
+        **{
+            name: _whole(value, int(name != "first"), MOST.get(name, MAX_COUNT))
+            for name, value in stage["mixing"].items()
+        }
+    )
+    topology = Topology(_whole(stage["world_size"], 1), _whole(stage["num_workers"], 1), mixing)
+    check_size(topology.world_size, topology.num_workers)
+    received = stage["received"]
+    if not isinstance(received, (list, tuple)):
+        return Stage(topology, _whole(received, 0))
+    if len(received) != topology.world_size:
+        raise StateError(
+            f"the state counts the minibatches of {len(received)} ranks where there were {topology.world_size}"
+        )
+    return Stage(topology, tuple(_whole(n, 0) for n in received))
+
+
+def _whole(value: Any, least: int, most: int = MAX_COUNT) -> int:
+    if not is_whole(value) or not least <= value <= most:
+        raise TypeError(f"{value!r} is not an integer from {least} to {most}")
+    return int(value)
+
+
+def _compare(saved: Mapping[str, Any], own: Fingerprint) -> None:
+    differing = [name for name in own if saved.get(name) != own[name]]
+    if differing:
+        name = differing[0]
+        also = f" ({', '.join(differing[1:])} differ as well)" if len(differing) > 1 else ""
+        raise StateError(
+            f"the state was saved with {name}={_short(saved.get(name))}, and this dataset has "
+            f"{name}={own[name]!r}{also}: make the dataset with the same experiment, queries and parameters, or start "
+            f"afresh without the state"
+        )

@@ -1,0 +1,118 @@
+"""One decorator compiles all kernels; a cache of compiled code that cannot be used costs time and nothing else.
+
+numba keeps compiled code in the first folder of these that it can write to: ``NUMBA_CACHE_DIR``, ``__pycache__``
+beside the source, the user's cache folder. numba itself raises where there is no such folder, where the disk is full,
+and where a file of the cache is broken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from numba import njit
+from numba.core import config
+from numba.core.caching import FunctionCache, NullCache
+from numba.core.compiler_lock import global_compiler_lock
+
+from cellfeed._checks import warn_user
+
+logger = logging.getLogger("cellfeed.rows.kernels")
+
+
+def compiled(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """Compile a function when it is first called, without the GIL, and keep the code for later processes.
+
+    Parameters
+    ----------
+    function
+        The function; ``None`` returns a decorator with the options.
+    options
+        Those of ``numba.njit``.
+    """
+    if function is None:
+        return functools.partial(compiled, **options)
+    with _compiling_enabled():
+        dispatcher = njit(nogil=True, **options)(function)
+    try:
+        dispatcher._cache = KernelCache(function)
+    except Exception as cause:  # RuntimeError: no folder; OSError: no source file
+        dispatcher._cache = NullCache()
+        _warn_once(str(cause))
+    return dispatcher
+
+
+@contextlib.contextmanager
+def _compiling_enabled() -> Iterator[None]:
+    """Ignore ``NUMBA_DISABLE_JIT``, which users set to debug their own functions: Python cannot run the kernels."""
+    disabled, config.DISABLE_JIT = config.DISABLE_JIT, 0
+    try:
+        yield
+    finally:
+        config.DISABLE_JIT = disabled
+
+
+class KernelCache(FunctionCache):  # type: ignore[misc]
+    """numba's cache of one function; what goes wrong with its files is compiled anew, never raised."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Return the code for a signature; ``None`` if there is none that can be read."""
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception as cause:  # what unpickling a broken file raises can be anything
+            logger.info("a file of numba's cache in %s is broken and will be replaced: %r", self.cache_path, cause)
+        try:
+            self.flush()
+        except Exception as cause:
+            _warn_once(f"{self.cache_path}: {cause}")
+        return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep the code for a signature, if that is possible."""
+        try:
+            super().save_overload(sig, data)
+        except Exception as cause:
+            _warn_once(f"{self.cache_path}: {cause}")
+
+    def _index_key(self, sig: Any, codegen: Any) -> Any:
+        """Return what code is kept under: numba asks for one file's source, and kernels call those of other files."""
+        return (*super()._index_key(sig, codegen), _sources())
+
+
+@functools.cache
+def _sources() -> str:
+    """Return a hash of the source of all kernels."""
+    found = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        source = path.read_bytes()
+        if b"\n@compiled" in source:
+            found.update(source)
+    return found.hexdigest()
+
+
+_warned = threading.Event()
+
+
+def _warn_once(reason: str) -> None:
+    if not _warned.is_set():
+        _warned.set()
+        warn_user(
+            f"compiled code cannot be kept, so each process compiles anew, for about 15 s ({reason}); set "
+            f"NUMBA_CACHE_DIR to a folder that can be written"
+        )
+
+
+if hasattr(os, "register_at_fork"):
+    # A child that is forked while another thread compiles would wait for that thread's lock, which nobody gives back.
+    os.register_at_fork(
+        before=global_compiler_lock.acquire,
+        after_in_parent=global_compiler_lock.release,
+        after_in_child=global_compiler_lock.release,
+    )

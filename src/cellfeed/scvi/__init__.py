@@ -1,0 +1,34 @@
+"""A data module for scvi-tools: ``pip install "cellfeed[scvi]"``.
+
+::
+
+    datamodule = SCVIDataModule(experiment, batch_key="donor_id", labels_key="cell_type", seed=0)
+    model = scvi.model.SCVI(adata=None, registry=datamodule.registry)
+    model.train(datamodule=datamodule, max_epochs=20)
+    latent = model.get_latent_representation(dataloader=datamodule.inference_dataloader())
+    cellfeed.write_obsm(uri, "X_scVI", datamodule.dataset.obs_joinids, latent)
+
+    model.save("model", datamodule=datamodule)
+    query = SCVIDataModule.from_reference("model", other_experiment)      # its genes, categories and covariates
+    model = cellfeed.scvi.load(scvi.model.SCVI, "model", query)
+    latent = model.get_latent_representation(dataloader=query.inference_dataloader())
+
+Processes under ``torchrun`` train one model, each on its part of an epoch, and embed a stretch of the cells each::
+
+    model.train(datamodule=datamodule, devices=2, strategy="ddp_find_unused_parameters_true")
+    loader = datamodule.inference_dataloader()
+    latent = model.get_latent_representation(dataloader=loader)
+    joinids, latent = cellfeed.gather_ordered(loader.joinids, latent)           # of all cells, on every rank
+"""
+
+import importlib.util
+
+from cellfeed.errors import MissingDependencyError
+
+if importlib.util.find_spec("scvi") is None:
+    raise MissingDependencyError('cellfeed.scvi needs scvi-tools, which is not installed: pip install "cellfeed[scvi]"')
+
+from cellfeed.scvi.datamodule import InferenceTensors, SCVIDataModule
+from cellfeed.scvi.registry import load, load_query_data
+
+__all__ = ["InferenceTensors", "SCVIDataModule", "load", "load_query_data"]

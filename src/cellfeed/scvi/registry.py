@@ -1,0 +1,297 @@
+"""Models of scvi-tools: what they keep of their data, made, found and compared; and models loaded by it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cellfeed._checks import lacking, some
+from cellfeed.errors import StateError
+from cellfeed.scvi.covariates import SEPARATOR
+
+OWN = "cellfeed"
+"""Where a registry keeps the keys and the provenance of a data module."""
+
+MODEL_NAME = "model_name"
+"""Where a registry keeps the class of the model; scvi-hub and the views of a saved model need it."""
+
+MODEL_FILE = "model.pt"
+"""The file of a saved model in its folder."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """The genes and categories of a model, as text, in its order; ``None`` where it does not tell."""
+
+    genes: list[str] | None
+    batches: list[str] | None
+    labels: list[str] | None
+    covariates: Mapping[str, list[str] | None]
+
+    @classmethod
+    def of(cls, registry: Mapping[str, Any]) -> Known:
+        """Read a registry, of a data module or of an AnnData."""
+        fields = registry["field_registries"]
+        covariates = fields.get("extra_categorical_covs", {}).get("state_registry", {}).get("mapping", {})
+        return cls(
+            genes=_text(fields["X"]["state_registry"]["column_names"]),
+            batches=_text(fields["batch"]["state_registry"]["categorical_mapping"]),
+            labels=_text(fields["labels"]["state_registry"]["categorical_mapping"]),
+            covariates={key: _text(mapping) for key, mapping in covariates.items()},
+        )
+
+
+def _text(values: Any) -> list[str]:
+    return [str(value) for value in values]
+
+
+def keys_of(registry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a data module that say which columns of obs and var a model was trained with."""
+    if OWN in registry:
+        return dict(registry[OWN]["keys"])
+    arguments = registry["setup_args"]
+    return {
+        "batch_key": arguments.get("batch_key"),
+        "labels_key": arguments.get("labels_key"),
+        "unlabeled_category": registry["field_registries"]["labels"]["state_registry"].get("unlabeled_category"),
+        "categorical_covariate_keys": arguments.get("categorical_covariate_keys") or [],
+        "continuous_covariate_keys": arguments.get("continuous_covariate_keys") or [],
+    }
+
+
+def read_model(path: str | Path) -> dict[str, Any]:
+    """Read what a model saved. It holds pickled objects: read no file whose origin you do not trust."""
+    file = Path(path) / MODEL_FILE
+    if not file.is_file():
+        raise StateError(f"{str(path)!r} holds no {MODEL_FILE}; give the folder in which model.save wrote a model")
+    return torch.load(file, map_location="cpu", weights_only=False)  # type: ignore[no-any-return]
+
+
+def find_registry(reference: Any) -> dict[str, Any]:
+    """Return the registry of a model, of the folder that one was saved in, or of a data module; or the one given."""
+    if isinstance(reference, (str, Path)):
+        return read_model(reference)["attr_dict"]["registry_"]  # type: ignore[no-any-return]
+    for name in ("registry_", "registry"):
+        reference = getattr(reference, name, reference)
+    if not isinstance(reference, dict) or "field_registries" not in reference:
+        raise StateError(
+            f"reference is a {type(reference).__name__}; give a model, the folder in which one was saved, or a registry"
+        )
+    return reference
+
+
+def compare(known: Mapping[str, Any], own: Mapping[str, Any], *, extended: bool = False) -> None:
+    """Refuse data whose genes or categories are not those of a model; ``extended`` ones may have more categories."""
+    model, data = Known.of(known), Known.of(own)
+    _compare("genes", model.genes or [], data.genes or [])
+    _compare("batches", model.batches or [], data.batches or [], extended=extended)
+    for key, categories in model.covariates.items():
+        _compare(f"categories of {key!r}", categories or [], data.covariates.get(key) or [], extended=extended)
+
+
+def _compare(what: str, model: Sequence[str], data: Sequence[str], *, extended: bool = False) -> None:
+    if list(data[: len(model)] if extended else data) == list(model):
+        return
+    missing, more = lacking(model, data), lacking(data, model)
+    told = [f"the data lack {some(missing)}"] * bool(missing) + [f"the model lacks {some(more)}"] * bool(more)
+    raise StateError(
+        f"{what} of the data are not those of the model: {', '.join(told) or 'their order differs'}; make the data "
+        f"module with SCVIDataModule.from_reference(model, experiment)"
+    )
+
+
+def make_registry(
+    *,
+    version: str,
+    n_obs: int,
+    genes: Sequence[str],
+    keys: Mapping[str, Any],
+    batches: Sequence[str],
+    labels: Sequence[str],
+    covariates: Mapping[str, Sequence[str]],
+    provenance: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Make a registry. It names no class of model: one data module serves SCVI and then SCANVI.
+
+    Several columns of batches have one key, the columns joined as their values are: scvi-tools takes it as the name of
+    a column.
+    """
+    continuous = keys["continuous_covariate_keys"]
+    batch_key = SEPARATOR.join(keys["batch_key"]) or None
+    return {
+        "scvi_version": version,
+        "setup_method_name": "setup_datamodule",
+        "setup_args": {
+            "layer": None,
+            "batch_key": batch_key,
+            "labels_key": keys["labels_key"],
+            "size_factor_key": None,
+            "categorical_covariate_keys": list(covariates) or None,
+            "continuous_covariate_keys": list(continuous) or None,
+        },
+        "field_registries": {
+            "X": _field("X", None, {"n_obs": n_obs, "n_vars": len(genes), "column_names": list(genes)},
+                        {"n_vars": len(genes), "n_cells": n_obs}),
+            "batch": _field("obs", "_scvi_batch", _categories(batches, batch_key), {"n_batch": len(batches)}),
+            "labels": _field(
+                "obs", "_scvi_labels",
+                {**_categories(labels, keys["labels_key"]), "unlabeled_category": keys["unlabeled_category"]},
+                {"n_labels": len(labels)},
+            ),
+            "ind_x": _field("obs", "_indices", {}, {}),
+            "sample": _field("obs", "_scvi_sample", {}, {"n_sample": 0}),
+            "size_factor": _field(None, None, {}, {}),
+            "extra_categorical_covs": _field(
+                "obsm", "_scvi_extra_categorical_covs", _covariates(covariates),
+                {"n_extra_categorical_covs": len(covariates)},
+            ),
+            "extra_continuous_covs": _field(
+                "obsm", "_scvi_extra_continuous_covs",
+                {"columns": np.array(continuous, dtype=object)} if continuous else {},
+                {"n_extra_continuous_covs": len(continuous)},
+            ),
+        },
+        OWN: {"keys": dict(keys), "provenance": dict(provenance)},
+    }  # fmt: skip
+
+
+def _field(
+    place: str | None, key: str | None, state: Mapping[str, Any], stats: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    where = {} if place is None else {"attr_name": place, "attr_key": key}
+    return {"data_registry": where, "state_registry": dict(state), "summary_stats": dict(stats)}
+
+
+def _categories(categories: Sequence[str], key: Any) -> dict[str, Any]:
+    return {"categorical_mapping": np.array(categories, dtype=object), "original_key": key}
+
+
+def _covariates(covariates: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    if not covariates:
+        return {}
+    return {
+        "field_keys": list(covariates),
+        "mapping": {key: np.array(categories, dtype=object) for key, categories in covariates.items()},
+        "n_cats_per_key": [len(categories) for categories in covariates.values()],
+    }
+
+
+def name_model(model: Any, registry: Mapping[str, Any] | None = None) -> None:
+    """Give a model a registry, its own unless another is given, that names the model's class."""
+    model.registry_ = {**(model.registry_ if registry is None else registry), MODEL_NAME: type(model).__name__}
+
+
+def load(model_class: Any, path: str | Path, datamodule: Any = None) -> Any:
+    """Load a model that was trained with a :class:`~cellfeed.scvi.SCVIDataModule`.
+
+    ``model_class.load(path, adata=False)`` does so too, but for what scvi-tools (1.4) loses of such models: it forgets
+    further arguments of the module, such as ``encode_covariates``, and of several categorical covariates it uses one.
+    Both unpickle the file: load no model of an origin that you do not trust.
+
+    Parameters
+    ----------
+    model_class
+        Such as ``scvi.model.SCVI``.
+    path
+        The folder given to ``model.save``.
+    datamodule
+        Of the cells that the model is to see: it is checked that the model knows their genes and categories. SCANVI
+        needs one.
+
+    Returns
+    -------
+    The model, on the CPU.
+
+    Raises
+    ------
+    StateError
+        If there is no model, it is of another class, or its genes or categories are not those of ``datamodule``.
+
+    Examples
+    --------
+    >>> import tempfile, scvi, cellfeed.demo, cellfeed.scvi
+    >>> uri, folder = cellfeed.demo.example_experiment(), tempfile.mkdtemp()
+    >>> datamodule = cellfeed.scvi.SCVIDataModule(uri, batch_key="phase", seed=0)
+    >>> model = scvi.model.SCVI(adata=None, registry=datamodule.registry)  # and train it
+    >>> model.save(folder, datamodule=datamodule, overwrite=True)
+    >>> query = cellfeed.scvi.SCVIDataModule.from_reference(folder, uri)
+    >>> cellfeed.scvi.load(scvi.model.SCVI, folder, query).summary_stats.n_batch
+    3
+    """
+    saved = read_model(path)
+    attributes = dict(saved["attr_dict"])
+    registry, parameters = attributes.pop("registry_"), attributes.pop("init_params_")
+    saved_class = registry.get(MODEL_NAME, model_class.__name__)
+    if saved_class != model_class.__name__:
+        raise StateError(
+            f"{str(path)!r} holds a model of the class {saved_class}, not {model_class.__name__}: "
+            f"load(scvi.model.{saved_class}, ...)"
+        )
+    if datamodule is not None:
+        datamodule.check(registry)
+    given = {**parameters["non_kwargs"], **{k: v for more in parameters["kwargs"].values() for k, v in more.items()}}
+    for name in ("datamodule", "unlabeled_category", "pretrained_model"):
+        given.pop(name, None)
+    if "datamodule" in inspect.signature(model_class).parameters:
+        given["datamodule"] = datamodule
+    model = model_class(None, registry=registry, **given)
+    for name, value in attributes.items():
+        setattr(model, name, value)
+    weights = {name: value for name, value in saved["model_state_dict"].items() if name != "pyro_param_store"}
+    model.module.load_state_dict(weights)
+    model.module.eval()
+    return model
+
+
+def load_query_data(model_class: Any, reference: Any, datamodule: Any, **options: Any) -> Any:
+    """Make a model that goes on from a reference with the cells of a module: scArches.
+
+    ``model_class.load_query_data`` does so for an AnnData only where the query has batches of its own.
+
+    Parameters
+    ----------
+    model_class
+        Such as ``scvi.model.SCVI``.
+    reference
+        A trained model, or the folder in which one was saved.
+    datamodule
+        ``SCVIDataModule.from_reference(reference, experiment, unseen="extend")``.
+    options
+        Which weights to freeze, as for ``model_class.load_query_data``.
+
+    Returns
+    -------
+    The model, to be trained with ``train(datamodule=datamodule)``.
+
+    Raises
+    ------
+    StateError
+        If the module's genes are not those of the reference, or its categories do not begin with the reference's.
+
+    Examples
+    --------
+    >>> import scvi, tiledbsoma, cellfeed.demo, cellfeed.scvi
+    >>> uri = cellfeed.demo.example_experiment()
+    >>> some = tiledbsoma.AxisQuery(value_filter="phase != 'G2M'")
+    >>> reference = cellfeed.scvi.SCVIDataModule(uri, obs_query=some, batch_key="phase", seed=0)
+    >>> model = scvi.model.SCVI(adata=None, registry=reference.registry)  # and train it
+    >>> query = cellfeed.scvi.SCVIDataModule.from_reference(model, uri, unseen="extend")
+    >>> extended = cellfeed.scvi.load_query_data(scvi.model.SCVI, model, query)
+    >>> query.batch_labels
+    ['G1', 'S', 'G2M']
+    """
+    compare(find_registry(reference), datamodule.registry, extended=True)
+    if "datamodule" in inspect.signature(model_class).parameters:
+        options["datamodule"] = datamodule
+    # Under another name of the method scvi-tools pads the weights for new categories, as it does for an AnnData.
+    registry = {**datamodule.registry, "setup_method_name": "setup_anndata"}
+    given = str(reference) if isinstance(reference, (str, Path)) else reference
+    model = model_class.load_query_data(adata=None, reference_model=given, registry=registry, **options)
+    name_model(model, datamodule.registry)
+    return model

@@ -1,0 +1,300 @@
+"""A value filter is checked against the columns of its table and fitted to their types, before anything is read.
+
+TileDB-SOMA parses a value filter as a Python expression and compares a column with constants of its type. A constant
+that the type cannot hold is an error there, or loses its fraction; here such a comparison gets the value that it has
+for numbers. Missing values meet no comparison but those with ``None``, as in TileDB-SOMA.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from cellfeed._checks import nearest, shortened, some
+from cellfeed.errors import SelectionError
+
+FLIPPED = {ast.Lt: ast.Gt, ast.Gt: ast.Lt, ast.LtE: ast.GtE, ast.GtE: ast.LtE, ast.Eq: ast.Eq, ast.NotEq: ast.NotEq}
+"""The operator of a comparison whose sides change places."""
+
+LISTS = (ast.List, ast.Tuple, ast.Set)
+
+ORDER = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
+
+COMBINED = (ast.Expression, ast.BoolOp, ast.boolop, ast.BitAnd, ast.BitOr, ast.Not)
+"""What combines comparisons, beside ``not`` and the operators ``&`` and ``|``."""
+
+NOT_IN_LISTS = (pa.int8(), pa.int16(), pa.uint8())
+"""Types of columns that TileDB-SOMA does not compare with lists, or not with all lists."""
+
+NANOSECONDS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
+"""Of the units of times."""
+
+
+class FittedFilter(str):
+    """A value filter as TileDB-SOMA takes it, which keeps the text that the user gave."""
+
+    given: str
+
+
+def given_filter(value_filter: str | None) -> str | None:
+    """Return a value filter as the user gave it."""
+    return getattr(value_filter, "given", value_filter)
+
+
+def fit_query(argument: str, query: Any, frame: Any, table: str) -> Any:
+    """Return a query whose value filter fits the types of the columns of a table.
+
+    Parameters
+    ----------
+    frame, table
+        The open ``tiledbsoma.DataFrame``, and its name, ``"obs"`` or ``"var"``.
+
+    Raises
+    ------
+    SelectionError
+        If the filter is no expression, names a column that is not there, or compares what cannot be compared.
+    """
+    if not isinstance(query.value_filter, str):
+        return query
+    given = str(given_filter(query.value_filter))
+    what = f"{argument}: value_filter={shortened(repr(given))}"
+    try:
+        tree = _parse(what, given)
+        fitted = _Fitting(what, frame, table).visit(copy.deepcopy(tree))
+        if ast.dump(fitted) == ast.dump(tree) and given == given.strip():
+            return query
+        text = FittedFilter(ast.unparse(fitted))
+    except RecursionError:
+        raise SelectionError(f"{what} is nested too deeply; write a list: column in [...]") from None
+    text.given = given
+    return type(query)(value_filter=text, coords=query.coords)
+
+
+def _parse(what: str, text: str) -> ast.Expression:
+    try:
+        return ast.parse(text.strip(), mode="eval")
+    except (SyntaxError, ValueError, MemoryError) as cause:
+        raise SelectionError(
+            f"{what} is not an expression ({getattr(cause, 'msg', cause)}); write for example \"tissue == 'lung' and "
+            f'n_counts > 1000", or let cellfeed.obs_filter write it'
+        ) from None
+
+
+def comparisons(node: ast.Compare) -> Iterator[tuple[ast.expr, ast.cmpop, ast.expr]]:
+    """Yield the comparisons of two sides of which one is made, such as ``3 < n < 9``, the column on the left."""
+    sides = [node.left, *node.comparators]
+    for left, operator, right in zip(sides, node.ops, sides[1:], strict=False):
+        if column_of(left) is None and column_of(right) is not None and type(operator) in FLIPPED:
+            yield right, FLIPPED[type(operator)](), left
+        else:
+            yield left, operator, right
+
+
+def column_of(node: ast.expr) -> str | None:
+    """Return the column that an expression names: as it is, or inside ``attr("...")``."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "attr" and node.args:
+        return str(getattr(node.args[0], "value", "")) or None
+    return None
+
+
+def constants(node: ast.expr) -> list[Any]:
+    """Return the constants with which a column is compared: those of a list, tuple or set, or one alone.
+
+    Raises
+    ------
+    ValueError
+        If there is anything else.
+    """
+    if isinstance(node, LISTS):
+        return [value for one in node.elts for value in constants(one)]
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "val" and node.args:
+        node = node.args[0]
+    value = ast.literal_eval(node)
+    if not isinstance(value, (str, bytes, int, float, type(None))):
+        raise ValueError(f"{value!r} is no constant")
+    return [value]
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a type of columns is text."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def dictionary_of(frame: Any, column: str) -> list[Any]:
+    """Return the values of a categorical column of an open ``tiledbsoma.DataFrame``, used or not."""
+    values: list[Any] = frame.get_enumeration_values([column])[column].to_pylist()
+    return values
+
+
+class _Fitting(ast.NodeTransformer):
+    """Checks comparisons, and replaces those with constants that the type of a column does not hold."""
+
+    def __init__(self, what: str, frame: Any, table: str) -> None:
+        self._what = what
+        self._frame = frame
+        self._table = table
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        combines = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not)
+        combines |= isinstance(node, ast.BinOp) and isinstance(node.op, (ast.BitAnd, ast.BitOr))
+        if combines or isinstance(node, COMBINED):
+            return super().generic_visit(node)
+        raise self._error(
+            f"{ast.unparse(node)!r} is no comparison; write for example \"flag == True and tissue == 'lung'\", and "
+            f"parentheses around comparisons beside & and |"
+        )
+
+    def visit_Compare(self, node: ast.Compare) -> ast.expr:
+        fitted = [self._fit(*one) for one in comparisons(node)]
+        return fitted[0] if len(fitted) == 1 else ast.BoolOp(ast.And(), fitted)
+
+    def _fit(self, left: ast.expr, operator: ast.cmpop, right: ast.expr) -> ast.expr:
+        name = column_of(left)
+        if name is None:
+            raise self._error(
+                f"{ast.unparse(left)!r} stands where a column belongs; a name that is no Python name is written as in "
+                f"attr('orig.ident') == 'a'"
+            )
+        if name not in self._frame.schema.names:
+            raise self._error(f"{self._table} has no column {name!r}; {nearest(name, self._frame.schema.names)}")
+        values = self._values(name, operator, right)
+        kind = self._frame.schema.field(name).type
+        if values == [None] and isinstance(operator, (ast.Eq, ast.NotEq)):
+            return _compare(left, operator, values)
+        if pa.types.is_dictionary(kind):
+            if isinstance(operator, ORDER):
+                self._check_order(name, kind, values[0])
+            kind = kind.value_type
+        if pa.types.is_timestamp(kind):
+            values, kind = [self._as_number(name, kind, one) for one in values], pa.int64()
+        for value in values:
+            self._check(name, kind, value)
+        if isinstance(operator, (ast.In, ast.NotIn)):
+            return self._fit_list(left, operator, kind, values)
+        return self._fit_number(left, operator, kind, values[0])
+
+    def _values(self, name: str, operator: ast.cmpop, right: ast.expr) -> list[Any]:
+        """Return the constants of a comparison: one, or those of a list."""
+        for one in right.elts if isinstance(right, LISTS) else [right]:
+            if isinstance(one, ast.Name):
+                raise self._error(f"{one.id} stands where a value belongs; quote text: {one.id!r}")
+        try:
+            values = constants(right)
+        except ValueError:
+            raise self._error(f"{ast.unparse(right)!r} stands where a value belongs; give text or a number") from None
+        if isinstance(operator, (ast.Is, ast.IsNot)):
+            raise self._error(f"{name!r} is compared by the `is` operator, which is not supported; write == or !=")
+        if isinstance(operator, (ast.In, ast.NotIn)) != isinstance(right, LISTS) or not values:
+            raise self._error(
+                f"{name!r} is compared with {ast.unparse(right)}; in and not in take a list of values, other operators "
+                f"take one"
+            )
+        return values
+
+    def _check(self, name: str, kind: pa.DataType, value: Any) -> None:
+        is_number = isinstance(value, (int, float))
+        if is_text(kind):
+            fits, held = isinstance(value, (str, bytes)), "text"
+        elif pa.types.is_boolean(kind):
+            fits, held = is_number and value in (0, 1), "True and False"
+        else:
+            fits = (is_number and not isinstance(value, bool)) or not pa.types.is_primitive(kind)
+            held = f"{kind} values"
+        if not fits:
+            raise self._error(f"column {name!r} holds {held}, which cannot be compared with {value!r}")
+
+    def _check_order(self, name: str, kind: Any, value: Any) -> None:
+        """Refuse what TileDB-SOMA has no order for: a dictionary without one, and values that it lacks."""
+        known = dictionary_of(self._frame, name)
+        if not kind.ordered:
+            raise self._error(f"column {name!r} is categorical and has no order; list its values: {some(known)}")
+        if value not in known:
+            raise self._error(
+                f"column {name!r} is categorical, and {value!r} has no place in the order of its values: {some(known)}"
+            )
+
+    def _as_number(self, name: str, kind: Any, value: Any) -> Any:
+        """Return a time as TileDB-SOMA takes it: a number of the column's units since 1970."""
+        if not isinstance(value, str):
+            return value
+        time = pd.to_datetime(value, errors="coerce", utc=True)
+        if time is pd.NaT:
+            raise self._error(
+                f"column {name!r} holds times, and {value!r} is none; write for example '2026-01-31' or "
+                f"'2026-01-31T12:00:00'"
+            )
+        whole, rest = divmod(time.as_unit("ns").value, NANOSECONDS[kind.unit])
+        return float(whole + 0.5) if rest else int(whole)
+
+    def _fit_number(self, left: ast.expr, operator: ast.cmpop, kind: pa.DataType, value: Any) -> ast.expr:
+        """Compare a column of integers with a number that its type holds, to the same effect."""
+        if not pa.types.is_integer(kind):
+            return _compare(left, operator, [value])
+        low, high = _limits(kind)
+        below, above = value < low, value > high
+        if not (below or above) and value == math.trunc(value):
+            return _compare(left, operator, [value])
+        if isinstance(operator, (ast.Eq, ast.NotEq)):
+            return self._constant(left, kind, holds=isinstance(operator, ast.NotEq))
+        if below or above:
+            return self._constant(left, kind, holds=below == isinstance(operator, (ast.Gt, ast.GtE)))
+        whole = math.floor(value) if isinstance(operator, (ast.Gt, ast.LtE)) else math.ceil(value)
+        return _compare(left, operator, [whole])
+
+    def _fit_list(self, left: ast.expr, operator: ast.cmpop, kind: pa.DataType, values: list[Any]) -> ast.expr:
+        """Compare a column with those of a list that its type holds, one by one where lists are not taken."""
+        if pa.types.is_boolean(kind):
+            return _one_by_one(left, operator, [bool(value) for value in values])
+        if not pa.types.is_integer(kind):
+            return _compare(left, operator, values)
+        low, high = _limits(kind)
+        held = [int(value) for value in values if low <= value <= high and value == math.trunc(value)]
+        if not held:
+            return self._constant(left, kind, holds=isinstance(operator, ast.NotIn))
+        if kind in NOT_IN_LISTS or min(held) < 0:
+            return _one_by_one(left, operator, held)
+        return _compare(left, operator, held)
+
+    def _constant(self, left: ast.expr, kind: pa.DataType, *, holds: bool) -> ast.expr:
+        """Write a comparison of a column of integers that each value meets, or none; missing values never do."""
+        name = str(column_of(left))
+        low, high = _limits(kind)
+        if not pa.types.is_dictionary(self._frame.schema.field(name).type):
+            return _compare(left, ast.GtE() if holds else ast.Lt(), [low])
+        known = set(dictionary_of(self._frame, name))
+        absent = next((value for value in range(high, low - 1, -1) if value not in known), None)
+        if absent is None:
+            raise self._error(f"the categories of {name!r} are all {kind} values; compare with one of these")
+        return _compare(left, ast.NotEq() if holds else ast.Eq(), [absent])
+
+    def _error(self, reason: str) -> SelectionError:
+        return SelectionError(f"{self._what}: {reason}")
+
+
+def _compare(left: ast.expr, operator: ast.cmpop, values: Sequence[Any]) -> ast.Compare:
+    """Write a comparison with a value, or with those of a list."""
+    right = [ast.parse(ast.unparse(ast.Constant(value)), mode="eval").body for value in values]
+    if isinstance(operator, (ast.In, ast.NotIn)):
+        right = [ast.List(right, ast.Load())]
+    return ast.Compare(left, [operator], right)
+
+
+def _one_by_one(left: ast.expr, operator: ast.cmpop, values: Sequence[Any]) -> ast.expr:
+    """Write a comparison with a list as one with each of its values."""
+    sign, word = (ast.Eq(), ast.Or()) if isinstance(operator, ast.In) else (ast.NotEq(), ast.And())
+    each: list[ast.expr] = [_compare(left, sign, [value]) for value in dict.fromkeys(values)]
+    return each[0] if len(each) == 1 else ast.BoolOp(word, each)
+
+
+def _limits(kind: pa.DataType) -> tuple[int, int]:
+    limits = np.iinfo(kind.to_pandas_dtype())
+    return int(limits.min), int(limits.max)

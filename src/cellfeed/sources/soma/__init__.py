@@ -1,0 +1,1 @@
+"""Experiments of TileDB-SOMA: everything that knows TileDB."""

@@ -1,0 +1,77 @@
+"""Columns of obs and var, read for cells and genes of a query or of a selection."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cellfeed._joinids import IntArray
+from cellfeed.errors import SelectionError
+from cellfeed.select.obs_frame import FrameBuilder
+from cellfeed.sources.redact import told_as
+from cellfeed.sources.soma.address import ArrayAddress
+
+JOINID = "soma_joinid"
+
+
+def read_frame(read: Any, columns: list[str], argument: str, secrets: frozenset[str]) -> tuple[IntArray, pd.DataFrame]:
+    """Read joinids, ascending, and columns of the selected rows, in that order."""
+    frame = FrameBuilder(columns)
+    joinids: list[IntArray] = []
+    advice = " (cellfeed.obs_filter writes value filters from Python values)"
+    with told_as(SelectionError, f"{argument} cannot be answered", secrets, advice):
+        for table in read(column_names=[JOINID, *(c for c in columns if c != JOINID)]):
+            joinids.append(table.column(JOINID).to_numpy())
+            frame.add(table)
+    ids = np.concatenate(joinids) if joinids else np.empty(0, np.int64)
+    values = frame.finish(ids)
+    if not bool(np.all(ids[1:] > ids[:-1])):
+        order = np.argsort(ids, kind="stable")
+        ids, values = ids[order], values.iloc[order]
+    return ids, values
+
+
+def read_column(
+    address: ArrayAddress, joinids: IntArray, what: str, choose: Callable[[Sequence[str]], str]
+) -> pd.Series[Any]:
+    """Read one column of a data frame for ascending joinids, in their order.
+
+    Parameters
+    ----------
+    what
+        Says in messages what is read.
+    choose
+        Told the columns that there are; returns the one to read.
+    """
+    with (
+        told_as(SelectionError, f"{what} of {str(address)!r} cannot be read", address.secrets),
+        contextlib.closing(address.retries()) as retries,
+    ):
+        return retries.call(partial(_read_column, address, joinids, what, choose))
+
+
+def _read_column(
+    address: ArrayAddress, wanted: IntArray, what: str, choose: Callable[[Sequence[str]], str]
+) -> pd.Series[Any]:
+    import tiledbsoma as soma
+
+    with soma.DataFrame.open(address.uri, context=address.context({}), tiledb_timestamp=address.timestamp_ms) as opened:
+        column = choose(opened.schema.names)
+        if len(wanted) == 0:
+            return pd.Series([], dtype=object)
+        indexed = tuple(opened.index_column_names) == (JOINID,)
+        coords = (slice(int(wanted[0]), int(wanted[-1])),) if indexed else ()
+
+        def read(column_names: list[str]) -> Any:
+            return opened.read(coords, column_names=column_names)
+
+        joinids, frame = read_frame(read, [column], what, address.secrets)
+    places = np.minimum(np.searchsorted(joinids, wanted), len(joinids) - 1)
+    if not bool(np.all(joinids[places] == wanted)):
+        raise SelectionError(f"{str(address)!r} has lost rows since they were selected")
+    return frame[column].iloc[places].reset_index(drop=True)

@@ -1,0 +1,1 @@
+"""Tiles of TileDB arrays, decoded without TileDB: the layout of files, and kernels that unpack them."""
