@@ -24,6 +24,7 @@ test-lowest: constraints-lowest.txt
 lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/deptry src
 
 types: $(STAMP)
 	$(VENV)/bin/mypy
