@@ -10,8 +10,8 @@ import cellfeed
 
 SOURCE = Path(cellfeed.__file__).parent
 ORDER = [
-    "errors", "failures", "redact", "valuefilter", "memory", "backoff", "keyed", "joinids", "schedule", "plan",
-    "walk", "effective", "delivered", "stats", "retry", "address", "progress", "state", "splits", "zstd",
+    "errors", "failures", "redact", "valuefilter", "memory", "tabular", "backoff", "keyed", "joinids", "schedule",
+    "plan", "walk", "effective", "delivered", "stats", "retry", "address", "progress", "state", "splits", "zstd",
     "compiled", "kernels", "pagerows", "scaling", "unfilter", "fragments", "tilerows", "allocator", "slabs",
     "rowspace", "rowbuilder", "watch", "rows", "native", "files", "vfs", "reader", "vocabulary", "encoders",
     "labels", "obsframe", "rowfigures", "selection", "integrity", "tileindex", "tilereader", "identity",
@@ -24,7 +24,7 @@ ORDER = [
 PURE = {
     "errors", "memory", "keyed", "joinids", "schedule", "plan", "walk", "effective", "progress", "state", "splits",
     "target", "forecast", "kernels", "pagerows", "scaling", "unfilter", "tilerows", "fragments", "report", "budget",
-    "vocabulary", "failures", "redact", "valuefilter", "backoff",
+    "vocabulary", "failures", "redact", "valuefilter", "backoff", "tabular",
 }  # fmt: skip
 MAY_IMPORT = {
     "tiledbsoma": {"native", "address", "identity", "experiment", "axisquery", "query", "genes", "obsm", "demo", "cli"},

@@ -29,18 +29,19 @@ from cellfeed.passes import Passes
 from cellfeed.pipeline import stream
 from cellfeed.plan import Remainder, World
 from cellfeed.planner import Planner
-from cellfeed.provenance import make_record
+from cellfeed.provenance import make_record, summarize
 from cellfeed.redact import redacted
 from cellfeed.report import Plan
 from cellfeed.selection import Selection
 from cellfeed.settings import Settings, with_defaults
 from cellfeed.stats import Meter, Stats
+from cellfeed.tabular import Tabular
 from cellfeed.topology import find_ranks, find_worker, refuse_loader
 from cellfeed.transforms import SelectGenes, Transform, columns_after, gene_list
 from cellfeed.workers import Sendable
 
 
-class ExperimentDataset(Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
+class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
     """Minibatches of cells from a SOMA experiment, for PyTorch.
 
     Cells are read from disk or S3 while the model trains; memory holds a bounded number of them. Every
@@ -382,6 +383,9 @@ class ExperimentDataset(Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
             f"{type(self).__name__}({s.n_obs:,} cells x {s.n_vars:,} genes of {s.measurement_name}/{s.X_name}, "
             f"batch_size={self._settings.batch_size}, seed={self._settings.seed})"
         )
+
+    def _table(self) -> dict[str, str]:
+        return summarize(self._selection, self._settings)
 
     # ------------------------------------------------------------------ splitting
 
