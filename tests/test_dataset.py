@@ -449,6 +449,21 @@ def test_plan_says_what_happens_before_it_does(store):
     assert small.decode_amplification > plan.decode_amplification
 
 
+def test_a_dataset_prints_as_a_table_and_represents_itself_in_a_line(store):
+    dataset = ExperimentDataset(store, obs_column_names=["label", "soma_joinid"], seed=2, return_sparse_X=True)
+    shown = dict(line.split("  ", 1) for line in str(dataset).splitlines())
+    assert {name: value.strip() for name, value in shown.items()} == {
+        "cells x genes": "100 x 30",
+        "X": "RNA/raw, sparse, float32",
+        "obs": "label, soma_joinid",
+        "minibatches": "128 cells each",
+        "order": "shuffled, seed=2",
+        "transform": "none",
+    }
+    assert all(f">{value.strip()}</td>" in dataset._repr_html_() for value in shown.values())
+    assert repr(dataset) == "ExperimentDataset(100 cells x 30 genes of RNA/raw, batch_size=128, seed=2)"
+
+
 def test_a_smaller_budget_shuffles_fewer_chunks_together(tmp_path):
     uri = write_experiment(tmp_path / "long", addressed(4000, 10), extent=50, capacity=200)
     chunks = [

@@ -1,6 +1,9 @@
 """Plans and statistics as text: each number says what it counts."""
 
 from dataclasses import replace
+from xml.etree import ElementTree
+
+import pytest
 
 import cellfeed
 from cellfeed.stats import Stats
@@ -24,6 +27,17 @@ PLAN = cellfeed.Plan(
 def lines(shown):
     """The printed table: what stands behind each name."""
     return dict(line.split("  ", 1) for line in str(shown).splitlines())
+
+
+@pytest.mark.parametrize(
+    "shown", [PLAN, replace(PLAN, label="<b>donor</b> & batch"), Stats()], ids=["plan", "tag", "stats"]
+)
+def test_a_notebook_shows_the_printed_table(shown):
+    """Names and whole values, also where a column of obs is named like a tag."""
+    rows = ElementTree.fromstring(shown._repr_html_()).iter("tr")
+    assert [(row.findtext("th"), row.findtext("td")) for row in rows] == [
+        (name, value.strip()) for name, value in lines(shown).items()
+    ]
 
 
 def test_a_plan_says_what_is_shuffled_and_what_memory_holds():

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 
 from cellfeed._checks import format_bytes
+from cellfeed._tabular import Tabular
 
 
 def hidden(progress: bool) -> bool | None:
@@ -17,8 +18,8 @@ def hidden(progress: bool) -> bool | None:
 
 
 @dataclass(frozen=True)
-class Stats:
-    """What iterators of a dataset have done in this process, since it was made.
+class Stats(Tabular):
+    """What iterators of a dataset have done in this process, since it was made; it prints as a table.
 
     Attributes
     ----------
@@ -79,7 +80,7 @@ class Stats:
         running = self.elapsed_s - self.first_wait_s
         return (self.consumer_wait_s - self.first_wait_s) / running if running > 0 else 0.0
 
-    def __str__(self) -> str:
+    def _table(self) -> dict[str, str]:
         rate = self.n_obs / self.elapsed_s if self.elapsed_s else 0.0
         later_wait_s = self.consumer_wait_s - self.first_wait_s
         shown = {
@@ -97,8 +98,7 @@ class Stats:
         if self.effective_batch_sizes:
             sizes = (f"{size:,.4g} cells for {name}" for name, size in self.effective_batch_sizes.items())
             shown["effective batch size"] = ", ".join(sizes)
-        width = max(map(len, shown))
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in shown.items())
+        return shown
 
 
 class Meter:

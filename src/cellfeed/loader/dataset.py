@@ -15,10 +15,11 @@ import pandas as pd
 from torch.utils.data import IterableDataset
 
 from cellfeed._joinids import IntArray
+from cellfeed._tabular import Tabular
 from cellfeed.loader.label_counts import Delivered
 from cellfeed.loader.passes import Passes
 from cellfeed.loader.pipeline import stream
-from cellfeed.loader.provenance import make_record
+from cellfeed.loader.provenance import make_record, summarize
 from cellfeed.loader.workers import Sendable
 from cellfeed.loader.world import available_threads, find_ranks, find_worker, refuse_fork, refuse_loader
 from cellfeed.plan import budget, splits
@@ -38,7 +39,7 @@ from cellfeed.stats import Meter, Stats
 from cellfeed.transforms import SelectGenes, Transform, columns_after
 
 
-class ExperimentDataset(Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
+class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
     """Minibatches of cells from a SOMA experiment, for PyTorch.
 
     Cells are read from disk or S3 while the model trains; memory holds a bounded number of them. Every
@@ -385,6 +386,9 @@ class ExperimentDataset(Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
             f"{type(self).__name__}({s.n_obs:,} cells x {s.n_vars:,} genes of {s.measurement_name}/{s.X_name}, "
             f"batch_size={self._settings.batch_size}, seed={self._settings.seed})"
         )
+
+    def _table(self) -> dict[str, str]:
+        return summarize(self._selection, self._settings)
 
     # ------------------------------------------------------------------ splitting
 

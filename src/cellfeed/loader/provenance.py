@@ -40,6 +40,19 @@ def make_record(selection: Selection, settings: Settings, genes: Sequence[str]) 
     }
 
 
+def summarize(selection: Selection, settings: Settings) -> dict[str, str]:
+    """Describe a dataset by a short text per name, for printing."""
+    form = "sparse" if settings.return_sparse_X else "dense"
+    return {
+        "cells x genes": f"{selection.n_obs:,} x {selection.n_vars:,}",
+        "X": f"{selection.measurement_name}/{selection.X_name}, {form}, {settings.X_dtype}",
+        "obs": ", ".join(name or "soma_joinid" for name in selection.label_names) or "no columns",
+        "minibatches": f"{settings.batch_size:,} cells each",
+        "order": f"shuffled, seed={settings.seed}" if settings.shuffle else "ascending joinids",
+        "transform": name_of(settings.transform) or "none",
+    }
+
+
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from cellfeed._checks import format_bytes
+from cellfeed._tabular import Tabular
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The answer of :meth:`cellfeed.ExperimentDataset.plan`; it prints as a table.
+class Plan(Tabular):
+    """The answer of :meth:`cellfeed.ExperimentDataset.plan`; it prints as a table, and a notebook shows it as one.
 
     Attributes
     ----------
@@ -72,10 +73,10 @@ class Plan:
         """Effective over nominal batch size."""
         return self.effective_batch_size / self.batch_size
 
-    def __str__(self) -> str:
+    def _table(self) -> dict[str, str]:
         size = f"{self.effective_batch_size:,.4g} of {self.batch_size:,} cells"
         labels = "worst case: each chunk has a label of its own" if self.label is None else f"labels in {self.label}"
-        shown = {
+        return {
             "cells x genes": f"{self.n_obs:,} x {self.n_vars:,}",
             "minibatches": f"{self.n_minibatches:,} per epoch, of {self.batch_size:,} cells",
             "chunks": f"{self.n_chunks:,} per epoch, of {self.chunk_rows:,.4g} neighbouring cells on average",
@@ -84,8 +85,6 @@ class Plan:
             "peak memory": f"{format_bytes(self.peak_memory_bytes)} at most, for reading and shuffling",
             "decode amplification": f"{self.decode_amplification:.3g} (values decoded per value used)",
         }
-        width = max(map(len, shown))
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in shown.items())
 
     def _shuffled_together(self) -> str:
         if not self.shuffle:

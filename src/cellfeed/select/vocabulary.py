@@ -50,7 +50,7 @@ class Vocabulary:
             self.values = np.append(self.values.astype(object), [None])
         self.values.flags.writeable = False  # users are given it
         self.has_missing = has_missing
-        self._index = pd.Index(np.array(used, dtype=_dtype_of(used))) if _are_integers(used) else pd.Index(used)
+        self._codes = {value: code for code, value in enumerate(used)}
 
     def __len__(self) -> int:
         return len(self.values)
@@ -60,30 +60,16 @@ class Vocabulary:
         """The values as text, all different; the text of a value does not depend on the other values."""
         return [text_of(value) for value in self.values.tolist()]
 
-    def codes(self, column: pd.Series[Any]) -> npt.NDArray[np.int64]:
+    def codes(self, column: pd.Series[Any]) -> npt.NDArray[np.signedinteger[Any]]:
         """Return one code per row, -1 for a value that is not in the vocabulary."""
-        missing = len(self.values) - 1 if self.has_missing else -1
         if isinstance(column.dtype, pd.CategoricalDtype):
-            by_category = self._lookup(column.cat.categories)
-            # int16 is enough for most vocabularies, and this table is all that is widened.
-            table = np.append(by_category, missing).astype(code_dtype(len(self.values)))
-            return table[column.cat.codes.to_numpy()]
-        if isinstance(column.dtype, pd.api.extensions.ExtensionDtype) and pd.api.types.is_integer_dtype(column.dtype):
-            # In the type of the column itself: pandas compares nullable integers with others as float64.
-            whole = column.to_numpy(dtype=column.dtype.numpy_dtype, na_value=0)  # type: ignore[attr-defined]
-            return np.where(column.isna().to_numpy(), missing, self._lookup(pd.Index(whole)))
-        codes = self._lookup(pd.Index(column))
-        return np.where(column.isna().to_numpy(), missing, codes)
-
-    def _lookup(self, values: pd.Index[Any]) -> npt.NDArray[np.int64]:
-        kinds = self._index.dtype.kind, values.dtype.kind
-        if kinds not in (("i", "u"), ("u", "i")):
-            return np.asarray(self._index.get_indexer(values), dtype=np.int64)
-        # Neither 64-bit type holds all values of the other: those beyond it are not in the vocabulary.
-        numbers = values.to_numpy()
-        held = numbers <= np.iinfo(np.int64).max if kinds[1] == "u" else numbers >= 0
-        codes = self._index.get_indexer(pd.Index(np.where(held, numbers, 0).astype(self._index.dtype)))
-        return np.where(held, codes, -1).astype(np.int64)
+            rows, distinct = column.cat.codes.to_numpy(), column.cat.categories
+        else:
+            rows, distinct = pd.factorize(column)
+        # A dict compares integers exactly; pandas compares some types of them as float64.
+        table = [self._codes.get(value, -1) for value in distinct.tolist()]
+        table.append(len(self.values) - 1 if self.has_missing else -1)  # rows with a missing value hold -1
+        return np.array(table, dtype=code_dtype(len(self.values)))[rows]
 
 
 def _distinct(column: pd.Series[Any]) -> tuple[list[Any], bool]:
