@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch.nn.functional import cross_entropy
 
 import cellfeed
-from cellfeed.demo import LABEL, example_experiment
+from cellfeed.command.demo import LABEL, example_experiment
 from cellfeed.transforms import Log1p
 
 

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.nn.functional import cross_entropy
 
 import cellfeed
-from cellfeed.demo import LABEL, example_experiment
+from cellfeed.command.demo import LABEL, example_experiment
 from cellfeed.lightning import ExperimentDataModule
 from cellfeed.transforms import Log1p
 

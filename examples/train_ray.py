@@ -19,7 +19,7 @@ from ray.train.torch import TorchTrainer, prepare_model
 from torch.nn.functional import cross_entropy
 
 import cellfeed
-from cellfeed.demo import LABEL, example_experiment
+from cellfeed.command.demo import LABEL, example_experiment
 from cellfeed.transforms import Log1p
 
 

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 import cellfeed
-from cellfeed.demo import LABEL, example_experiment
+from cellfeed.command.demo import LABEL, example_experiment
 from cellfeed.transforms import Log1p
 
 

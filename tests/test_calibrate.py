@@ -5,9 +5,10 @@ import sys
 
 import pytest
 
-from cellfeed import CellfeedError, ExperimentDataset, PictureError, PlanError, SelectionError, calibrate, query
+from cellfeed import CellfeedError, ExperimentDataset, PictureError, PlanError, SelectionError, query
 from cellfeed import dataset as dataset_module
-from cellfeed.cli import main
+from cellfeed.command import calibrate
+from cellfeed.command.cli import main
 
 BUDGET = "390 KiB"
 """Holds a few chunks of the store, and its quarter and half not one."""

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from cellfeed import calibrate, cli
-from cellfeed.cli import main
+from cellfeed.command import calibrate, cli
+from cellfeed.command.cli import main
 
 
 def test_demo_on_a_store_of_ones_own(store, capsys):
@@ -80,8 +80,10 @@ def test_the_command_has_a_version_and_is_a_module():
 
 def test_region_and_anonymous_are_settings_of_the_context(store, capsys, monkeypatch):
     given = []
-    monkeypatch.setattr("cellfeed.info.describe", lambda uri, context, **more: given.append((context, more)) or {})
-    monkeypatch.setattr("cellfeed.info.as_text", lambda found: "")
+    monkeypatch.setattr(
+        "cellfeed.command.info.describe", lambda uri, context, **more: given.append((context, more)) or {}
+    )
+    monkeypatch.setattr("cellfeed.command.info.as_text", lambda found: "")
     main(["info", store, "--region", "us-west-2", "--anonymous", "--retry-deadline", "3"])
     ((context, more),) = given
     settings = context.tiledb_config

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cellfeed.demo import LABEL, write_experiment
+from cellfeed.command.demo import LABEL, write_experiment
 from tests.test_processes import ROOT, on_ranks, run
 
 N_TRAIN, N_TEST = 560, 140

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import cellfeed
 from cellfeed import CellfeedError, ExperimentDataPipe, ExperimentDataset, LabelEncoder
 from cellfeed.address import ArrayAddress
-from cellfeed.cli import main
+from cellfeed.command.cli import main
 from cellfeed.retry import Retries
 
 

@@ -16,7 +16,7 @@ import torch
 import cellfeed
 from cellfeed import CellfeedError, ExperimentDataset
 from cellfeed.address import ArrayAddress
-from cellfeed.cli import main
+from cellfeed.command.cli import main
 from cellfeed.redact import public_uri, redacted, secrets_of
 from tests.stores import addressed, labelled_obs, write_experiment
 

@@ -202,8 +202,8 @@ def experiment_dataloader(
 
     Examples
     --------
-    >>> import cellfeed.demo
-    >>> uri = cellfeed.demo.example_experiment()
+    >>> import cellfeed.command.demo
+    >>> uri = cellfeed.command.demo.example_experiment()
     >>> dataset = cellfeed.ExperimentDataset(uri, batch_size=100)
     >>> sum(len(X) for X, obs in cellfeed.experiment_dataloader(dataset))
     700

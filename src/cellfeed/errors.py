@@ -44,8 +44,8 @@ class SelectionError(CellfeedError, ValueError):
 
     Examples
     --------
-    >>> import cellfeed.demo
-    >>> cellfeed.ExperimentDataset(cellfeed.demo.example_experiment(), X_name="rav")
+    >>> import cellfeed.command.demo
+    >>> cellfeed.ExperimentDataset(cellfeed.command.demo.example_experiment(), X_name="rav")
     Traceback (most recent call last):
     cellfeed.errors.SelectionError: X_name='rav' is not a layer of X; did you mean 'raw'? There are: 'raw'
     """
@@ -56,8 +56,8 @@ class PlanError(CellfeedError, ValueError):
 
     Examples
     --------
-    >>> import cellfeed.demo
-    >>> cellfeed.ExperimentDataset(cellfeed.demo.example_experiment(), batch_size=0)
+    >>> import cellfeed.command.demo
+    >>> cellfeed.ExperimentDataset(cellfeed.command.demo.example_experiment(), batch_size=0)
     Traceback (most recent call last):
     cellfeed.errors.PlanError: batch_size=0 must be an integer of at least 1, and less than 2**31
     """
@@ -81,8 +81,8 @@ class StateError(CellfeedError, ValueError):
 
     Examples
     --------
-    >>> import cellfeed.demo
-    >>> one, other = (cellfeed.ExperimentDataset(cellfeed.demo.example_experiment(), seed=k) for k in (1, 2))
+    >>> import cellfeed.command.demo
+    >>> one, other = (cellfeed.ExperimentDataset(cellfeed.command.demo.example_experiment(), seed=k) for k in (1, 2))
     >>> other.load_state_dict(one.state_dict())  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     cellfeed.errors.StateError: the state was saved with seed=1, and this dataset has seed=2: ...
@@ -94,8 +94,8 @@ class ReadError(CellfeedError, RuntimeError):
 
     Examples
     --------
-    >>> import shutil, tempfile, cellfeed.demo
-    >>> uri = cellfeed.demo.write_experiment(tempfile.mkdtemp() + "/cells.soma")
+    >>> import shutil, tempfile, cellfeed.command.demo
+    >>> uri = cellfeed.command.demo.write_experiment(tempfile.mkdtemp() + "/cells.soma")
     >>> dataset = cellfeed.ExperimentDataset(uri)
     >>> shutil.rmtree(uri.removeprefix("file://"))
     >>> next(iter(dataset))  # doctest: +ELLIPSIS
@@ -113,8 +113,8 @@ class PictureError(CellfeedError, RuntimeError):
 
     Examples
     --------
-    >>> import cellfeed.demo, cellfeed.calibrate
-    >>> cellfeed.calibrate.run(cellfeed.demo.example_experiment(), picture="settings.bmp")
+    >>> import cellfeed.command.demo, cellfeed.command.calibrate
+    >>> cellfeed.command.calibrate.run(cellfeed.command.demo.example_experiment(), picture="settings.bmp")
     Traceback (most recent call last):
     cellfeed.errors.PictureError: picture='settings.bmp' must end in one of .png, .svg, .pdf
     """

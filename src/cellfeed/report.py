@@ -45,8 +45,8 @@ class Plan:
 
     Examples
     --------
-    >>> import cellfeed.demo
-    >>> dataset = cellfeed.ExperimentDataset(cellfeed.demo.example_experiment(), batch_size=64, seed=0)
+    >>> import cellfeed.command.demo
+    >>> dataset = cellfeed.ExperimentDataset(cellfeed.command.demo.example_experiment(), batch_size=64, seed=0)
     >>> plan = dataset.plan()
     >>> plan.n_obs, plan.n_minibatches, plan.effective_batch_size
     (700, 11, 64.0)

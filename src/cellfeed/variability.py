@@ -54,8 +54,8 @@ def highly_variable_genes(
 
     Examples
     --------
-    >>> import cellfeed.demo
-    >>> dataset = cellfeed.ExperimentDataset(cellfeed.demo.example_experiment(), seed=0)
+    >>> import cellfeed.command.demo
+    >>> dataset = cellfeed.ExperimentDataset(cellfeed.command.demo.example_experiment(), seed=0)
     >>> genes = cellfeed.highly_variable_genes(dataset, 50)
     >>> dataset.select_genes(genes).shape
     (700, 50)

@@ -163,14 +163,14 @@ def _selection(options: argparse.Namespace) -> dict[str, object]:
 
 
 def _info(options: argparse.Namespace) -> None:
-    from cellfeed import info
+    from cellfeed.command import info
 
     found = info.describe(options.uri, _context(options), retry_deadline_s=options.retry_deadline)
     print(json.dumps(found) if options.json else info.as_text(found))
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from cellfeed import demo
+    from cellfeed.command import demo
 
     chosen: dict[str, object] = _selection(options)
     print(demo.run(options.uri, options.label, n_epochs=options.epochs, **chosen))  # type: ignore[arg-type]
@@ -185,7 +185,7 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from cellfeed import bench
+    from cellfeed.command import bench
 
     chosen: dict[str, Any] = _selection(options)
     result = bench.run(options.uri, seconds=options.seconds, return_sparse_X=options.sparse, **chosen)
@@ -193,7 +193,7 @@ def _bench(options: argparse.Namespace) -> None:
 
 
 def _calibrate(options: argparse.Namespace) -> None:
-    from cellfeed import calibrate
+    from cellfeed.command import calibrate
 
     chosen: dict[str, Any] = _selection(options)
     result = calibrate.run(

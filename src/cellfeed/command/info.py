@@ -34,8 +34,8 @@ def describe(uri: str, context: Any = None, *, retry_deadline_s: float = 120.0) 
 
     Examples
     --------
-    >>> import cellfeed.demo
-    >>> found = describe(cellfeed.demo.example_experiment())
+    >>> import cellfeed.command.demo
+    >>> found = describe(cellfeed.command.demo.example_experiment())
     >>> found["n_obs"], list(found["measurements"])
     (700, ['RNA'])
     """

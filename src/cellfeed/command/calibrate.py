@@ -11,11 +11,11 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from cellfeed.bench import Measured, check_seconds, measure
+from cellfeed.command.bench import Measured, check_seconds, measure
+from cellfeed.command.plot import Point, check_file, scatter
 from cellfeed.dataset import ExperimentDataset
 from cellfeed.errors import PlanError
 from cellfeed.memory import format_bytes, parse_bytes
-from cellfeed.picture import Point, check_file, scatter
 from cellfeed.report import Plan
 from cellfeed.settings import check_mixing, parse_share
 from cellfeed.stats import hidden

@@ -18,12 +18,12 @@ import torch
 from tqdm.auto import tqdm
 
 from cellfeed.address import locate
+from cellfeed.command.warmup import compile_kernels
 from cellfeed.dataloader import experiment_dataloader
 from cellfeed.datapipe import ExperimentDataPipe
 from cellfeed.errors import SelectionError
 from cellfeed.report import Plan
 from cellfeed.stats import hidden
-from cellfeed.warmup import compile_kernels
 
 LABEL = "bulk_labels"
 
@@ -37,8 +37,8 @@ def example_experiment() -> str:
 
     Examples
     --------
-    >>> import tiledbsoma, cellfeed.demo
-    >>> with tiledbsoma.open(cellfeed.demo.example_experiment()) as experiment:
+    >>> import tiledbsoma, cellfeed.command.demo
+    >>> with tiledbsoma.open(cellfeed.command.demo.example_experiment()) as experiment:
     ...     experiment.obs.count
     700
     """
@@ -86,8 +86,8 @@ def example_cells() -> Any:
 
     Examples
     --------
-    >>> import cellfeed.demo
-    >>> cells = cellfeed.demo.example_cells()
+    >>> import cellfeed.command.demo
+    >>> cells = cellfeed.command.demo.example_cells()
     >>> cells.shape, int(cells.X.max())
     ((700, 765), 259)
     """
