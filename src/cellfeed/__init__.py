@@ -1,5 +1,6 @@
 """cellfeed feeds cells to PyTorch from any TileDB-SOMA experiment."""
 
+from cellfeed import datasets as datasets
 from cellfeed.allocator import keep_freed_memory
 from cellfeed.dataloader import experiment_dataloader
 from cellfeed.datapipe import ExperimentDataPipe
@@ -9,7 +10,6 @@ from cellfeed.errors import (
     CellfeedError,
     EncodeError,
     MissingDependencyError,
-    PictureError,
     PlanError,
     ReadError,
     SelectionError,
@@ -39,7 +39,6 @@ __all__ = [
     "MissingDependencyError",
     "OrderedMinibatch",
     "PaddedMinibatch",
-    "PictureError",
     "Plan",
     "PlanError",
     "ReadError",
@@ -57,4 +56,4 @@ __all__ = [
 
 def __dir__() -> list[str]:
     """List public names only, so that tab completion does not show the modules behind them."""
-    return sorted([*__all__, "__version__", "errors", "transforms"])
+    return sorted([*__all__, "__version__", "datasets", "errors", "transforms"])

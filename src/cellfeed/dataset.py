@@ -125,8 +125,7 @@ class ExperimentDataset(Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
 
     Examples
     --------
-    >>> import cellfeed.command.demo
-    >>> uri = cellfeed.command.demo.example_experiment()
+    >>> uri = cellfeed.datasets.pbmc700()
     >>> dataset = cellfeed.ExperimentDataset(uri, obs_column_names=["bulk_labels"], batch_size=64, seed=0)
     >>> X, obs = next(iter(dataset))
     >>> X.shape, obs.shape
@@ -219,8 +218,8 @@ class ExperimentDataset(Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
 
         Examples
         --------
-        >>> import tiledbsoma, cellfeed.command.demo
-        >>> with tiledbsoma.open(cellfeed.command.demo.example_experiment()) as experiment:
+        >>> import tiledbsoma
+        >>> with tiledbsoma.open(cellfeed.datasets.pbmc700()) as experiment:
         ...     query = experiment.axis_query("RNA", obs_query=tiledbsoma.AxisQuery(value_filter="phase == 'S'"))
         ...     dataset = cellfeed.ExperimentDataset.from_query(query, seed=0)
         >>> dataset.shape
@@ -317,8 +316,7 @@ class ExperimentDataset(Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
 
         Examples
         --------
-        >>> import cellfeed.command.demo
-        >>> dataset = cellfeed.ExperimentDataset(cellfeed.command.demo.example_experiment(), seed=0)
+        >>> dataset = cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), seed=0)
         >>> first = next(iter(dataset)).X
         >>> dataset.set_epoch(0)
         >>> bool((next(iter(dataset)).X == first).all())
@@ -345,8 +343,7 @@ class ExperimentDataset(Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
 
         Examples
         --------
-        >>> import cellfeed.command.demo
-        >>> dataset = cellfeed.ExperimentDataset(cellfeed.command.demo.example_experiment(), batch_size=100, seed=0)
+        >>> dataset = cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), batch_size=100, seed=0)
         >>> iterator = iter(dataset)
         >>> _ = next(iterator), next(iterator)
         >>> dataset.load_state_dict(dataset.state_dict())
@@ -423,8 +420,7 @@ class ExperimentDataset(Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
 
         Examples
         --------
-        >>> import cellfeed.command.demo
-        >>> uri = cellfeed.command.demo.example_experiment()
+        >>> uri = cellfeed.datasets.pbmc700()
         >>> dataset = cellfeed.ExperimentDataset(uri, seed=0)
         >>> train, test = dataset.random_split({"train": 0.8, "test": 0.2}, seed=1, stratify="bulk_labels")
         >>> train.shape, test.shape
@@ -470,8 +466,7 @@ class ExperimentDataset(Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
 
         Examples
         --------
-        >>> import cellfeed.command.demo
-        >>> dataset = cellfeed.ExperimentDataset(cellfeed.command.demo.example_experiment(), seed=0)
+        >>> dataset = cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), seed=0)
         >>> dataset.gene_names()[:3].tolist()
         ['HES4', 'TNFRSF4', 'SSU72']
         """
@@ -502,8 +497,7 @@ class ExperimentDataset(Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
 
         Examples
         --------
-        >>> import cellfeed.command.demo
-        >>> dataset = cellfeed.ExperimentDataset(cellfeed.command.demo.example_experiment(), batch_size=64, seed=0)
+        >>> dataset = cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), batch_size=64, seed=0)
         >>> dataset.select_genes(["CD79A", "CD3D"]).shape
         (700, 2)
         """
@@ -540,8 +534,7 @@ class ExperimentDataset(Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
 
         Examples
         --------
-        >>> import cellfeed.command.demo
-        >>> dataset = cellfeed.ExperimentDataset(cellfeed.command.demo.example_experiment(), batch_size=64, seed=0)
+        >>> dataset = cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), batch_size=64, seed=0)
         >>> dataset.plan(label="bulk_labels").effective_batch_size
         64.0
         """
@@ -569,8 +562,7 @@ class ExperimentDataset(Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
 
         Examples
         --------
-        >>> import cellfeed.command.demo
-        >>> dataset = cellfeed.ExperimentDataset(cellfeed.command.demo.example_experiment(), seed=0)
+        >>> dataset = cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), seed=0)
         >>> train, test = dataset.random_split({"train": 0.8, "test": 0.2}, seed=1)
         >>> train.provenance()["splits"]
         [{'weights': [0.8, 0.2], 'seed': 1, 'stratify': None, 'group': None, 'part': 'train'}]

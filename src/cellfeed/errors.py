@@ -8,7 +8,6 @@
     ├── EncodeError (ValueError)       a column or label that an encoder cannot turn into codes
     ├── StateError (ValueError)        a saved state that does not belong to this dataset
     ├── ReadError (RuntimeError)       reading failed, or the store holds what no loader can serve
-    ├── PictureError (RuntimeError)    a picture that cannot be drawn here or written there
     └── MissingDependencyError (ImportError)    an optional library that is not installed
 
 Each is built from one string: PyTorch re-raises a worker's exception from its text alone.
@@ -44,8 +43,7 @@ class SelectionError(CellfeedError, ValueError):
 
     Examples
     --------
-    >>> import cellfeed.command.demo
-    >>> cellfeed.ExperimentDataset(cellfeed.command.demo.example_experiment(), X_name="rav")
+    >>> cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), X_name="rav")
     Traceback (most recent call last):
     cellfeed.errors.SelectionError: X_name='rav' is not a layer of X; did you mean 'raw'? There are: 'raw'
     """
@@ -56,8 +54,7 @@ class PlanError(CellfeedError, ValueError):
 
     Examples
     --------
-    >>> import cellfeed.command.demo
-    >>> cellfeed.ExperimentDataset(cellfeed.command.demo.example_experiment(), batch_size=0)
+    >>> cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), batch_size=0)
     Traceback (most recent call last):
     cellfeed.errors.PlanError: batch_size=0 must be an integer of at least 1, and less than 2**31
     """
@@ -81,8 +78,7 @@ class StateError(CellfeedError, ValueError):
 
     Examples
     --------
-    >>> import cellfeed.command.demo
-    >>> one, other = (cellfeed.ExperimentDataset(cellfeed.command.demo.example_experiment(), seed=k) for k in (1, 2))
+    >>> one, other = (cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), seed=k) for k in (1, 2))
     >>> other.load_state_dict(one.state_dict())  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     cellfeed.errors.StateError: the state was saved with seed=1, and this dataset has seed=2: ...
@@ -94,8 +90,8 @@ class ReadError(CellfeedError, RuntimeError):
 
     Examples
     --------
-    >>> import shutil, tempfile, cellfeed.command.demo
-    >>> uri = cellfeed.command.demo.write_experiment(tempfile.mkdtemp() + "/cells.soma")
+    >>> import shutil, tempfile
+    >>> uri = cellfeed.datasets.pbmc700(tempfile.mkdtemp() + "/cells.soma")
     >>> dataset = cellfeed.ExperimentDataset(uri)
     >>> shutil.rmtree(uri.removeprefix("file://"))
     >>> next(iter(dataset))  # doctest: +ELLIPSIS
@@ -106,18 +102,6 @@ class ReadError(CellfeedError, RuntimeError):
 
 class GaveUp(Exception):  # noqa: N818 - what failed is told by others, as a ReadError
     """Nothing came from an object store until the deadline, or until it was not wanted any more."""
-
-
-class PictureError(CellfeedError, RuntimeError):
-    """A picture that cannot be drawn, or not be written where it should be.
-
-    Examples
-    --------
-    >>> import cellfeed.command.demo, cellfeed.command.calibrate
-    >>> cellfeed.command.calibrate.run(cellfeed.command.demo.example_experiment(), picture="settings.bmp")
-    Traceback (most recent call last):
-    cellfeed.errors.PictureError: picture='settings.bmp' must end in one of .png, .svg, .pdf
-    """
 
 
 class MissingDependencyError(CellfeedError, ImportError):

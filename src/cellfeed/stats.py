@@ -50,8 +50,7 @@ class Stats:
 
     Examples
     --------
-    >>> import cellfeed.command.demo
-    >>> dataset = cellfeed.ExperimentDataset(cellfeed.command.demo.example_experiment(), batch_size=64, seed=0)
+    >>> dataset = cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), batch_size=64, seed=0)
     >>> n_minibatches = sum(1 for minibatch in dataset)
     >>> dataset.stats().n_obs, dataset.stats().n_minibatches
     (700, 11)

@@ -150,8 +150,12 @@ class Calibration:
 
         Raises
         ------
-        PictureError
-            If the file cannot be written, or matplotlib is missing.
+        ValueError
+            If the file has another extension.
+        OSError
+            If the file cannot be written.
+        MissingDependencyError
+            If matplotlib or adjustText is not installed.
         """
         points = [
             Point(
@@ -222,7 +226,7 @@ def run(
     uri: str,
     *,
     label: str | None = None,
-    mixing: float | None = None,
+    mixing: float | str | None = None,
     memory_budget: int | str = "2 GiB",
     speed: bool = False,
     seconds: float = 5.0,
@@ -265,18 +269,24 @@ def run(
         If the experiment cannot be opened, or obs has no such column.
     PlanError
         If a number makes no plan, or the budget has room for none.
-    PictureError
-        If the picture cannot be written, or matplotlib is missing.
+    ValueError, OSError, MissingDependencyError
+        As for :meth:`Calibration.draw`.
+
+    Examples
+    --------
+    >>> made = run(cellfeed.datasets.pbmc700(), batch_size=64, mixing=0.9, progress=False)
+    >>> made.chosen.parameters["mixing"]
+    0.9
     """
-    mixing = parse_share(mixing)
-    _check(mixing, seconds, parameters)
+    target: float | None = parse_share(mixing)
+    _check(target, seconds, parameters)
     if picture is not None:
         check_file(picture)
     # The published default has a plan in any budget, so cells are selected whatever else is possible.
     dataset = ExperimentDataset(uri, **PUBLISHED, memory_budget=memory_budget, **parameters)
-    settings = _fold(_plan_all(dataset, _candidates(memory_budget, mixing), label, progress))
-    if mixing is not None:
-        settings = _choose(settings, mixing, memory_budget)
+    settings = _fold(_plan_all(dataset, _candidates(memory_budget, target), label, progress))
+    if target is not None:
+        settings = _choose(settings, target, memory_budget)
     _refuse_small_budget(settings, memory_budget)
     if speed:
         settings = _measure_all(dataset, settings, seconds, progress)

@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _showing_retries():
             options.run(options)
-    except CellfeedError as error:
+    except (CellfeedError, OSError, ValueError) as error:
         print(f"cellfeed: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
