@@ -1,34 +1,47 @@
-"""The ``cellfeed`` command: thin shells over the library."""
+"""The ``cellfeed`` command: its options, and how errors and retries are shown."""
 
-from __future__ import annotations
-
-import argparse
 import contextlib
+import dataclasses
+import functools
+import inspect
 import json
 import logging
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
-from typing import Any, NoReturn
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
 
 from cellfeed.address import RETRY_DEADLINE_S
 from cellfeed.errors import CellfeedError
 from cellfeed.redact import redacted
 
+app = typer.Typer(
+    help="Feed single cells from TileDB-SOMA to PyTorch.",
+    pretty_exceptions_enable=False,  # a traceback with local variables could show credentials
+)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    options = _parser().parse_args(arguments)
+    """Run the command and return its exit status: 0, 2 after an error, 130 after Ctrl-C."""
     try:
         with _showing_retries():
-            options.run(options)
-    except (CellfeedError, OSError, ValueError) as error:
-        print(f"cellfeed: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+            return int(app(arguments, prog_name="cellfeed", standalone_mode=False) or 0)
+    except typer.TyperException as error:
+        message, context = error.format_message(), getattr(error, "ctx", None)
+        _show(f"{message.rstrip('.')}. Try '{context.command_path} --help'." if context else message)
+    except (CellfeedError, OSError) as error:
+        _show(str(error))
+    return 2
+
+
+def _show(message: str) -> None:
+    """Write an error to stderr, without the credentials of URIs in the arguments that it repeats."""
+    Console(stderr=True).print(Text.assemble(("cellfeed: ", "bold red"), redacted(message)), soft_wrap=True)
 
 
 class _OnePerSecond(logging.Filter):
@@ -59,151 +72,197 @@ def _showing_retries() -> Iterator[None]:
         log.setLevel(level)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Repeats arguments that it does not understand, but no credentials in them."""
-
-    def error(self, message: str) -> NoReturn:
-        super().error(redacted(message))
+# ---------------------------------------------------------------------- options
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="cellfeed", description="Feed single cells from TileDB-SOMA to PyTorch.")
-    parser.add_argument("--version", action="version", version=f"cellfeed {version('cellfeed')}")
-    commands = parser.add_subparsers(required=True, metavar="command")
-
-    info = commands.add_parser("info", help="say what a store holds: cells, columns, measurements, layers")
-    info.add_argument("uri", help="a SOMA experiment")
-    info.add_argument("--json", action="store_true", help="print it for machines")
-    _add_access(info)
-    info.set_defaults(run=_info)
-
-    demo = commands.add_parser("demo", help="train a classifier of cell types on real cells, or on your own store")
-    demo.add_argument("--uri", help="a SOMA experiment (default: 700 blood cells that scanpy ships)")
-    demo.add_argument("--label", default="bulk_labels", help="the column of obs to predict (default: %(default)s)")
-    demo.add_argument("--epochs", type=int, default=20, help="passes over the cells (default: %(default)s)")
-    _add_selection(demo, batch_size=64)
-    demo.set_defaults(run=_demo)
-
-    plan = commands.add_parser("plan", help="say what reading a store will do, before reading it")
-    plan.add_argument("uri", help="a SOMA experiment")
-    plan.add_argument("--label", help="the column of obs to mix, such as dataset_id (default: the worst labels)")
-    plan.add_argument("--mixing", help="effective over nominal batch size to reach, such as 0.9 or 90%%")
-    plan.add_argument("--json", action="store_true", help="print figures for machines")
-    _add_selection(plan, batch_size=128)
-    plan.set_defaults(run=_plan)
-
-    bench = commands.add_parser("bench", help="measure how fast a store is read, on this machine")
-    bench.add_argument("uri", help="a SOMA experiment")
-    bench.add_argument("--sparse", action="store_true", help="CSR minibatches (default: dense)")
-    bench.add_argument("--seconds", type=float, default=30.0, help="stop after so long (default: %(default)s)")
-    bench.add_argument("--json", action="store_true", help="print figures for machines")
-    _add_selection(bench, batch_size=1024)
-    bench.set_defaults(run=_bench)
-
-    _add_calibrate(commands.add_parser("calibrate", help="compare settings: how well they mix cells, and at what cost"))
-    return parser
+def _option(panel: str, text: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, **more)
 
 
-def _add_calibrate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("uri", help="a SOMA experiment")
-    parser.add_argument("--label", help="the column of obs to mix, such as dataset_id (default: the worst labels)")
-    parser.add_argument("--mixing", help="choose by this effective over nominal batch size, such as 0.9 or 90%%")
-    parser.add_argument("--sparse", action="store_true", help="CSR minibatches (default: dense)")
-    parser.add_argument("--speed", action="store_true", help="measure each setting (default: read no X)")
-    parser.add_argument("--seconds", type=float, default=5.0, help="measure for so long each (default: %(default)s)")
-    parser.add_argument("--picture", metavar="FILE", help="draw it: a .png, .svg or .pdf")
-    parser.add_argument("--json", action="store_true", help="print figures for machines")
-    _add_selection(parser, batch_size=128)
-    parser.set_defaults(run=_calibrate)
+@dataclasses.dataclass(kw_only=True)
+class Access:
+    """Options for opening a store."""
+
+    region: Annotated[str | None, _option("Access", "Region of a store on S3; us-west-2 for the Census.")] = None
+    anonymous: Annotated[bool, _option("Access", "Send no credentials: for public buckets.", "--anonymous")] = False
+    retry_deadline: Annotated[
+        float, _option("Access", "For how long requests to an object store are retried.", metavar="SECONDS")
+    ] = RETRY_DEADLINE_S
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the options as parameters of :class:`cellfeed.ExperimentDataset`."""
+        import tiledbsoma as soma
+
+        settings = {"vfs.s3.region": self.region, "vfs.s3.no_sign_request": "true" if self.anonymous else None}
+        given = {name: value for name, value in settings.items() if value is not None}
+        context = soma.SOMATileDBContext(tiledb_config=given) if given else None
+        return {"context": context, "retry_deadline_s": self.retry_deadline}
 
 
-def _add_selection(parser: argparse.ArgumentParser, *, batch_size: int) -> None:
-    parser.add_argument("--measurement-name", default="RNA", help="default: %(default)s")
-    parser.add_argument("--x-name", default="raw", help="the layer of X (default: %(default)s)")
-    parser.add_argument("--obs-filter", help="a value filter on obs, such as \"tissue == 'lung'\"")
-    parser.add_argument(
-        "--batch-size", type=int, default=batch_size, help="cells in a minibatch (default: %(default)s)"
-    )
-    parser.add_argument("--memory-budget", default="2 GiB", help="for reading and shuffling (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    _add_access(parser)
+@dataclasses.dataclass(kw_only=True)
+class Selection:
+    """Options for the cells to read and the memory to read them in."""
+
+    measurement_name: Annotated[str, _option("Cells", "Measurement of the experiment.")] = "RNA"
+    x_name: Annotated[str, _option("Cells", "Layer of X.")] = "raw"
+    obs_filter: Annotated[str | None, _option("Cells", "Value filter on obs: \"tissue == 'lung'\".")] = None
+    memory_budget: Annotated[str, _option("Reading", "Memory for reading and shuffling.")] = "2 GiB"
+    seed: Annotated[int, _option("Reading", "Seed of the order of cells.")] = 0
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the options as parameters of :class:`cellfeed.ExperimentDataset`."""
+        return {
+            "measurement_name": self.measurement_name,
+            "X_name": self.x_name,
+            "obs_query": self.obs_filter or None,
+            "memory_budget": self.memory_budget,
+            "seed": self.seed,
+        }
 
 
-def _add_access(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--region", help="the region of a store on S3, such as us-west-2, where the Census is")
-    parser.add_argument(
-        "--anonymous", action="store_true", help="send no credentials: for buckets that anybody may read"
-    )
-    parser.add_argument(
-        "--retry-deadline", type=float, default=RETRY_DEADLINE_S, metavar="SECONDS",
-        help="how long requests to an object store are tried again (default: %(default)g)",
-    )  # fmt: skip
+def _check_picture(file: str | None) -> str | None:
+    """Refuse, before any work, the name of a file that cannot be drawn."""
+    from cellfeed.command.plot import check_file
+
+    try:
+        return None if file is None else str(check_file(file))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
-def _context(options: argparse.Namespace) -> Any:
-    """Return a context with the settings that were given; ``None`` without."""
-    import tiledbsoma as soma
-
-    settings = {"vfs.s3.region": options.region, "vfs.s3.no_sign_request": "true" if options.anonymous else None}
-    given = {name: value for name, value in settings.items() if value is not None}
-    return soma.SOMATileDBContext(tiledb_config=given) if given else None
-
-
-def _selection(options: argparse.Namespace) -> dict[str, object]:
-    return {
-        "measurement_name": options.measurement_name,
-        "X_name": options.x_name,
-        "obs_query": options.obs_filter or None,
-        "batch_size": options.batch_size,
-        "memory_budget": options.memory_budget,
-        "seed": options.seed,
-        "context": _context(options),
-        "retry_deadline_s": options.retry_deadline,
-    }
+Source = Annotated[str, typer.Argument(metavar="SOURCE", help="Folder or URI of a SOMA experiment.")]
+BatchSize = Annotated[int, _option("Reading", "Cells per minibatch.")]
+Sparse = Annotated[bool, _option("Reading", "Make CSR minibatches, not dense ones.", "--sparse")]
+Label = Annotated[str | None, _option("Mixing", "Column of obs to mix, such as dataset_id. Default: the worst case.")]
+Mixing = Annotated[str | None, _option("Mixing", "Least effective over nominal batch size: 0.9 or 90%.")]
+Speed = Annotated[bool, _option("Measuring", "Read X to measure each setting.", "--speed")]
+Seconds = Annotated[float, _option("Measuring", "For how long, from the first minibatch on.")]
+Picture = Annotated[
+    str | None, _option("Output", "Draw a .png, .svg or .pdf file.", metavar="FILE", callback=_check_picture)
+]
+Json = Annotated[bool, _option("Output", "Print JSON.", "--json")]
 
 
-def _info(options: argparse.Namespace) -> None:
-    from cellfeed.command import info
+def _command(function: Callable[..., None]) -> None:
+    """Add a command; a parameter that is a dataclass becomes one option per field."""
+    parameters = inspect.signature(function).parameters.values()
+    groups: dict[str, Any] = {p.name: p.annotation for p in parameters if dataclasses.is_dataclass(p.annotation)}
 
-    found = info.describe(options.uri, _context(options), retry_deadline_s=options.retry_deadline)
-    print(json.dumps(found) if options.json else info.as_text(found))
+    @functools.wraps(function)
+    def call(**given: Any) -> None:
+        for name, kind in groups.items():
+            given[name] = kind(**{field.name: given.pop(field.name) for field in dataclasses.fields(kind)})
+        function(**given)
+
+    flat = [q for p in parameters for q in (_fields(p.annotation) if p.name in groups else [p])]
+    call.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
+    call.__annotations__ = {p.name: p.annotation for p in flat}
+    app.command()(call)
 
 
-def _demo(options: argparse.Namespace) -> None:
-    from cellfeed.command import demo
-
-    chosen: dict[str, object] = _selection(options)
-    print(demo.run(options.uri, options.label, n_epochs=options.epochs, **chosen))  # type: ignore[arg-type]
+def _fields(kind: type) -> Iterable[inspect.Parameter]:
+    return inspect.signature(kind).parameters.values()
 
 
-def _plan(options: argparse.Namespace) -> None:
+# ---------------------------------------------------------------------- commands
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"cellfeed {version('cellfeed')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@_command
+def demo(
+    *,
+    uri: Annotated[str | None, typer.Option(help="SOMA experiment.", show_default="700 blood cells")] = None,
+    label: Annotated[str, typer.Option(help="Column of obs to predict.")] = "bulk_labels",
+    epochs: Annotated[int, typer.Option(help="Passes over the cells.")] = 20,
+    selection: Selection,
+    batch_size: BatchSize = 64,
+    access: Access,
+) -> None:
+    """Train a classifier of cell types."""
+    from cellfeed.command.demo import run
+
+    print(run(uri, label, n_epochs=epochs, batch_size=batch_size, **selection.parameters(), **access.parameters()))
+
+
+@_command
+def info(source: Source, *, as_json: Json = False, access: Access) -> None:
+    """Show what a store holds: cells, columns, measurements, layers, embeddings."""
+    from cellfeed.command.info import as_text, describe
+
+    found = describe(source, **access.parameters())
+    print(json.dumps(found) if as_json else as_text(found))
+
+
+@_command
+def plan(
+    source: Source,
+    *,
+    selection: Selection,
+    batch_size: BatchSize = 128,
+    label: Label = None,
+    mixing: Mixing = None,
+    as_json: Json = False,
+    access: Access,
+) -> None:
+    """Show what reading a store will do and cost, without reading X."""
     from cellfeed.dataset import ExperimentDataset
 
-    chosen: dict[str, Any] = _selection(options)
-    plan = ExperimentDataset(options.uri, mixing=options.mixing, **chosen).plan(options.label)
-    print(json.dumps(plan.as_dict()) if options.json else plan)
+    parameters = {"batch_size": batch_size, "mixing": mixing, **selection.parameters(), **access.parameters()}
+    found = ExperimentDataset(source, **parameters).plan(label)
+    print(json.dumps(found.as_dict()) if as_json else found)
 
 
-def _bench(options: argparse.Namespace) -> None:
-    from cellfeed.command import bench
+@_command
+def bench(
+    source: Source,
+    *,
+    selection: Selection,
+    batch_size: BatchSize = 1024,
+    sparse: Sparse = False,
+    seconds: Seconds = 30.0,
+    as_json: Json = False,
+    access: Access,
+) -> None:
+    """Measure how fast this machine reads a store."""
+    from cellfeed.command.bench import run
 
-    chosen: dict[str, Any] = _selection(options)
-    result = bench.run(options.uri, seconds=options.seconds, return_sparse_X=options.sparse, **chosen)
-    print(json.dumps(result.as_dict()) if options.json else result)
+    parameters = {"batch_size": batch_size, "return_sparse_X": sparse, **selection.parameters(), **access.parameters()}
+    found = run(source, seconds=seconds, **parameters)
+    print(json.dumps(found.as_dict()) if as_json else found)
 
 
-def _calibrate(options: argparse.Namespace) -> None:
-    from cellfeed.command import calibrate
+@_command
+def calibrate(
+    source: Source,
+    *,
+    selection: Selection,
+    batch_size: BatchSize = 128,
+    sparse: Sparse = False,
+    label: Label = None,
+    mixing: Mixing = None,
+    speed: Speed = False,
+    seconds: Seconds = 5.0,
+    picture: Picture = None,
+    as_json: Json = False,
+    access: Access,
+) -> None:
+    """Compare settings and recommend the cheapest that reaches --mixing."""
+    from cellfeed.command.calibrate import run
 
-    chosen: dict[str, Any] = _selection(options)
-    result = calibrate.run(
-        options.uri,
-        label=options.label,
-        mixing=options.mixing,
-        speed=options.speed,
-        seconds=options.seconds,
-        picture=options.picture,
-        return_sparse_X=options.sparse,
-        **chosen,
-    )
-    print(json.dumps(result.as_dict(), allow_nan=False) if options.json else result)
+    parameters = {"batch_size": batch_size, "return_sparse_X": sparse, **selection.parameters(), **access.parameters()}
+    found = run(source, label=label, mixing=mixing, speed=speed, seconds=seconds, picture=picture, **parameters)
+    print(json.dumps(found.as_dict(), allow_nan=False) if as_json else found)
