@@ -25,7 +25,7 @@ def test_plan(store, capsys):
     plan = json.loads(capsys.readouterr().out)
     assert plan["n_obs"] == 34
     assert plan["n_minibatches"] == 4
-    assert main(["plan", store]) == 0
+    assert main(["plan", store, "--obs-filter", ""]) == 0
     assert "peak memory" in capsys.readouterr().out
 
 

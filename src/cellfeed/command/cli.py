@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -101,23 +101,16 @@ class Access:
 
 @dataclasses.dataclass(kw_only=True)
 class Selection:
-    """Options for the cells to read and the memory to read them in."""
+    """Options that are parameters of :class:`cellfeed.ExperimentDataset`, by the same names."""
 
     measurement_name: Annotated[str, _option("Cells", "Measurement of the experiment.")] = "RNA"
-    x_name: Annotated[str, _option("Cells", "Layer of X.")] = "raw"
-    obs_filter: Annotated[str | None, _option("Cells", "Value filter on obs: \"tissue == 'lung'\".")] = None
+    X_name: Annotated[str, _option("Cells", "Layer of X.", "--x-name")] = "raw"
+    obs_query: Annotated[
+        str | None,
+        _option("Cells", "Value filter on obs: \"tissue == 'lung'\".", "--obs-filter", callback=lambda it: it or None),
+    ] = None
     memory_budget: Annotated[str, _option("Reading", "Memory for reading and shuffling.")] = "2 GiB"
     seed: Annotated[int, _option("Reading", "Seed of the order of cells.")] = 0
-
-    def parameters(self) -> dict[str, Any]:
-        """Return the options as parameters of :class:`cellfeed.ExperimentDataset`."""
-        return {
-            "measurement_name": self.measurement_name,
-            "X_name": self.x_name,
-            "obs_query": self.obs_filter or None,
-            "memory_budget": self.memory_budget,
-            "seed": self.seed,
-        }
 
 
 def _check_picture(file: str | None) -> str | None:
@@ -154,14 +147,11 @@ def _command(function: Callable[..., None]) -> None:
             given[name] = kind(**{field.name: given.pop(field.name) for field in dataclasses.fields(kind)})
         function(**given)
 
-    flat = [q for p in parameters for q in (_fields(p.annotation) if p.name in groups else [p])]
+    fields = {name: inspect.signature(kind).parameters.values() for name, kind in groups.items()}
+    flat = [one for p in parameters for one in fields.get(p.name, [p])]
     call.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
     call.__annotations__ = {p.name: p.annotation for p in flat}
     app.command()(call)
-
-
-def _fields(kind: type) -> Iterable[inspect.Parameter]:
-    return inspect.signature(kind).parameters.values()
 
 
 # ---------------------------------------------------------------------- commands
@@ -195,7 +185,9 @@ def demo(
     """Train a classifier of cell types."""
     from cellfeed.command.demo import run
 
-    print(run(uri, label, n_epochs=epochs, batch_size=batch_size, **selection.parameters(), **access.parameters()))
+    print(
+        run(uri, label, n_epochs=epochs, batch_size=batch_size, **dataclasses.asdict(selection), **access.parameters())
+    )
 
 
 @_command
@@ -221,7 +213,7 @@ def plan(
     """Show what reading a store will do and cost, without reading X."""
     from cellfeed.dataset import ExperimentDataset
 
-    parameters = {"batch_size": batch_size, "mixing": mixing, **selection.parameters(), **access.parameters()}
+    parameters = {"batch_size": batch_size, "mixing": mixing, **dataclasses.asdict(selection), **access.parameters()}
     found = ExperimentDataset(source, **parameters).plan(label)
     print(json.dumps(found.as_dict()) if as_json else found)
 
@@ -240,7 +232,12 @@ def bench(
     """Measure how fast this machine reads a store."""
     from cellfeed.command.bench import run
 
-    parameters = {"batch_size": batch_size, "return_sparse_X": sparse, **selection.parameters(), **access.parameters()}
+    parameters = {
+        "batch_size": batch_size,
+        "return_sparse_X": sparse,
+        **dataclasses.asdict(selection),
+        **access.parameters(),
+    }
     found = run(source, seconds=seconds, **parameters)
     print(json.dumps(found.as_dict()) if as_json else found)
 
@@ -263,6 +260,11 @@ def calibrate(
     """Compare settings and recommend the cheapest that reaches --mixing."""
     from cellfeed.command.calibrate import run
 
-    parameters = {"batch_size": batch_size, "return_sparse_X": sparse, **selection.parameters(), **access.parameters()}
+    parameters = {
+        "batch_size": batch_size,
+        "return_sparse_X": sparse,
+        **dataclasses.asdict(selection),
+        **access.parameters(),
+    }
     found = run(source, label=label, mixing=mixing, speed=speed, seconds=seconds, picture=picture, **parameters)
     print(json.dumps(found.as_dict(), allow_nan=False) if as_json else found)
