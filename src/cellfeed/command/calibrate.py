@@ -21,7 +21,7 @@ from cellfeed.settings import check_mixing, parse_share
 from cellfeed.stats import hidden
 
 SHARES = (0.25, 0.5, 1, 2, 4)
-"""Of the given memory budget: for so many the own plan is shown."""
+"""Fractions of the memory budget for which the own plan is shown."""
 
 TARGETS = (0.5, 0.7, 0.9)
 """Mixings that are always shown."""
@@ -244,14 +244,14 @@ def run(
     uri
         A SOMA experiment.
     label
-        A column of obs, such as ``"dataset_id"``, whose labels shall be mixed; ``None`` supposes the worst labels.
+        The column of obs to mix, such as ``"dataset_id"``. ``None`` assumes the worst labels: one per chunk.
     mixing
         The target, above 0 and at most 1: the setting that reaches it for ``label`` at the lowest cost is marked.
         ``None`` marks the own plan at ``memory_budget``.
     memory_budget
         Of all settings but the own plans: these are shown for a quarter to four times as much.
     speed, seconds
-        Measure each setting for so many seconds from its first minibatch on.
+        Measure each setting; for how many seconds, from its first minibatch on.
     picture
         A file to draw into, which ends in ``.png``, ``.svg`` or ``.pdf``.
     progress
