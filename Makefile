@@ -16,7 +16,7 @@ test: $(STAMP)
 # On the lowest versions that pyproject.toml permits, without the libraries around cellfeed. pandas 2.0 warns of NumPy.
 test-lowest: constraints-lowest.txt
 	test -x $(LOWEST)/bin/python || python3.11 -m venv $(LOWEST)
-	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable . \
+	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable ".[demo,plot]" \
 		boto3 hypothesis "moto[server]" psutil pytest pytest-timeout
 	$(LOWEST)/bin/python -m pytest -q -W "ignore:np.find_common_type:DeprecationWarning" --ignore tests/programs \
 		--ignore tests/test_census.py --ignore tests/test_examples.py --ignore tests/test_pages.py
@@ -39,7 +39,7 @@ format: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt requirements-dev.txt
 	test -x $(PY) || python3 -m venv $(VENV)
-	$(PY) -m pip install --quiet --constraint constraints.txt --editable . --requirement requirements-dev.txt
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[demo,plot]" --requirement requirements-dev.txt
 	touch $@
 
 clean:

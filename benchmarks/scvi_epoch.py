@@ -38,7 +38,7 @@ def by_cellfeed(uri: str, n_genes: int, batch_size: int, sparse: bool) -> tuple[
     import scvi
     import tiledbsoma as soma
 
-    from cellfeed.scvi.datamodule import SCVIDataModule
+    from cellfeed.scvi import SCVIDataModule
 
     datamodule = SCVIDataModule(
         uri,

@@ -50,7 +50,7 @@ def embed_by_cellfeed(
 ) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
     import scvi
 
-    from cellfeed.scvi.datamodule import SCVIDataModule
+    from cellfeed.scvi import SCVIDataModule
 
     datamodule = SCVIDataModule(
         uri, batch_key=None, genes=genes, split={"train": 0.8, "test": 0.2}, split_seed=0, stratify=LABEL, seed=seed

@@ -14,13 +14,13 @@ from accelerate import Accelerator
 from torch.nn.functional import cross_entropy
 
 import cellfeed
-from cellfeed.demo import LABEL, example_experiment
+from cellfeed.datasets import pbmc700
 from cellfeed.transforms import Log1p
 
 
 def main(accelerator, uri, label, n_epochs, checkpoint):
     dataset = cellfeed.ExperimentDataset(
-        uri or example_experiment(),  # each process writes the demo's cells for itself
+        uri or pbmc700(),  # each process writes its own copy
         obs_column_names=[label, "soma_joinid"],
         batch_size=32,
         seed=0,  # the same on all ranks, which share one order
@@ -66,7 +66,7 @@ def show(accelerator, what, joinids, values):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("uri", nargs="?", help="a SOMA experiment")
-    parser.add_argument("--label", default=LABEL, help="the column of obs to predict")
+    parser.add_argument("--label", default="bulk_labels", help="the column of obs to predict")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--checkpoint", type=Path, help="a folder to save to after each epoch, and to go on from")
     arguments = parser.parse_args()

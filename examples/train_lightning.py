@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.nn.functional import cross_entropy
 
 import cellfeed
-from cellfeed.demo import LABEL, example_experiment
+from cellfeed.datasets import pbmc700
 from cellfeed.lightning import ExperimentDataModule
 from cellfeed.transforms import Log1p
 
@@ -52,7 +52,7 @@ class Classifier(pl.LightningModule):
 
 def main(uri, label, n_epochs, folder):
     datamodule = ExperimentDataModule(
-        uri or example_experiment(),  # each process writes the demo's cells for itself
+        uri or pbmc700(),  # each process writes its own copy
         split=[0.8, 0.1, 0.1],
         stratify=label,
         predict="test",
@@ -79,7 +79,7 @@ def main(uri, label, n_epochs, folder):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("uri", nargs="?", help="a SOMA experiment")
-    parser.add_argument("--label", default=LABEL, help="the column of obs to predict")
+    parser.add_argument("--label", default="bulk_labels", help="the column of obs to predict")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--checkpoints", type=Path, help="a folder to save to every 5 steps, and to go on from")
     arguments = parser.parse_args()

@@ -19,7 +19,7 @@ from ray.train.torch import TorchTrainer, prepare_model
 from torch.nn.functional import cross_entropy
 
 import cellfeed
-from cellfeed.demo import LABEL, example_experiment
+from cellfeed.datasets import pbmc700
 from cellfeed.transforms import Log1p
 
 
@@ -82,10 +82,10 @@ def main(uri, label, n_epochs, storage):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("uri", nargs="?", help="a SOMA experiment")
-    parser.add_argument("--label", default=LABEL, help="the column of obs to predict")
+    parser.add_argument("--label", default="bulk_labels", help="the column of obs to predict")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--storage", help="a folder for Ray's checkpoints; a run that has some there goes on")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        uri, storage = arguments.uri or example_experiment(), arguments.storage or scratch
+        uri, storage = arguments.uri or pbmc700(), arguments.storage or scratch
         main(uri, arguments.label, arguments.epochs, storage)

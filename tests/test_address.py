@@ -19,9 +19,9 @@ from tests.test_processes import run
 
 CHANGES_FOLDERS = """
 import json, os, pickle, sys
-import cellfeed, cellfeed.demo, tiledbsoma
+import cellfeed, tiledbsoma
 from cellfeed import ExperimentDataset
-from cellfeed.cli import main
+from cellfeed.command.cli import main
 
 first, second = sys.argv[1:]
 os.chdir(first)
@@ -36,7 +36,7 @@ cellfeed.write_obsm("x", "X_mine", [15], [[1.0]])
 with tiledbsoma.open(second + "/x") as experiment:
     found["written"] = list(experiment.ms["RNA"].obsm)
 main(["plan", "x"])
-cellfeed.demo.write_experiment("demo")
+cellfeed.datasets.pbmc700("demo")
 found["demo"] = os.path.isdir(second + "/demo")
 print(json.dumps(found))
 """

@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-from cellfeed import CellfeedError, ExperimentDataset, PictureError, PlanError, SelectionError, calibrate
-from cellfeed.cli import main
+from cellfeed import ExperimentDataset, MissingDependencyError, PlanError, SelectionError
+from cellfeed.command import calibrate
+from cellfeed.command.cli import main
 from cellfeed.loader import dataset as dataset_module
 from cellfeed.sources.soma import query
 
@@ -169,15 +170,19 @@ def test_bad_input_is_told_in_a_line(uri, capsys, options, told):
     assert told in error
 
 
-def test_pictures_that_cannot_be_written(uri, tmp_path, monkeypatch):
+def test_pictures_that_cannot_be_written(uri, tmp_path, capsys, monkeypatch):
     folder, dangling = tmp_path / "folder.png", tmp_path / "dangling.png"
     folder.mkdir()
     dangling.symlink_to(tmp_path / "nowhere" / "a.png")
     for path in (folder, dangling):
-        with pytest.raises(PictureError, match="cannot be written"):
+        with pytest.raises(OSError, match=path.name):
             compare(uri, picture=path)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(CellfeedError, match="pip install matplotlib"):
+        assert main(["calibrate", uri, "--picture", str(path)]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    with pytest.raises(ValueError, match="must end in one of"):
+        compare(uri, picture="settings.bmp")
+    monkeypatch.setitem(sys.modules, "adjustText", None)
+    with pytest.raises(MissingDependencyError, match=r'pip install "cellfeed\[plot\]"'):
         compare(uri, picture=tmp_path / "a.png")
     assert compare(uri).chosen
 

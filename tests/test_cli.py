@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from cellfeed import calibrate, cli
-from cellfeed.cli import main
+from cellfeed.command import calibrate
+from cellfeed.command.cli import main
 
 
 def test_demo_on_a_store_of_ones_own(store, capsys):
@@ -25,7 +25,7 @@ def test_plan(store, capsys):
     plan = json.loads(capsys.readouterr().out)
     assert plan["n_obs"] == 34
     assert plan["n_minibatches"] == 4
-    assert main(["plan", store]) == 0
+    assert main(["plan", store, "--obs-filter", ""]) == 0
     assert "peak memory" in capsys.readouterr().out
 
 
@@ -34,8 +34,66 @@ def test_errors_are_one_line_and_a_status(tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("cellfeed: experiment=")
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        ([], "Missing command. Try 'cellfeed --help'."),
+        (["fly"], "No such command 'fly'. Try 'cellfeed --help'."),
+        (["plan"], "Missing argument 'SOURCE'. Try 'cellfeed plan --help'."),
+        (["plan", "x", "--mixin", "1"], "No such option: --mixin (Possible options: --mixing). Try 'cellfeed plan --"),
+        (["plan", "x", "--seed", "y"], "Invalid value for '--seed': "),
+    ],
+)
+def test_errors_of_usage_are_one_line_and_a_status(capsys, arguments, shown):
+    assert main(arguments) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith(f"cellfeed: {shown}")
+    assert error.count("\n") == 1
+
+
+def test_ctrl_c_has_a_status(capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cellfeed.command.info.describe", interrupted)
+    assert main(["info", "store"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("no_color", [False, True])
+def test_errors_are_red_on_a_terminal_unless_no_color_is_set(capsys, monkeypatch, no_color):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if no_color:
+        monkeypatch.setenv("NO_COLOR", "1")
+    assert main(["fly"]) == 2
+    assert ("31m" in capsys.readouterr().err) is not no_color
+
+
+@pytest.mark.parametrize("command", ["demo", "info", "plan", "bench", "calibrate"])
+def test_help_shows_groups_of_options_in_80_columns(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([command, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    groups = [line.split()[1] for line in lines if line.startswith("╭─")]
+    assert groups[-1] == "Access"
+    assert ("Cells" in groups) is (command != "info")
+    assert any("--region" in line for line in lines)
+
+
+def test_shells_complete_commands(capsys, monkeypatch):
+    """As the script does that ``--install-completion`` installs."""
+    monkeypatch.setenv("_CELLFEED_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "cellfeed ca")
+    monkeypatch.setenv("COMP_CWORD", "1")
     with pytest.raises(SystemExit):
-        main(["fly"])
+        main([])
+    assert capsys.readouterr().out == "calibrate\n"
 
 
 def test_bench(store, capsys):
@@ -80,8 +138,10 @@ def test_the_command_has_a_version_and_is_a_module():
 
 def test_region_and_anonymous_are_settings_of_the_context(store, capsys, monkeypatch):
     given = []
-    monkeypatch.setattr("cellfeed.info.describe", lambda uri, context, **more: given.append((context, more)) or {})
-    monkeypatch.setattr("cellfeed.info.as_text", lambda found: "")
+    monkeypatch.setattr(
+        "cellfeed.command.info.describe", lambda uri, context, **more: given.append((context, more)) or {}
+    )
+    monkeypatch.setattr("cellfeed.command.info.as_text", lambda found: "")
     main(["info", store, "--region", "us-west-2", "--anonymous", "--retry-deadline", "3"])
     ((context, more),) = given
     settings = context.tiledb_config
@@ -90,12 +150,14 @@ def test_region_and_anonymous_are_settings_of_the_context(store, capsys, monkeyp
 
 
 def test_failed_attempts_are_lines_on_stderr_one_per_second_at_most(store, capsys, monkeypatch):
-    def fails(options):
+    def fails(*_, **__):
         log = logging.getLogger("cellfeed.sources.retry")
         for k in range(5):
             log.info("attempt %d failed, the next is in 0.2 s, the last in 60 s: lost", k)
+        return {}
 
-    monkeypatch.setattr(cli, "_info", fails)
+    monkeypatch.setattr("cellfeed.command.info.describe", fails)
+    monkeypatch.setattr("cellfeed.command.info.as_text", lambda found: "")
     assert main(["info", store]) == 0
     assert capsys.readouterr().err.splitlines() == [
         "cellfeed: attempt 0 failed, the next is in 0.2 s, the last in 60 s: lost"

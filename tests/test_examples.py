@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cellfeed.demo import LABEL, write_experiment
+from cellfeed.datasets import pbmc700
 from tests.test_processes import ROOT, on_ranks, run
 
 N_TRAIN, N_TEST = 560, 140
@@ -41,7 +41,7 @@ def assert_learned(output):
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    return write_experiment(tmp_path_factory.mktemp("examples") / "demo.soma")
+    return pbmc700(tmp_path_factory.mktemp("examples") / "demo.soma")
 
 
 def test_torchrun_goes_on_in_the_middle_of_an_epoch(demo, tmp_path):
@@ -98,6 +98,6 @@ def test_ray_keeps_a_checkpoint_from_which_a_worker_goes_on(demo, tmp_path, monk
     monkeypatch.setattr(ray.train, "report", lambda metrics, checkpoint: reported.append(metrics))
     monkeypatch.setattr(ray.train.torch, "prepare_model", torch.nn.DataParallel)  # names weights as Ray's does
     script = runpy.run_path(str(ROOT / "examples/train_ray.py"))
-    script["train_on_a_worker"]({"uri": demo, "label": LABEL, "n_epochs": 3})
+    script["train_on_a_worker"]({"uri": demo, "label": "bulk_labels", "n_epochs": 3})
     ((k, loss, n),) = (metrics.values() for metrics in reported)
     assert_learned(first + f"epoch {k}: loss {loss} over {n} cells")

@@ -2,7 +2,11 @@
 
 import json
 import subprocess
+import sys
 
+import pytest
+
+from cellfeed import MissingDependencyError, datasets
 from tests.programs.bare import OPTIONAL
 from tests.test_architecture import MODULES, imports
 from tests.test_processes import python
@@ -18,6 +22,12 @@ def test_a_missing_library_is_told_with_the_line_that_installs_it(store):
     assert set(told) == {"lightning", "scvi"}
     for module, message in told.items():
         assert f'not installed: pip install "cellfeed[{module}]"' in message
+
+
+def test_the_example_cells_name_their_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scanpy", None)
+    with pytest.raises(MissingDependencyError, match=r'pip install "cellfeed\[demo\]"'):
+        datasets.pbmc700_anndata()
 
 
 def test_no_module_imports_a_library_of_another_extra():

@@ -36,7 +36,7 @@ def test_sets_are_refused(store, kind):
 
 def test_scvi_takes_genes_and_keys_in_order(store):
     pytest.importorskip("scvi")
-    from cellfeed.scvi.datamodule import SCVIDataModule
+    from cellfeed.scvi import SCVIDataModule
 
     for parameters in (
         {"batch_key": None, "genes": set(GENES), "var_column": "feature_name"},

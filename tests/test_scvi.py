@@ -22,7 +22,7 @@ import rich.pretty  # noqa: F401  scvi-tools 1.4 uses it without importing it
 import scvi
 
 import cellfeed.scvi
-from cellfeed.scvi.datamodule import SCVIDataModule
+from cellfeed.scvi import SCVIDataModule
 from cellfeed.transforms import Log1p
 from tests.programs.embedding import SPLIT
 

@@ -15,7 +15,7 @@ import torch
 
 import cellfeed
 from cellfeed import CellfeedError, ExperimentDataset
-from cellfeed.cli import main
+from cellfeed.command.cli import main
 from cellfeed.sources.redact import public_uri, redacted, secrets_of
 from cellfeed.sources.soma.address import ArrayAddress
 from tests.stores import addressed, labelled_obs, write_experiment
@@ -139,9 +139,9 @@ def test_an_experiment_that_cannot_be_opened(uri, printed, capsys):
         with pytest.raises(CellfeedError) as caught:
             wrong()
         printed.append(told(caught.value))
-    with pytest.raises(SystemExit):
-        main(["plan", "store", uri])
-    printed += capsys.readouterr()
+    for arguments in (["plan", "store", uri], [uri], ["plan", "store", f"--{uri}"], ["plan", "store", "--seed", uri]):
+        assert main(arguments) == 2
+        printed += capsys.readouterr()
 
 
 def test_a_cause_that_tells_a_secret_is_told_without_it(secretive, printed, monkeypatch):

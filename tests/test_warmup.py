@@ -4,8 +4,8 @@ import numba
 import pytest
 
 import cellfeed
-from cellfeed import demo
-from cellfeed.warmup import compile_kernels
+from cellfeed.command import demo
+from cellfeed.command.warmup import compile_kernels
 
 
 def compiling(X):

@@ -1,10 +1,10 @@
 """cellfeed feeds cells to PyTorch from any TileDB-SOMA experiment."""
 
+from cellfeed import datasets as datasets
 from cellfeed.errors import (
     CellfeedError,
     EncodeError,
     MissingDependencyError,
-    PictureError,
     PlanError,
     ReadError,
     SelectionError,
@@ -39,7 +39,6 @@ __all__ = [
     "MissingDependencyError",
     "OrderedMinibatch",
     "PaddedMinibatch",
-    "PictureError",
     "Plan",
     "PlanError",
     "ReadError",
@@ -57,4 +56,4 @@ __all__ = [
 
 def __dir__() -> list[str]:
     """List public names only, so that tab completion does not show the modules behind them."""
-    return sorted([*__all__, "__version__", "errors", "transforms"])
+    return sorted([*__all__, "__version__", "datasets", "errors", "transforms"])

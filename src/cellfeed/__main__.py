@@ -2,7 +2,7 @@
 
 import sys
 
-from cellfeed.cli import main
+from cellfeed.command.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

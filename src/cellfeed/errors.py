@@ -8,7 +8,6 @@
     ├── EncodeError (ValueError)       a column or label that an encoder cannot turn into codes
     ├── StateError (ValueError)        a saved state that does not belong to this dataset
     ├── ReadError (RuntimeError)       reading failed, or the store holds what no loader can serve
-    ├── PictureError (RuntimeError)    a picture that cannot be drawn here or written there
     └── MissingDependencyError (ImportError)    an optional library that is not installed
 
 Each is built from one string: PyTorch re-raises a worker's exception from its text alone.
@@ -35,8 +34,7 @@ class SelectionError(CellfeedError, ValueError):
 
     Examples
     --------
-    >>> import cellfeed.demo
-    >>> cellfeed.ExperimentDataset(cellfeed.demo.example_experiment(), X_name="rav")
+    >>> cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), X_name="rav")
     Traceback (most recent call last):
     cellfeed.errors.SelectionError: X_name='rav' is not a layer of X; did you mean 'raw'? There are: 'raw'
     """
@@ -47,8 +45,7 @@ class PlanError(CellfeedError, ValueError):
 
     Examples
     --------
-    >>> import cellfeed.demo
-    >>> cellfeed.ExperimentDataset(cellfeed.demo.example_experiment(), batch_size=0)
+    >>> cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), batch_size=0)
     Traceback (most recent call last):
     cellfeed.errors.PlanError: batch_size=0 must be an integer of at least 1, and less than 2**31
     """
@@ -72,8 +69,7 @@ class StateError(CellfeedError, ValueError):
 
     Examples
     --------
-    >>> import cellfeed.demo
-    >>> one, other = (cellfeed.ExperimentDataset(cellfeed.demo.example_experiment(), seed=k) for k in (1, 2))
+    >>> one, other = (cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), seed=k) for k in (1, 2))
     >>> other.load_state_dict(one.state_dict())  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     cellfeed.errors.StateError: the state was saved with seed=1, and this dataset has seed=2: ...
@@ -85,8 +81,8 @@ class ReadError(CellfeedError, RuntimeError):
 
     Examples
     --------
-    >>> import shutil, tempfile, cellfeed.demo
-    >>> uri = cellfeed.demo.write_experiment(tempfile.mkdtemp() + "/cells.soma")
+    >>> import shutil, tempfile
+    >>> uri = cellfeed.datasets.pbmc700(tempfile.mkdtemp() + "/cells.soma")
     >>> dataset = cellfeed.ExperimentDataset(uri)
     >>> shutil.rmtree(uri.removeprefix("file://"))
     >>> next(iter(dataset))  # doctest: +ELLIPSIS
@@ -97,18 +93,6 @@ class ReadError(CellfeedError, RuntimeError):
 
 class GaveUp(Exception):  # noqa: N818 - what failed is told by others, as a ReadError
     """Nothing came from an object store until the deadline, or until it was not wanted any more."""
-
-
-class PictureError(CellfeedError, RuntimeError):
-    """A picture that cannot be drawn, or not be written where it should be.
-
-    Examples
-    --------
-    >>> import cellfeed.demo, cellfeed.calibrate
-    >>> cellfeed.calibrate.run(cellfeed.demo.example_experiment(), picture="settings.bmp")
-    Traceback (most recent call last):
-    cellfeed.errors.PictureError: picture='settings.bmp' must end in one of .png, .svg, .pdf
-    """
 
 
 class MissingDependencyError(CellfeedError, ImportError):

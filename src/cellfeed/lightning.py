@@ -75,10 +75,9 @@ class ExperimentDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
 
     Examples
     --------
-    >>> import cellfeed.demo
     >>> from cellfeed.lightning import ExperimentDataModule
     >>> datamodule = ExperimentDataModule(
-    ...     cellfeed.demo.example_experiment(), split={"train": 0.8, "validation": 0.2}, stratify="bulk_labels",
+    ...     cellfeed.datasets.pbmc700(), split={"train": 0.8, "validation": 0.2}, stratify="bulk_labels",
     ...     obs_column_names=["bulk_labels"], batch_size=64, seed=0,
     ... )
     >>> X, obs = next(iter(datamodule.train_dataloader()))  # trainer.fit(model, datamodule=datamodule)

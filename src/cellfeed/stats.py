@@ -51,8 +51,7 @@ class Stats(Tabular):
 
     Examples
     --------
-    >>> import cellfeed.demo
-    >>> dataset = cellfeed.ExperimentDataset(cellfeed.demo.example_experiment(), batch_size=64, seed=0)
+    >>> dataset = cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), batch_size=64, seed=0)
     >>> n_minibatches = sum(1 for minibatch in dataset)
     >>> dataset.stats().n_obs, dataset.stats().n_minibatches
     (700, 11)

@@ -15,7 +15,7 @@ import scvi
 import tiledbsoma as soma
 
 import cellfeed
-from cellfeed.scvi.datamodule import SCVIDataModule, load
+from cellfeed.scvi import SCVIDataModule, load
 
 SPLIT = {"train": 0.7, "validation": 0.1, "test": 0.2}
 

@@ -12,7 +12,7 @@ import numpy as np
 import scvi
 
 import cellfeed
-from cellfeed.scvi.datamodule import SCVIDataModule
+from cellfeed.scvi import SCVIDataModule
 from tests.programs import end_ranks
 
 EPOCHS = 2

@@ -203,8 +203,7 @@ def experiment_dataloader(
 
     Examples
     --------
-    >>> import cellfeed.demo
-    >>> uri = cellfeed.demo.example_experiment()
+    >>> uri = cellfeed.datasets.pbmc700()
     >>> dataset = cellfeed.ExperimentDataset(uri, batch_size=100)
     >>> sum(len(X) for X, obs in cellfeed.experiment_dataloader(dataset))
     700

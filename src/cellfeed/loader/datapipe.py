@@ -34,8 +34,7 @@ class ExperimentDataPipe(ExperimentDataset, IterDataPipe[Any]):
 
     Examples
     --------
-    >>> import cellfeed.demo
-    >>> uri = cellfeed.demo.example_experiment()
+    >>> uri = cellfeed.datasets.pbmc700()
     >>> datapipe = cellfeed.ExperimentDataPipe(uri, "RNA", "raw", obs_column_names=["phase"])
     >>> X, obs = next(iter(datapipe))
     >>> X.shape, obs.shape
@@ -117,8 +116,7 @@ class ExperimentDataPipe(ExperimentDataset, IterDataPipe[Any]):
 
         Examples
         --------
-        >>> import cellfeed.demo
-        >>> datapipe = cellfeed.ExperimentDataPipe(cellfeed.demo.example_experiment(), seed=0)
+        >>> datapipe = cellfeed.ExperimentDataPipe(cellfeed.datasets.pbmc700(), seed=0)
         >>> train, test = datapipe.random_split(weights={"train": 4, "test": 1}, seed=1, total_length=len(datapipe))
         >>> train.shape, test.shape
         ((560, 765), (140, 765))

@@ -124,8 +124,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
 
     Examples
     --------
-    >>> import cellfeed.demo
-    >>> uri = cellfeed.demo.example_experiment()
+    >>> uri = cellfeed.datasets.pbmc700()
     >>> dataset = cellfeed.ExperimentDataset(uri, obs_column_names=["bulk_labels"], batch_size=64, seed=0)
     >>> X, obs = next(iter(dataset))
     >>> X.shape, obs.shape
@@ -225,8 +224,8 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
 
         Examples
         --------
-        >>> import tiledbsoma, cellfeed.demo
-        >>> with tiledbsoma.open(cellfeed.demo.example_experiment()) as experiment:
+        >>> import tiledbsoma
+        >>> with tiledbsoma.open(cellfeed.datasets.pbmc700()) as experiment:
         ...     query = experiment.axis_query("RNA", obs_query=tiledbsoma.AxisQuery(value_filter="phase == 'S'"))
         ...     dataset = cellfeed.ExperimentDataset.from_query(query, seed=0)
         >>> dataset.shape
@@ -321,8 +320,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
 
         Examples
         --------
-        >>> import cellfeed.demo
-        >>> dataset = cellfeed.ExperimentDataset(cellfeed.demo.example_experiment(), seed=0)
+        >>> dataset = cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), seed=0)
         >>> first = next(iter(dataset)).X
         >>> dataset.set_epoch(0)
         >>> bool((next(iter(dataset)).X == first).all())
@@ -349,8 +347,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
 
         Examples
         --------
-        >>> import cellfeed.demo
-        >>> dataset = cellfeed.ExperimentDataset(cellfeed.demo.example_experiment(), batch_size=100, seed=0)
+        >>> dataset = cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), batch_size=100, seed=0)
         >>> iterator = iter(dataset)
         >>> _ = next(iterator), next(iterator)
         >>> dataset.load_state_dict(dataset.state_dict())
@@ -430,8 +427,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
 
         Examples
         --------
-        >>> import cellfeed.demo
-        >>> uri = cellfeed.demo.example_experiment()
+        >>> uri = cellfeed.datasets.pbmc700()
         >>> dataset = cellfeed.ExperimentDataset(uri, seed=0)
         >>> train, test = dataset.random_split({"train": 0.8, "test": 0.2}, seed=1, stratify="bulk_labels")
         >>> train.shape, test.shape
@@ -477,8 +473,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
 
         Examples
         --------
-        >>> import cellfeed.demo
-        >>> dataset = cellfeed.ExperimentDataset(cellfeed.demo.example_experiment(), seed=0)
+        >>> dataset = cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), seed=0)
         >>> dataset.gene_names()[:3].tolist()
         ['HES4', 'TNFRSF4', 'SSU72']
         """
@@ -509,8 +504,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
 
         Examples
         --------
-        >>> import cellfeed.demo
-        >>> dataset = cellfeed.ExperimentDataset(cellfeed.demo.example_experiment(), batch_size=64, seed=0)
+        >>> dataset = cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), batch_size=64, seed=0)
         >>> dataset.select_genes(["CD79A", "CD3D"]).shape
         (700, 2)
         """
@@ -547,8 +541,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
 
         Examples
         --------
-        >>> import cellfeed.demo
-        >>> dataset = cellfeed.ExperimentDataset(cellfeed.demo.example_experiment(), batch_size=64, seed=0)
+        >>> dataset = cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), batch_size=64, seed=0)
         >>> dataset.plan(label="bulk_labels").effective_batch_size
         64.0
         """
@@ -576,8 +569,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
 
         Examples
         --------
-        >>> import cellfeed.demo
-        >>> dataset = cellfeed.ExperimentDataset(cellfeed.demo.example_experiment(), seed=0)
+        >>> dataset = cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), seed=0)
         >>> train, test = dataset.random_split({"train": 0.8, "test": 0.2}, seed=1)
         >>> train.provenance()["splits"]
         [{'weights': [0.8, 0.2], 'seed': 1, 'stratify': None, 'group': None, 'part': 'train'}]

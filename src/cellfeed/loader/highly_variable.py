@@ -55,8 +55,7 @@ def highly_variable_genes(
 
     Examples
     --------
-    >>> import cellfeed.demo
-    >>> dataset = cellfeed.ExperimentDataset(cellfeed.demo.example_experiment(), seed=0)
+    >>> dataset = cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), seed=0)
     >>> genes = cellfeed.highly_variable_genes(dataset, 50)
     >>> dataset.select_genes(genes).shape
     (700, 50)

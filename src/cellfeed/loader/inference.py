@@ -34,8 +34,7 @@ class OrderedMinibatch(NamedTuple):
 
     Examples
     --------
-    >>> import cellfeed.demo
-    >>> dataset = cellfeed.ExperimentDataset(cellfeed.demo.example_experiment(), batch_size=4, seed=0)
+    >>> dataset = cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), batch_size=4, seed=0)
     >>> next(iter(cellfeed.inference_dataloader(dataset))).joinids
     tensor([0, 1, 2, 3])
     """
@@ -101,8 +100,7 @@ def inference_dataloader(
 
     Examples
     --------
-    >>> import cellfeed.demo
-    >>> dataset = cellfeed.ExperimentDataset(cellfeed.demo.example_experiment(), batch_size=64, seed=0)
+    >>> dataset = cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), batch_size=64, seed=0)
     >>> train, test = dataset.random_split([0.8, 0.2], seed=1)
     >>> rows = [X.sum(dim=1) for X, obs, joinids in cellfeed.inference_dataloader(test)]
     >>> sum(map(len, rows)) == len(test.obs_joinids)

@@ -46,8 +46,7 @@ class Plan(Tabular):
 
     Examples
     --------
-    >>> import cellfeed.demo
-    >>> dataset = cellfeed.ExperimentDataset(cellfeed.demo.example_experiment(), batch_size=64, seed=0)
+    >>> dataset = cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), batch_size=64, seed=0)
     >>> plan = dataset.plan()
     >>> plan.n_obs, plan.n_minibatches, plan.effective_batch_size
     (700, 11, 64.0)

@@ -34,8 +34,7 @@ class Minibatch(NamedTuple):
 
     Examples
     --------
-    >>> import cellfeed.demo
-    >>> dataset = cellfeed.ExperimentDataset(cellfeed.demo.example_experiment(), obs_column_names=["phase"])
+    >>> dataset = cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), obs_column_names=["phase"])
     >>> minibatch = next(iter(dataset))
     >>> X, obs = minibatch
     >>> minibatch.X is X, minibatch.obs.shape
@@ -57,8 +56,7 @@ class Minibatch(NamedTuple):
 
         Examples
         --------
-        >>> import cellfeed.demo
-        >>> dataset = cellfeed.ExperimentDataset(cellfeed.demo.example_experiment())
+        >>> dataset = cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700())
         >>> next(iter(dataset)).to("cpu").X.device
         device(type='cpu')
         """
@@ -70,9 +68,8 @@ class PaddedMinibatch(NamedTuple):
 
     Examples
     --------
-    >>> import cellfeed.demo
     >>> dataset = cellfeed.ExperimentDataset(
-    ...     cellfeed.demo.example_experiment(), remainder="pad", rank=2, world_size=3, seed=0
+    ...     cellfeed.datasets.pbmc700(), remainder="pad", rank=2, world_size=3, seed=0
     ... )
     >>> [(len(mask), int(mask.sum())) for X, obs, mask in dataset]  # ranks get 234 of 700 cells; 2 are repeated
     [(128, 128), (106, 104)]

@@ -85,9 +85,8 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
 
     Examples
     --------
-    >>> import cellfeed.demo
-    >>> from cellfeed.scvi.datamodule import SCVIDataModule
-    >>> datamodule = SCVIDataModule(cellfeed.demo.example_experiment(), batch_key="phase", batch_size=64, seed=0)
+    >>> from cellfeed.scvi import SCVIDataModule
+    >>> datamodule = SCVIDataModule(cellfeed.datasets.pbmc700(), batch_key="phase", batch_size=64, seed=0)
     >>> datamodule.batch_labels
     ['G1', 'G2M', 'S']
     >>> tensors = next(iter(datamodule.inference_dataloader()))
@@ -345,9 +344,8 @@ class InferenceTensors:
 
     Examples
     --------
-    >>> import cellfeed.demo
-    >>> from cellfeed.scvi.datamodule import SCVIDataModule
-    >>> datamodule = SCVIDataModule(cellfeed.demo.example_experiment(), batch_key=None, batch_size=4, seed=0)
+    >>> from cellfeed.scvi import SCVIDataModule
+    >>> datamodule = SCVIDataModule(cellfeed.datasets.pbmc700(), batch_key=None, batch_size=4, seed=0)
     >>> loader = datamodule.inference_dataloader()
     >>> sorted(next(iter(loader)))
     ['X', 'batch', 'labels']

@@ -215,8 +215,8 @@ def load(model_class: Any, path: str | Path, datamodule: Any = None) -> Any:
 
     Examples
     --------
-    >>> import tempfile, scvi, cellfeed.demo, cellfeed.scvi
-    >>> uri, folder = cellfeed.demo.example_experiment(), tempfile.mkdtemp()
+    >>> import tempfile, scvi, cellfeed.scvi
+    >>> uri, folder = cellfeed.datasets.pbmc700(), tempfile.mkdtemp()
     >>> datamodule = cellfeed.scvi.SCVIDataModule(uri, batch_key="phase", seed=0)
     >>> model = scvi.model.SCVI(adata=None, registry=datamodule.registry)  # and train it
     >>> model.save(folder, datamodule=datamodule, overwrite=True)
@@ -276,8 +276,8 @@ def load_query_data(model_class: Any, reference: Any, datamodule: Any, **options
 
     Examples
     --------
-    >>> import scvi, tiledbsoma, cellfeed.demo, cellfeed.scvi
-    >>> uri = cellfeed.demo.example_experiment()
+    >>> import scvi, tiledbsoma, cellfeed.scvi
+    >>> uri = cellfeed.datasets.pbmc700()
     >>> some = tiledbsoma.AxisQuery(value_filter="phase != 'G2M'")
     >>> reference = cellfeed.scvi.SCVIDataModule(uri, obs_query=some, batch_key="phase", seed=0)
     >>> model = scvi.model.SCVI(adata=None, registry=reference.registry)  # and train it

@@ -73,8 +73,8 @@ def write_obsm(
 
     Examples
     --------
-    >>> import tempfile, tiledbsoma, cellfeed.demo
-    >>> uri = cellfeed.demo.write_experiment(tempfile.mkdtemp() + "/cells.soma")
+    >>> import tempfile, tiledbsoma
+    >>> uri = cellfeed.datasets.pbmc700(tempfile.mkdtemp() + "/cells.soma")
     >>> _ = cellfeed.write_obsm(uri, "X_mine", joinids=[0, 2], embeddings=[[0.5, 1.0], [2.0, 4.0]])
     >>> with tiledbsoma.open(uri) as experiment:
     ...     experiment.ms["RNA"].obsm["X_mine"].nnz

@@ -34,8 +34,7 @@ def describe(uri: str, context: Any = None, *, retry_deadline_s: float = 120.0) 
 
     Examples
     --------
-    >>> import cellfeed.demo
-    >>> found = describe(cellfeed.demo.example_experiment())
+    >>> found = describe(cellfeed.datasets.pbmc700())
     >>> found["n_obs"], list(found["measurements"])
     (700, ['RNA'])
     """

@@ -12,16 +12,16 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from cellfeed._checks import format_bytes, parse_bytes
-from cellfeed.bench import Measured, check_seconds, measure
+from cellfeed.command.bench import Measured, check_seconds, measure
+from cellfeed.command.plot import Point, check_file, scatter
 from cellfeed.errors import PlanError
 from cellfeed.loader.dataset import ExperimentDataset
-from cellfeed.picture import Point, check_file, scatter
 from cellfeed.plan.settings import check_mixing, parse_share
 from cellfeed.plan.summary import Plan
 from cellfeed.stats import hidden
 
 SHARES = (0.25, 0.5, 1, 2, 4)
-"""Of the given memory budget: for so many the own plan is shown."""
+"""Fractions of the memory budget for which the own plan is shown."""
 
 TARGETS = (0.5, 0.7, 0.9)
 """Mixings that are always shown."""
@@ -150,8 +150,12 @@ class Calibration:
 
         Raises
         ------
-        PictureError
-            If the file cannot be written, or matplotlib is missing.
+        ValueError
+            If the file has another extension.
+        OSError
+            If the file cannot be written.
+        MissingDependencyError
+            If matplotlib or adjustText is not installed.
         """
         points = [
             Point(
@@ -222,7 +226,7 @@ def run(
     uri: str,
     *,
     label: str | None = None,
-    mixing: float | None = None,
+    mixing: float | str | None = None,
     memory_budget: int | str = "2 GiB",
     speed: bool = False,
     seconds: float = 5.0,
@@ -240,14 +244,14 @@ def run(
     uri
         A SOMA experiment.
     label
-        A column of obs, such as ``"dataset_id"``, whose labels shall be mixed; ``None`` supposes the worst labels.
+        The column of obs to mix, such as ``"dataset_id"``. ``None`` assumes the worst labels: one per chunk.
     mixing
         The target, above 0 and at most 1: the setting that reaches it for ``label`` at the lowest cost is marked.
         ``None`` marks the own plan at ``memory_budget``.
     memory_budget
         Of all settings but the own plans: these are shown for a quarter to four times as much.
     speed, seconds
-        Measure each setting for so many seconds from its first minibatch on.
+        Measure each setting; for how many seconds, from its first minibatch on.
     picture
         A file to draw into, which ends in ``.png``, ``.svg`` or ``.pdf``.
     progress
@@ -265,18 +269,24 @@ def run(
         If the experiment cannot be opened, or obs has no such column.
     PlanError
         If a number makes no plan, or the budget has room for none.
-    PictureError
-        If the picture cannot be written, or matplotlib is missing.
+    ValueError, OSError, MissingDependencyError
+        As for :meth:`Calibration.draw`.
+
+    Examples
+    --------
+    >>> made = run(cellfeed.datasets.pbmc700(), batch_size=64, mixing=0.9, progress=False)
+    >>> made.chosen.parameters["mixing"]
+    0.9
     """
-    mixing = parse_share(mixing)
-    _check(mixing, seconds, parameters)
+    target: float | None = parse_share(mixing)
+    _check(target, seconds, parameters)
     if picture is not None:
         check_file(picture)
     # The published default has a plan in any budget, so cells are selected whatever else is possible.
     dataset = ExperimentDataset(uri, **PUBLISHED, memory_budget=memory_budget, **parameters)
-    settings = _fold(_plan_all(dataset, _candidates(memory_budget, mixing), label, progress))
-    if mixing is not None:
-        settings = _choose(settings, mixing, memory_budget)
+    settings = _fold(_plan_all(dataset, _candidates(memory_budget, target), label, progress))
+    if target is not None:
+        settings = _choose(settings, target, memory_budget)
     _refuse_small_budget(settings, memory_budget)
     if speed:
         settings = _measure_all(dataset, settings, seconds, progress)

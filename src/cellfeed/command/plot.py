@@ -1,4 +1,4 @@
-"""A picture of settings: how well each mixes against the memory that it takes. Needs matplotlib."""
+"""A scatter plot of settings: effective batch size against memory. Needs ``pip install "cellfeed[plot]"``."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cellfeed._checks import format_bytes
-from cellfeed.errors import PictureError
+from cellfeed.errors import MissingDependencyError
 
 EXTENSIONS = (".png", ".svg", ".pdf")
 
@@ -23,9 +21,6 @@ KINDS = {"own plan": "own plan at a memory_budget", "mixing": "target of mixing"
 
 TICKS = (1, 1.2, 1.5, 2, 3, 5, 10, 20, 30, 50, 100, 200, 500, 1000)
 """Of decode amplification: where its colours are named."""
-
-OFFSETS = [(x, y) for y in (9, -16, 24, -31, 39, -46, 54, -61) for x in (7, -7)]
-"""Where a name is tried, in points beside what it names: near first, right of it and left of it in turn."""
 
 
 @dataclass(frozen=True)
@@ -55,36 +50,31 @@ class Point:
 
 
 def check_file(path: str | Path) -> Path:
-    """Say now, rather than after all work, that a picture cannot be drawn.
+    """Return the path of a picture that can be drawn; raise an error before any work if it cannot.
 
     Raises
     ------
-    PictureError
-        If the file has another extension, cannot be written, or matplotlib is missing.
+    ValueError
+        If the file has another extension.
+    OSError
+        If the file cannot be written.
+    MissingDependencyError
+        If matplotlib or adjustText is not installed.
     """
-    file = Path(path)
+    file, given = Path(path), f"picture={str(path)!r}"
     if file.suffix.lower() not in EXTENSIONS:
-        raise PictureError(f"picture={str(path)!r} must end in one of {', '.join(EXTENSIONS)}")
+        raise ValueError(f"{given} must end in one of {', '.join(EXTENSIONS)}")
     if not file.parent.is_dir():
-        raise PictureError(f"picture={str(path)!r} cannot be written: there is no folder {str(file.parent)!r}; make it")
+        raise FileNotFoundError(f"{given} cannot be written: there is no folder {str(file.parent)!r}; make it")
     if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise PictureError(f"picture={str(path)!r} cannot be written; give a file in a folder that you may write to")
-    _figure()
-    return file
-
-
-def _figure(**options: Any) -> Any:
-    """Make an empty figure, without pyplot: no window and no state of the caller's is touched."""
+        raise OSError(f"{given} cannot be written; give a file in a folder that you may write to")
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        import adjustText  # noqa: F401 - imports matplotlib
     except ImportError as cause:
-        raise PictureError(
-            f"a picture needs matplotlib, which cannot be imported ({cause}); install it: pip install matplotlib"
+        raise MissingDependencyError(
+            f'{given} needs matplotlib and adjustText ({cause}): pip install "cellfeed[plot]"'
         ) from cause
-    figure = Figure(**options)
-    FigureCanvasAgg(figure)  # it measures text
-    return figure
+    return file
 
 
 def scatter(points: Sequence[Point], path: Path, *, batch_size: int, title: str) -> None:
@@ -100,13 +90,12 @@ def scatter(points: Sequence[Point], path: Path, *, batch_size: int, title: str)
         Cells of a minibatch: what a full shuffle reaches.
     title
         What stands above.
-
-    Raises
-    ------
-    PictureError
-        If the file cannot be written.
     """
-    figure = _figure(figsize=(9, 5.8), layout="constrained")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5.8), layout="constrained")  # without pyplot: no window
+    FigureCanvasAgg(figure)  # measures text
     axes = figure.subplots()
     _set_axes(axes, points, batch_size, title)
     colours = _draw_points(axes, points)
@@ -115,18 +104,15 @@ def scatter(points: Sequence[Point], path: Path, *, batch_size: int, title: str)
     bar.set_ticks([tick for tick in TICKS if low <= tick <= high], labels=[f"{t:g}" for t in TICKS if low <= t <= high])
     bar.minorticks_off()
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9, frameon=False)
-    figure.draw_without_rendering()  # from here on it is known where things are
+    figure.draw_without_rendering()  # fixes the layout, which the places of the names depend on
     _write_names(axes, points)
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as cause:
-        raise PictureError(f"picture={str(path)!r} cannot be written: {cause}") from cause
+    figure.savefig(path, dpi=150)
 
 
 def _set_axes(axes: Any, points: Sequence[Point], batch_size: int, title: str) -> None:
     memory = [point.memory_bytes for point in points]
     axes.set_xscale("log", base=2)
-    axes.set_xlim(min(memory) / 1.6, max(memory) * 1.9)  # room for the names
+    axes.set_xlim(min(memory) / 1.6, max(memory) * 2.2)  # room for the names
     axes.set_ylim(-0.05 * batch_size, 1.12 * batch_size)
     axes.xaxis.set_major_formatter(lambda n_bytes, _: format_bytes(n_bytes))
     axes.yaxis.set_major_formatter(lambda size, _: f"{size:,.4g}")
@@ -142,7 +128,8 @@ def _draw_points(axes: Any, points: Sequence[Point]) -> Any:
     from matplotlib.colors import LogNorm
 
     colours: Any = ScalarMappable(LogNorm(1, max(2.0, *(point.amplification for point in points))), "viridis_r")
-    axes.plot(*zip(*_own_line(points), strict=True), color="grey", lw=1, zorder=1)
+    own = sorted((p.memory_bytes, p.effective_batch_size) for p in points if p.kind == "own plan")
+    axes.plot(*zip(*own, strict=True), color="grey", lw=1, zorder=1)
     for kind, marker in MARKERS.items():
         for k, point in enumerate(p for p in points if p.kind == kind):
             colour = colours.to_rgba(point.amplification)
@@ -159,39 +146,21 @@ def _draw_points(axes: Any, points: Sequence[Point]) -> Any:
     return colours
 
 
-def _own_line(points: Sequence[Point]) -> list[tuple[float, float]]:
-    """Return where the own plans are, by memory."""
-    return sorted((p.memory_bytes, p.effective_batch_size) for p in points if p.kind == "own plan")
-
-
 def _write_names(axes: Any, points: Sequence[Point]) -> None:
-    """Write each name beside its point where it covers neither another name nor a point."""
+    """Write each name near its point, where it covers neither another name nor a point nor a line."""
+    from adjustText import adjust_text
     from matplotlib.transforms import Bbox
 
-    places = axes.transData.transform([(p.memory_bytes, p.effective_batch_size) for p in points])
-    taken = [Bbox.from_extents(x - 8, y - 8, x + 8, y + 8) for x, y in places]
-    line = axes.transData.transform(np.reshape(_own_line(points), (-1, 2)))
-    for begin, end in zip(line[:-1], line[1:], strict=True):
-        taken += [Bbox.from_bounds(x, y, 1, 1) for x, y in np.linspace(begin, end, 64)]
-    for point, (x, y) in zip(points, places, strict=True):
-        text = axes.text(0, 0, point.name, fontsize=8)
-        width, height = text.get_window_extent().size
-        text.remove()
-        for dx, dy in OFFSETS:
-            left, low = x + dx * axes.figure.dpi / 72 - (width if dx < 0 else 0), y + dy * axes.figure.dpi / 72
-            box = Bbox.from_bounds(left, low, width, height)
-            inside = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 and axes.bbox.y0 <= box.y0
-            if inside and not any(box.overlaps(other) for other in taken):
-                break
-        taken.append(box)
-        axes.annotate(
-            point.name,
-            (point.memory_bytes, point.effective_batch_size),
-            xytext=(dx, dy),
-            textcoords="offset points",
-            ha="right" if dx < 0 else "left",
-            va="bottom",
-            fontsize=8,
-            arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "grey", "shrinkB": 4},
-            zorder=4,
-        )
+    names = [axes.text(p.memory_bytes, p.effective_batch_size, p.name, fontsize=8, zorder=4) for p in points]
+    paths = [line.get_transform().transform_path(line.get_path()).interpolated(64) for line in axes.lines]
+    places = axes.transData.transform([name.get_position() for name in names])
+    taken = [Bbox.from_extents(x - 9, y - 9, x + 9, y + 9) for x, y in places]  # in pixels
+    taken += [Bbox.from_bounds(x, y, 1, 1) for path in paths for x, y in path.vertices]
+    adjust_text(
+        names,
+        objects=[box.transformed(axes.transData.inverted()) for box in taken],
+        ax=axes,
+        expand=(1.05, 1.4),
+        iter_lim=500,  # instead of a limit in seconds, by which pictures would differ from run to run
+        arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "grey"},
+    )

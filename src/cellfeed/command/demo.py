@@ -1,106 +1,25 @@
-"""The whole path on real cells: write a small experiment, train a classifier on it, show how it went."""
+"""Train a classifier of cell types on real cells: what ``cellfeed demo`` runs."""
 
 from __future__ import annotations
 
-import atexit
-import functools
-import shutil
 import sys
-import tempfile
 import time
-import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from cellfeed.errors import SelectionError
+from cellfeed.command.warmup import compile_kernels
+from cellfeed.datasets import pbmc700
 from cellfeed.loader.dataloader import experiment_dataloader
 from cellfeed.loader.datapipe import ExperimentDataPipe
 from cellfeed.plan.summary import Plan
-from cellfeed.sources.soma.address import locate
 from cellfeed.stats import hidden
-from cellfeed.warmup import compile_kernels
-
-LABEL = "bulk_labels"
 
 COMPILING = "compiling kernels, once per machine: this takes about 15 seconds"
 """Printed to stderr before the progress bar, if numba's cache lacks a kernel."""
-
-
-@functools.cache
-def example_experiment() -> str:
-    """Write the demo's experiment to a temporary folder, once a process, and return its URI.
-
-    Examples
-    --------
-    >>> import tiledbsoma, cellfeed.demo
-    >>> with tiledbsoma.open(cellfeed.demo.example_experiment()) as experiment:
-    ...     experiment.obs.count
-    700
-    """
-    folder = tempfile.mkdtemp(prefix="cellfeed-demo-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return write_experiment(Path(folder) / "pbmc700.soma")
-
-
-def write_experiment(path: str | Path) -> str:
-    """Write the cells of :func:`example_cells` as a SOMA experiment, their counts as the layer ``X["raw"]``.
-
-    Parameters
-    ----------
-    path
-        A folder that does not exist yet.
-
-    Returns
-    -------
-    The URI of the experiment.
-
-    Raises
-    ------
-    SelectionError
-        If the folder exists.
-    """
-    uri = locate(path)
-    if Path(uri).exists():
-        raise SelectionError(f"path={str(path)!r} exists; give a folder that does not")
-    cells = example_cells()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecations between anndata and tiledbsoma
-        import tiledbsoma.io
-
-        # As a layer: tiledbsoma 2.3 fails on the X of anndata 0.13, which is the layer None there.
-        cells.layers["raw"], cells.X = cells.X, None
-        return str(tiledbsoma.io.from_anndata(uri, cells, measurement_name="RNA"))
-
-
-def example_cells() -> Any:
-    """Return the 700 real blood cells that scanpy ships, as an ``anndata.AnnData`` of counts.
-
-    They are ``scanpy.datasets.pbmc68k_reduced``: 765 genes of peripheral blood cells from Zheng et al. (2017), with
-    the type of each cell in the obs column ``bulk_labels``. scanpy ships the logarithms of counts scaled to 10,000
-    molecules a cell; obs tells how many molecules there were, so that the counts can be had back.
-
-    Examples
-    --------
-    >>> import cellfeed.demo
-    >>> cells = cellfeed.demo.example_cells()
-    >>> cells.shape, int(cells.X.max())
-    ((700, 765), 259)
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecations between scanpy and anndata
-        import anndata
-        import scanpy
-
-        reduced = scanpy.datasets.pbmc68k_reduced()
-        counts = reduced.raw.X.tocsr(copy=True)
-        molecules = np.repeat(reduced.obs["n_counts"].to_numpy(), np.diff(counts.indptr))
-        counts.data = np.rint(np.expm1(counts.data) * molecules / 1e4).astype(np.float32)
-        return anndata.AnnData(X=counts, obs=reduced.obs, var=reduced.raw.var)
 
 
 @dataclass(frozen=True)
@@ -142,7 +61,7 @@ class DemoResult:
 
 def run(
     uri: str | None = None,
-    label: str = LABEL,
+    label: str = "bulk_labels",
     *,
     n_epochs: int = 20,
     batch_size: int = 64,
@@ -155,7 +74,7 @@ def run(
     Parameters
     ----------
     uri
-        A SOMA experiment; ``None`` takes :func:`example_experiment`.
+        A SOMA experiment; ``None`` takes :func:`cellfeed.datasets.pbmc700`.
     label
         The column of obs to predict.
     n_epochs, batch_size, seed
@@ -170,7 +89,7 @@ def run(
     :class:`DemoResult`; ``print`` it.
     """
     datapipe = ExperimentDataPipe(
-        example_experiment() if uri is None else uri,
+        pbmc700() if uri is None else uri,
         obs_column_names=[label],
         batch_size=batch_size,
         shuffle=True,

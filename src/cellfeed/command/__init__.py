@@ -1,0 +1,1 @@
+"""The ``cellfeed`` command, and the functions that it runs."""

@@ -1,0 +1,270 @@
+"""The ``cellfeed`` command: its options, and how errors and retries are shown."""
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+import json
+import logging
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from cellfeed.errors import CellfeedError
+from cellfeed.sources.redact import redacted
+from cellfeed.sources.retry import RETRY_DEADLINE_S
+
+app = typer.Typer(
+    help="Feed single cells from TileDB-SOMA to PyTorch.",
+    pretty_exceptions_enable=False,  # a traceback with local variables could show credentials
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0, 2 after an error, 130 after Ctrl-C."""
+    try:
+        with _showing_retries():
+            return int(app(arguments, prog_name="cellfeed", standalone_mode=False) or 0)
+    except typer.TyperException as error:
+        message, context = error.format_message(), getattr(error, "ctx", None)
+        _show(f"{message.rstrip('.')}. Try '{context.command_path} --help'." if context else message)
+    except (CellfeedError, OSError) as error:
+        _show(str(error))
+    return 2
+
+
+def _show(message: str) -> None:
+    """Write an error to stderr, without the credentials of URIs in the arguments that it repeats."""
+    Console(stderr=True).print(Text.assemble(("cellfeed: ", "bold red"), redacted(message)), soft_wrap=True)
+
+
+class _OnePerSecond(logging.Filter):
+    """Lets one message per second pass: several requests fail together."""
+
+    last = -math.inf
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.created - self.last < 1:
+            return False
+        self.last = record.created
+        return True
+
+
+@contextlib.contextmanager
+def _showing_retries() -> Iterator[None]:
+    """Write a line to stderr for attempts that failed, with the time that is left."""
+    log, handler = logging.getLogger("cellfeed.sources.retry"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("cellfeed: %(message)s"))
+    handler.addFilter(_OnePerSecond())
+    level = log.level
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+
+
+# ---------------------------------------------------------------------- options
+
+
+def _option(panel: str, text: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, **more)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Access:
+    """Options for opening a store."""
+
+    region: Annotated[str | None, _option("Access", "Region of a store on S3; us-west-2 for the Census.")] = None
+    anonymous: Annotated[bool, _option("Access", "Send no credentials: for public buckets.", "--anonymous")] = False
+    retry_deadline: Annotated[
+        float, _option("Access", "For how long requests to an object store are retried.", metavar="SECONDS")
+    ] = RETRY_DEADLINE_S
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the options as parameters of :class:`cellfeed.ExperimentDataset`."""
+        import tiledbsoma as soma
+
+        settings = {"vfs.s3.region": self.region, "vfs.s3.no_sign_request": "true" if self.anonymous else None}
+        given = {name: value for name, value in settings.items() if value is not None}
+        context = soma.SOMATileDBContext(tiledb_config=given) if given else None
+        return {"context": context, "retry_deadline_s": self.retry_deadline}
+
+
+@dataclasses.dataclass(kw_only=True)
+class Selection:
+    """Options that are parameters of :class:`cellfeed.ExperimentDataset`, by the same names."""
+
+    measurement_name: Annotated[str, _option("Cells", "Measurement of the experiment.")] = "RNA"
+    X_name: Annotated[str, _option("Cells", "Layer of X.", "--x-name")] = "raw"
+    obs_query: Annotated[
+        str | None,
+        _option("Cells", "Value filter on obs: \"tissue == 'lung'\".", "--obs-filter", callback=lambda it: it or None),
+    ] = None
+    memory_budget: Annotated[str, _option("Reading", "Memory for reading and shuffling.")] = "2 GiB"
+    seed: Annotated[int, _option("Reading", "Seed of the order of cells.")] = 0
+
+
+def _check_picture(file: str | None) -> str | None:
+    """Refuse, before any work, the name of a file that cannot be drawn."""
+    from cellfeed.command.plot import check_file
+
+    try:
+        return None if file is None else str(check_file(file))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+Source = Annotated[str, typer.Argument(metavar="SOURCE", help="Folder or URI of a SOMA experiment.")]
+BatchSize = Annotated[int, _option("Reading", "Cells per minibatch.")]
+Sparse = Annotated[bool, _option("Reading", "Make CSR minibatches, not dense ones.", "--sparse")]
+Label = Annotated[str | None, _option("Mixing", "Column of obs to mix, such as dataset_id. Default: the worst case.")]
+Mixing = Annotated[str | None, _option("Mixing", "Least effective over nominal batch size: 0.9 or 90%.")]
+Speed = Annotated[bool, _option("Measuring", "Read X to measure each setting.", "--speed")]
+Seconds = Annotated[float, _option("Measuring", "For how long, from the first minibatch on.")]
+Picture = Annotated[
+    str | None, _option("Output", "Draw a .png, .svg or .pdf file.", metavar="FILE", callback=_check_picture)
+]
+Json = Annotated[bool, _option("Output", "Print JSON.", "--json")]
+
+
+def _command(function: Callable[..., None]) -> None:
+    """Add a command; a parameter that is a dataclass becomes one option per field."""
+    parameters = inspect.signature(function).parameters.values()
+    groups: dict[str, Any] = {p.name: p.annotation for p in parameters if dataclasses.is_dataclass(p.annotation)}
+
+    @functools.wraps(function)
+    def call(**given: Any) -> None:
+        for name, kind in groups.items():
+            given[name] = kind(**{field.name: given.pop(field.name) for field in dataclasses.fields(kind)})
+        function(**given)
+
+    fields = {name: inspect.signature(kind).parameters.values() for name, kind in groups.items()}
+    flat = [one for p in parameters for one in fields.get(p.name, [p])]
+    call.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
+    call.__annotations__ = {p.name: p.annotation for p in flat}
+    app.command()(call)
+
+
+# ---------------------------------------------------------------------- commands
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"cellfeed {version('cellfeed')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@_command
+def demo(
+    *,
+    uri: Annotated[str | None, typer.Option(help="SOMA experiment.", show_default="700 blood cells")] = None,
+    label: Annotated[str, typer.Option(help="Column of obs to predict.")] = "bulk_labels",
+    epochs: Annotated[int, typer.Option(help="Passes over the cells.")] = 20,
+    selection: Selection,
+    batch_size: BatchSize = 64,
+    access: Access,
+) -> None:
+    """Train a classifier of cell types."""
+    from cellfeed.command.demo import run
+
+    print(
+        run(uri, label, n_epochs=epochs, batch_size=batch_size, **dataclasses.asdict(selection), **access.parameters())
+    )
+
+
+@_command
+def info(source: Source, *, as_json: Json = False, access: Access) -> None:
+    """Show what a store holds: cells, columns, measurements, layers, embeddings."""
+    from cellfeed.command.info import as_text, describe
+
+    found = describe(source, **access.parameters())
+    print(json.dumps(found) if as_json else as_text(found))
+
+
+@_command
+def plan(
+    source: Source,
+    *,
+    selection: Selection,
+    batch_size: BatchSize = 128,
+    label: Label = None,
+    mixing: Mixing = None,
+    as_json: Json = False,
+    access: Access,
+) -> None:
+    """Show what reading a store will do and cost, without reading X."""
+    from cellfeed.loader.dataset import ExperimentDataset
+
+    parameters = {"batch_size": batch_size, "mixing": mixing, **dataclasses.asdict(selection), **access.parameters()}
+    found = ExperimentDataset(source, **parameters).plan(label)
+    print(json.dumps(found.as_dict()) if as_json else found)
+
+
+@_command
+def bench(
+    source: Source,
+    *,
+    selection: Selection,
+    batch_size: BatchSize = 1024,
+    sparse: Sparse = False,
+    seconds: Seconds = 30.0,
+    as_json: Json = False,
+    access: Access,
+) -> None:
+    """Measure how fast this machine reads a store."""
+    from cellfeed.command.bench import run
+
+    parameters = {
+        "batch_size": batch_size,
+        "return_sparse_X": sparse,
+        **dataclasses.asdict(selection),
+        **access.parameters(),
+    }
+    found = run(source, seconds=seconds, **parameters)
+    print(json.dumps(found.as_dict()) if as_json else found)
+
+
+@_command
+def calibrate(
+    source: Source,
+    *,
+    selection: Selection,
+    batch_size: BatchSize = 128,
+    sparse: Sparse = False,
+    label: Label = None,
+    mixing: Mixing = None,
+    speed: Speed = False,
+    seconds: Seconds = 5.0,
+    picture: Picture = None,
+    as_json: Json = False,
+    access: Access,
+) -> None:
+    """Compare settings and recommend the cheapest that reaches --mixing."""
+    from cellfeed.command.calibrate import run
+
+    parameters = {
+        "batch_size": batch_size,
+        "return_sparse_X": sparse,
+        **dataclasses.asdict(selection),
+        **access.parameters(),
+    }
+    found = run(source, label=label, mixing=mixing, speed=speed, seconds=seconds, picture=picture, **parameters)
+    print(json.dumps(found.as_dict(), allow_nan=False) if as_json else found)
