@@ -78,14 +78,14 @@ def test_what_is_impossible_has_a_line_and_a_reason(uri):
 @pytest.mark.usefixtures("no_reading")
 def test_cells_and_labels_are_read_once(uri, monkeypatch):
     read = []
-    for name in ("select", "read_obs_column"):
-        function = getattr(query, name)
+    for module, name in ((query, "select"), (dataset_module, "read_obs_column")):
+        function = getattr(module, name)
 
         def noted(*args, name=name, function=function, **kwargs):
             read.append(name)
             return function(*args, **kwargs)
 
-        monkeypatch.setattr(query, name, noted)
+        monkeypatch.setattr(module, name, noted)
     compare(uri, label="donor")
     assert read == ["select", "read_obs_column"]
 
