@@ -40,7 +40,7 @@ def compiled(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     if function is None:
         return functools.partial(compiled, **options)
     with _compiling_enabled():
-        dispatcher = njit(nogil=True, **options)(function)
+        dispatcher = njit(nogil=True, no_cfunc_wrapper=True, **options)(function)
     try:
         dispatcher._cache = KernelCache(function)
     except Exception as cause:  # RuntimeError: no folder; OSError: no source file
