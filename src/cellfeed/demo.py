@@ -27,7 +27,7 @@ from cellfeed.warmup import compile_kernels
 
 LABEL = "bulk_labels"
 
-COMPILING = "compiling kernels, once per machine: this takes about 15 seconds"
+COMPILING = "compiling kernels, once per environment: this takes a few seconds"
 """Printed to stderr before the progress bar, if numba's cache lacks a kernel."""
 
 
