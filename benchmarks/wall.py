@@ -33,7 +33,7 @@ def unpack_all(data, starts, stops, how, zstd, scratch):
         n_chunks = _word(data, at)
         at += 8
         for _ in range(n_chunks):
-            total += _unpack_chunk(data, at, stops[t], how, zstd[0], zstd[1], scratch)
+            total += _unpack_chunk(data, at, stops[t], how, zstd[0], zstd[1], scratch.ctypes.data, len(scratch))
             at += 12 + _word(data, at + 8) + _word(data, at + 4)
     return total
 

@@ -35,8 +35,9 @@ def triple_and_one(x):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder for modules, one for their compiled code, and nothing warned of yet."""
+    """A folder for modules, one for their compiled code, and nothing warned of or logged yet."""
     monkeypatch.setattr(compiled, "_warned", threading.Event())
+    monkeypatch.setattr(compiled, "_logged", threading.Event())
     monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path / "cache"))
     (tmp_path / "triples.py").write_text(KERNEL.format(factor=3))
     (tmp_path / "callers.py").write_text(CALLER)
@@ -61,6 +62,17 @@ def test_compiled_code_is_kept_for_later_processes(folder, monkeypatch):
     again = load(folder / "triples.py", monkeypatch).triple
     assert again(2) == 6
     assert n_loaded(again) == 1
+
+
+def test_compilation_is_logged_once(folder, monkeypatch, caplog):
+    """A user who waits for the first minibatch can learn why, and later processes are silent."""
+    caplog.set_level("INFO", "cellfeed")
+    kernels = [load(folder / f"{name}.py", monkeypatch) for name in ("triples", "callers")]
+    assert (kernels[0].triple(2), kernels[1].triple_and_one(2)) == (6, 7)
+    assert [record.message.split(",")[0] for record in caplog.records] == ["compiling kernels"]
+    monkeypatch.setattr(compiled, "_logged", threading.Event())
+    assert load(folder / "triples.py", monkeypatch).triple(2) == 6
+    assert len(caplog.records) == 1
 
 
 def test_without_a_folder_that_can_be_written_kernels_compile_and_one_warning_names_the_setting(folder, monkeypatch):

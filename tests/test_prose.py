@@ -17,7 +17,7 @@ PAGES = [
 CALQUES = (
     "told", "tell", "tells", "telling", "foretell", "foretells", "foretold", "shall", "thrice", "whoever", "anew",
     "nobody", "somebody", "anybody", "for ever", "hence", "is none", "are none", "of ours", "of theirs", "so many",
-    "as many", "so much", "as much", "goes on", "go on", "went on", "going on", "than is", "beneath", "on its own behalf",
+    "as many", "so much", "as much", "goes on", "go on", "went on", "going on", "than is", "beneath",
 )  # fmt: skip
 """Words that need a second reading."""
 

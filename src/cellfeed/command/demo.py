@@ -18,7 +18,7 @@ from cellfeed.loader.datapipe import ExperimentDataPipe
 from cellfeed.plan.summary import Plan
 from cellfeed.stats import hidden
 
-COMPILING = "compiling kernels, once per machine: this takes about 15 seconds"
+COMPILING = "compiling kernels, once per environment: this takes a few seconds"
 """Printed to stderr before the progress bar, if numba's cache lacks a kernel."""
 
 

@@ -40,7 +40,7 @@ def compiled(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     if function is None:
         return functools.partial(compiled, **options)
     with _compiling_enabled():
-        dispatcher = njit(nogil=True, **options)(function)
+        dispatcher = njit(nogil=True, no_cfunc_wrapper=True, **options)(function)
     try:
         dispatcher._cache = KernelCache(function)
     except Exception as cause:  # RuntimeError: no folder; OSError: no source file
@@ -65,14 +65,18 @@ class KernelCache(FunctionCache):  # type: ignore[misc]
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the code for a signature; ``None`` if there is none that can be read."""
         try:
-            return super().load_overload(sig, target_context)
+            code = super().load_overload(sig, target_context)
         except Exception as cause:  # what unpickling a broken file raises can be anything
+            code = None
             logger.info("a file of numba's cache in %s is broken and will be replaced: %r", self.cache_path, cause)
-        try:
-            self.flush()
-        except Exception as cause:
-            _warn_once(f"{self.cache_path}: {cause}")
-        return None
+            try:
+                self.flush()
+            except Exception as refused:
+                _warn_once(f"{self.cache_path}: {refused}")
+        if code is None and not _logged.is_set():
+            _logged.set()
+            logger.info("compiling kernels, once per environment, to %s: this takes a few seconds", self.cache_path)
+        return code
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keep the code for a signature, if that is possible."""
@@ -97,6 +101,7 @@ def _sources() -> str:
     return found.hexdigest()
 
 
+_logged = threading.Event()
 _warned = threading.Event()
 
 
@@ -104,7 +109,7 @@ def _warn_once(reason: str) -> None:
     if not _warned.is_set():
         _warned.set()
         warn_user(
-            f"compiled code cannot be kept, so each process compiles anew, for about 15 s ({reason}); set "
+            f"compiled code cannot be kept, so each process compiles anew, for a few seconds ({reason}); set "
             f"NUMBA_CACHE_DIR to a folder that can be written"
         )
 

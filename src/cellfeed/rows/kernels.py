@@ -11,8 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import carray, types
+from numba import types
 from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
 
 from cellfeed.rows.compiled import compiled
 
@@ -31,33 +32,31 @@ def borrowed(typing_context: Any, array: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _pointer(typing_context: Any, address: Any, like: Any) -> Any:
-    """Take a plain number for the address of something like the items of an array."""
-    result = types.CPointer(like.dtype)
+def array_at(typing_context: Any, address: Any, size: Any, like: Any) -> Any:
+    """Return an array over memory at an address, of the type of another array; its caller holds the memory."""
+    result = types.Array(like.dtype, 1, "C")
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(result))
+        view = context.make_array(result)(context, builder)
+        itemsize = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(like.dtype)))
+        data = builder.inttoptr(arguments[0], view.data.type)
+        populate_array(view, data, [arguments[1]], [itemsize], itemsize, meminfo=None)
+        return view._getvalue()
 
-    return result(types.int64, like), generate
-
-
-@compiled
-def array_at(address, size, like):
-    """Return an array over memory at an address, of the type of another array; its caller holds the memory."""
-    return carray(_pointer(address, like), (size,))
+    return result(types.int64, types.int64, like), generate
 
 
 _UINT8, _UINT16 = np.empty(0, np.uint8), np.empty(0, np.uint16)
 
 
-@compiled
+@compiled(inline="always")
 def copy_into(source, target):
     """Copy with a change of type."""
     for i in range(len(source)):
         target[i] = source[i]
 
 
-@compiled
+@compiled(inline="always")
 def is_disordered(genes, start):
     """Whether any gene from ``start`` on is not above the one before it."""
     later, earlier = genes[start + 1 :], genes[start : len(genes) - 1]
@@ -109,34 +108,44 @@ def sort_rows(genes_at, values_at, sizes, gene_type, value_type):
     return -1, np.int64(-1)
 
 
-@compiled(fastmath={"reassoc"})
-def sum_rows(values_at, sizes, value_type):
-    """Add up the values of each row, and their squares: float64, shape (n_rows,) each.
+@compiled
+def sum_counts(values_at, sizes, width, sums, squares):
+    """Add up the counts of each row, uint8 if ``width`` is 1, else uint16, and their squares: float64, shape (n_rows,).
 
-    Squares of uint8 and uint16 are modulo 2**32: a vector instruction takes twice the 32-bit numbers of others.
+    Squares are modulo 2**32: a vector instruction takes twice the 32-bit numbers of others.
     """
-    sums, squares = np.empty(len(sizes), np.float64), np.empty(len(sizes), np.float64)
+    for row in range(len(sizes)):
+        if width == 1:
+            sums[row], squares[row] = _sum_counts(array_at(values_at[row], sizes[row], _UINT8))
+        else:
+            sums[row], squares[row] = _sum_counts(array_at(values_at[row], sizes[row], _UINT16))
+
+
+@compiled(inline="always")
+def _sum_counts(counts):
+    total, squared = np.int64(0), np.uint32(0)
+    for low in range(0, len(counts), 1 << 15):  # sums of so few fit 32 bits
+        part = counts[low : low + (1 << 15)]
+        narrow = np.uint32(0)
+        for i in range(len(part)):
+            value = np.uint32(part[i])
+            narrow = np.uint32(narrow + value)
+            squared = np.uint32(squared + np.uint32(value * value))
+        total += np.int64(narrow)
+    return total, squared
+
+
+@compiled(fastmath={"reassoc"})
+def sum_values(values_at, sizes, value_type, sums, squares):
+    """Add up the values of each row, and their squares: float64, shape (n_rows,) each."""
     for row in range(len(sizes)):
         values = array_at(values_at[row], sizes[row], value_type)
-        if values.itemsize <= 2:
-            total, squared = np.int64(0), np.uint32(0)
-            for low in range(0, len(values), 1 << 15):  # sums of so few fit 32 bits
-                part = borrowed(values)[low : low + (1 << 15)]
-                narrow = np.uint32(0)
-                for i in range(len(part)):
-                    value = np.uint32(part[i])
-                    narrow = np.uint32(narrow + value)
-                    squared = np.uint32(squared + np.uint32(value * value))
-                total += np.int64(narrow)
-            sums[row], squares[row] = total, squared
-        else:
-            added = 0
-            squared_wide = 0.0
-            for i in range(len(values)):
-                added += values[i]
-                squared_wide += np.float64(values[i]) * np.float64(values[i])
-            sums[row], squares[row] = added, squared_wide
-    return sums, squares
+        added = 0
+        squared = 0.0
+        for i in range(len(values)):
+            added += values[i]
+            squared += np.float64(values[i]) * np.float64(values[i])
+        sums[row], squares[row] = added, squared
 
 
 @compiled
@@ -176,7 +185,7 @@ def gather_dense(genes, values, sizes, widths, gene_type, value_type, out):
             _put_dense(g, array_at(values[k], size, value_type), row)
 
 
-@compiled
+@compiled(inline="always")
 def _put_dense(genes, values, row):
     for i in range(len(genes)):
         row[genes[i]] = values[i]

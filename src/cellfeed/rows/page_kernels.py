@@ -14,7 +14,7 @@ STRIDE = 16
 """Coordinates that are compared at once; a row of a Census has about 90 in a band of genes."""
 
 
-@compiled
+@compiled(inline="always")
 def value_width(values):
     """Tell how small a type holds all values exactly: 0 for uint8, 1 for uint16, 2 for neither."""
     largest = 0
@@ -68,7 +68,7 @@ def end_of_stretch(rows, start):
     return end
 
 
-@compiled
+@compiled(inline="always")
 def locate(joinid, first, stop, k):
     """Index of the run that holds ``joinid``, tried at ``k`` first; -1 if none does."""
     if first[k] <= joinid < stop[k]:

@@ -43,7 +43,6 @@ class _Workbench:
         self.chunk = np.empty(CHUNK_BYTES, np.uint8)
         self.rows = np.empty(index.capacity, np.int64)
         self.columns = np.empty(index.capacity, index.column_dtype)
-        self.raw = np.empty(index.capacity, f"u{index.dtype.itemsize}")
         self.values_per_cut = VALUES_PER_CUT
         self._rooms: dict[str, npt.NDArray[Any]] = {}
 
@@ -89,7 +88,7 @@ class _Packed:
         return self.fragment.row_sums[self.tiles if verify else self.tiles[:0]]
 
     def noted(self, n_columns: int, verify: bool) -> tuple[npt.NDArray[Any], ...]:
-        """Return what the metadata says of columns and values, for :func:`.row_kernels.fill_rows`."""
+        """Return what the metadata says of columns and values, for :func:`.row_kernels.fill_counts`."""
         fragment, tiles = self.fragment, self.tiles
         bounds = np.minimum(fragment.columns[tiles].astype(np.int64), n_columns - 1)
         to_verify = tiles if verify else tiles[:0]
@@ -258,19 +257,31 @@ class TileReader:
         place = space.place if self._genes.keeps_all else bench.place
         rows = place(cuts.sizes, self._genes.dtype, dtype)
         rows_at = rows.where
-        form = row_kernels.AS_THEY_ARE
-        if dtype.itemsize <= 2 and dtype != self._value_dtype:
-            form = row_kernels.COUNTS_IN_FLOAT32 if self._index.dtype == np.float32 else row_kernels.COUNTS
-        small = bench.room("counts", self._index.capacity, dtype)
-        room = bench.columns, bench.raw.view(self._index.dtype), bench.raw, small
+        are_counts = dtype.itemsize <= 2 and dtype != self._value_dtype
+        if are_counts and self._index.dtype == np.float32:
+            fill: Any = row_kernels.fill_counts
+            values = bench.room("counts", self._index.capacity, np.uint16)
+            into = *rows_at[:4], dtype.itemsize
+        else:
+            fill = row_kernels.fill_values
+            values = bench.room("values", self._index.capacity, self._index.dtype)
+            into = *rows_at, are_counts
         how = self._index.how[0], self._index.how[2]
         genes = self._genes.table, self._genes.base
         disorder = False
         for tiles, (counts, wanted, found, ends) in zip(packed, cuts.of_fragments, strict=True):
             places = np.ascontiguousarray(tiles.places[:, ::2])
-            where = (tiles.data[0], tiles.data[2]), places, counts, how, bench.zstd, bench.chunk, room
+            where = (
+                (tiles.data[0], tiles.data[2]),
+                places,
+                counts,
+                how,
+                bench.zstd,
+                bench.chunk,
+                (bench.columns, values),
+            )
             noted = tiles.noted(self._index.n_columns, self._verify)
-            status, tile = row_kernels.fill_rows(*where, wanted, found, ends, genes, form, rows_at, noted)
+            status, tile = fill(*where, wanted, found, ends, genes, into, noted)
             if status == unpack_kernels.WIDE:
                 self._holds_counts = False
                 return None

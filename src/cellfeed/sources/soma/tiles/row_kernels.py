@@ -10,13 +10,10 @@ from __future__ import annotations
 import numpy as np
 
 from cellfeed.rows.compiled import compiled
-from cellfeed.rows.kernels import array_at, borrowed, is_disordered
+from cellfeed.rows.kernels import _UINT8, _UINT16, array_at, borrowed, copy_into, is_disordered
 from cellfeed.rows.page_kernels import DROP, end_of_stretch, locate, value_width
 from cellfeed.sources.soma.tiles.fragments import UNKNOWN_SUMS
-from cellfeed.sources.soma.tiles.unpack_kernels import DAMAGED, PIECE, WIDE, unpack_counts, unpack_tile
-
-AS_THEY_ARE, COUNTS, COUNTS_IN_FLOAT32 = 0, 1, 2
-"""Values are copied with a change of type at most; must be counts that fit uint8 or uint16; the same, from float32."""
+from cellfeed.sources.soma.tiles.unpack_kernels import DAMAGED, PIECE, WIDE, unpack_tile
 
 FULL = -3
 """Status of a room for cuts that was too small."""
@@ -26,7 +23,7 @@ LARGEST_FLOAT = np.finfo(np.float64).max
 """The sum of floats that TileDB notes, with either sign, where it cannot hold the sum."""
 
 
-@compiled
+@compiled(inline="always")
 def _find_cuts(rows, bounds, runs, wanted, cuts, n_cuts, sizes):
     """Cut sorted row numbers into stretches of one wanted row and mark the pieces that they lie in.
 
@@ -59,31 +56,22 @@ def _find_cuts(rows, bounds, runs, wanted, cuts, n_cuts, sizes):
     return n_cuts, total
 
 
-@compiled
-def _sum(numbers):
-    """Add up unsigned integers; narrow ones in parts that fit 32 bits, of which a vector instruction takes more."""
-    numbers = borrowed(numbers)
-    total = np.int64(0)
-    for low in range(0, len(numbers), PIECE):
-        part = numbers[low : low + PIECE]
-        if numbers.itemsize <= 2:
-            narrow = np.uint32(0)
-            for i in range(len(part)):
-                narrow = np.uint32(narrow + np.uint32(part[i]))
-            total += np.int64(narrow)
-        else:
-            for i in range(len(part)):
-                total += np.int64(part[i])
-    return total
-
-
-@compiled
+@compiled(inline="always")
 def _equals(total, noted):
     """Whether a sum of integers is the one that the writer of a tile has noted, or that one is unknown."""
-    return noted in (total, TOO_LARGE, TOO_SMALL)
+    return noted == total or noted == TOO_LARGE or noted == TOO_SMALL  # a test of a tuple takes longer to compile
 
 
-@compiled
+@compiled(inline="always")
+def _all(wanted, n):
+    """Whether all pieces of a tile of ``n`` values are wanted."""
+    every = True
+    for piece in range((n + PIECE - 1) // PIECE):
+        every &= wanted[piece]
+    return every
+
+
+@compiled(inline="always")
 def _are_within(columns, wanted, low, high):
     """Whether the columns in the wanted pieces of a tile lie between its smallest and its largest column.
 
@@ -99,16 +87,34 @@ def _are_within(columns, wanted, low, high):
     return outside == 0
 
 
-@compiled
+@compiled(inline="always")
+def _sum(numbers):
+    """Add up unsigned integers; narrow ones in parts that fit 32 bits, of which a vector instruction takes more."""
+    total = np.int64(0)
+    for low in range(0, len(numbers), PIECE):
+        part = numbers[low : low + PIECE]
+        if numbers.itemsize <= 2:
+            narrow = np.uint32(0)
+            for i in range(len(part)):
+                narrow = np.uint32(narrow + np.uint32(part[i]))
+            total += np.int64(narrow)
+        else:
+            for i in range(len(part)):
+                total += np.int64(part[i])
+    return total
+
+
+@compiled(inline="always")
 def _counts_agree(counts, noted, low, high):
     """Whether counts have the noted sum, which is exact in any order, and lie between the noted extremes."""
     smallest, largest = counts[0], counts[0]
     for i in range(len(counts)):
-        smallest, largest = min(smallest, counts[i]), max(largest, counts[i])
+        smallest = counts[i] if counts[i] < smallest else smallest  # min() and max() are compiled apart
+        largest = counts[i] if counts[i] > largest else largest
     return np.float64(_sum(counts)) == noted and smallest >= low and largest <= high
 
 
-@compiled
+@compiled(inline="always")
 def _integers_agree(values, noted, low, high):
     """Whether integers have the noted sum, modulo 2**64, and lie between the noted extremes."""
     total = np.int64(0)
@@ -119,7 +125,7 @@ def _integers_agree(values, noted, low, high):
     return outside == 0 and _equals(total, noted)
 
 
-@compiled
+@compiled(inline="always")
 def _floats_agree(values, noted, low, high):
     """Whether floats have the noted sum and lie between the noted extremes.
 
@@ -131,7 +137,7 @@ def _floats_agree(values, noted, low, high):
     for i in range(len(values)):
         total += np.float64(values[i])
         outside = np.uint8(outside | (values[i] < low) | (values[i] > high))
-    if not np.isfinite(total) or abs(noted) == LARGEST_FLOAT:
+    if total - total != 0 or abs(noted) == LARGEST_FLOAT:  # not finite, or unknown
         return True
     return outside == 0 and total == noted
 
@@ -171,10 +177,9 @@ def cut_tiles(data, places, counts, how, zstd, scratch, rows, bounds, runs, want
         ``DAMAGED`` or ``FULL``, or the number of cuts; and the tile at which it ended.
     """
     n_cuts = 0
-    nothing = wanted[0, :0]
     for t in range(len(counts)):
         n = counts[t]
-        got = unpack_tile(data, places[t, 0], places[t, 1], how, 8, zstd, scratch, nothing, rows.view(np.uint64))
+        got = unpack_tile(data, places[t], how, 8, zstd, scratch, wanted[t][:0], rows, 0)
         if got != n:
             return DAMAGED, t
         n_cuts, total = _find_cuts(rows[:n], bounds[t], runs, wanted[t], cuts, n_cuts, sizes)
@@ -186,9 +191,16 @@ def cut_tiles(data, places, counts, how, zstd, scratch, rows, bounds, runs, want
     return n_cuts, len(counts)
 
 
+@compiled(inline="always")
+def _unpack_columns(packed, place, n, how, zstd, scratch, wanted, columns, bounds):
+    """Unpack the wanted columns of a tile; whether there are ``n``, within ``bounds``."""
+    got = unpack_tile(packed, place, how, 8, zstd, scratch, wanted, columns, 0)
+    return got == n and _are_within(columns[:n], wanted, bounds[0], bounds[1])
+
+
 @compiled
-def fill_rows(packed, places, counts, how, zstd, scratch, room, wanted, cuts, ends, genes, form, space, noted):
-    """Unpack columns and values and copy every stretch to its row.
+def fill_counts(packed, places, counts, how, zstd, scratch, room, wanted, cuts, ends, genes, space, noted):
+    """Unpack columns and values, float32 that are counts, and copy every stretch to its row.
 
     Parameters
     ----------
@@ -197,17 +209,16 @@ def fill_rows(packed, places, counts, how, zstd, scratch, room, wanted, cuts, en
     counts, zstd, scratch, wanted, cuts, ends
         As for :func:`cut_tiles`, which has filled the last three.
     room
-        Scratch, room for a tile each: columns; values; the same memory as unsigned integers; counts.
+        Scratch, room for a tile each: columns; uint16.
     genes
         Table of wanted columns, and its base; an empty table keeps all.
-    form
-        ``AS_THEY_ARE``, ``COUNTS`` or ``COUNTS_IN_FLOAT32``.
     space
-        Where rows go, as :class:`~cellfeed.rows.row_space.PlacedRows` has it.
+        Where rows go: addresses of genes and of values, how many values are there, an empty array of the type of
+        genes, and the bytes of a value, 1 or 2.
     noted
         What the metadata says of each tile: bounds of columns, integers of shape (n_tiles, 2); sums of columns, int64
         of shape (n_tiles,), empty if tiles are not to be verified; sums of values, as int64 and as float64, of which
-        the one for the type of the values is used; smallest and largest value, of the type of the values. Sums and
+        the one for the type of the values is used; smallest and largest value, of the type in the file. Sums and
         extremes of values are verified where all pieces of a tile are wanted.
 
     Returns
@@ -215,80 +226,106 @@ def fill_rows(packed, places, counts, how, zstd, scratch, room, wanted, cuts, en
     tuple of int
         ``DAMAGED``, ``WIDE``, or whether any row came out of order; and the tile at which it ended.
     """
-    columns, values, raw, small = room
-    table, base = genes
-    bounds, column_sums, integer_sums, float_sums, smallest, largest = noted
-    cut_row, cut_at, cut_size = cuts
-    columns, values, small = borrowed(columns), borrowed(values), borrowed(small)
-    genes_at, values_at, filled, gene_type, value_type = space
-    disorder = np.uint8(0)
-    c = 0
+    columns, values = borrowed(room[0]), borrowed(room[1])
+    bounds, column_sums, _, sums, smallest, largest = noted
+    width = space[4]
+    disorder = c = 0
     for t in range(len(counts)):
-        n, at = counts[t], places[t]
+        n = counts[t]
         if c == ends[t]:
             continue
-        if unpack_tile(packed[1], at[1, 0], at[1, 1], how[1], 8, zstd, scratch, wanted[t], columns) != n:
+        if not _unpack_columns(packed[1], places[t, 1], n, how[1], zstd, scratch, wanted[t], columns, bounds[t]):
             return DAMAGED, t
-        if not _are_within(columns[:n], wanted[t], bounds[t, 0], bounds[t, 1]):
-            return DAMAGED, t
-        if form == COUNTS_IN_FLOAT32:
-            got = unpack_counts(packed[0], at[0, 0], at[0, 1], how[0], zstd, scratch, wanted[t], small)
-        else:
-            got = unpack_tile(packed[0], at[0, 0], at[0, 1], how[0], raw.itemsize, zstd, scratch, wanted[t], raw)
+        got = unpack_tile(packed[0], places[t, 0], how[0], 4, zstd, scratch, wanted[t], values, (1 << 8 * width) - 1)
         if got != n:
             return (WIDE if got == WIDE else DAMAGED), t
-        if len(column_sums) and wanted[t, : (n + PIECE - 1) // PIECE].all():
+        if len(column_sums) and _all(wanted[t], n):
             sound = _equals(_sum(columns[:n]), column_sums[t])
-            if form == COUNTS_IN_FLOAT32:
-                sound = sound and _counts_agree(small[:n], float_sums[t], smallest[t], largest[t])
-            elif len(float_sums):
+            if not (sound and _counts_agree(values[:n], sums[t], smallest[t], largest[t])):
+                return DAMAGED, t
+        status = _copy_stretches(columns, values, cuts, c, ends[t], genes, space, width, _UINT16)
+        if status < 0:
+            return status, t
+        disorder |= status
+        c = ends[t]
+    return disorder, len(counts)
+
+
+@compiled
+def fill_values(packed, places, counts, how, zstd, scratch, room, wanted, cuts, ends, genes, space, noted):
+    """Unpack columns and values of any type, and copy every stretch to its row, as :func:`fill_counts` does.
+
+    ``room`` is of the type of the values in the file. ``space`` ends with an empty array of the type of those in the
+    rows, and whether all values must be counts that fit it.
+    """
+    columns, values = borrowed(room[0]), borrowed(room[1])
+    bounds, column_sums, integer_sums, float_sums, smallest, largest = noted
+    value_type, must_fit = space[4], space[5]
+    disorder = c = 0
+    for t in range(len(counts)):
+        n = counts[t]
+        if c == ends[t]:
+            continue
+        if not _unpack_columns(packed[1], places[t, 1], n, how[1], zstd, scratch, wanted[t], columns, bounds[t]):
+            return DAMAGED, t
+        got = unpack_tile(packed[0], places[t, 0], how[0], values.itemsize, zstd, scratch, wanted[t], values, 0)
+        if got != n:
+            return DAMAGED, t
+        if len(column_sums) and _all(wanted[t], n):
+            sound = _equals(_sum(columns[:n]), column_sums[t])
+            if len(float_sums):
                 sound = sound and _floats_agree(values[:n], float_sums[t], smallest[t], largest[t])
             else:
                 sound = sound and _integers_agree(values[:n], integer_sums[t], smallest[t], largest[t])
             if not sound:
                 return DAMAGED, t
-        while c < ends[t]:
-            row, low, high = cut_row[c], cut_at[c], cut_at[c] + cut_size[c]
-            c += 1
-            start, most = filled[row], high - low
-            row_genes = array_at(genes_at[row], start + most, gene_type)
-            to_values = array_at(values_at[row] + start * value_type.itemsize, most, value_type)
-            if form == COUNTS_IN_FLOAT32:
-                size = _put(columns[low:high], small[low:high], table, base, row_genes[start:], to_values)
-            else:
-                if form == COUNTS and value_width(values[low:high]) >= value_type.itemsize:
+        if must_fit:
+            for k in range(c, ends[t]):
+                if value_width(values[cuts[1][k] : cuts[1][k] + cuts[2][k]]) >= value_type.itemsize:
                     return WIDE, t
-                size = _put(columns[low:high], values[low:high], table, base, row_genes[start:], to_values)
-            filled[row] = start + size
-            if is_disordered(row_genes[: start + size], start):
-                if _descends(columns[low:high]):
-                    return DAMAGED, t
-                disorder = np.uint8(1)
-    return np.int64(disorder), len(counts)
+        status = _copy_stretches(columns, values, cuts, c, ends[t], genes, space, value_type.itemsize, value_type)
+        if status < 0:
+            return status, t
+        disorder |= status
+        c = ends[t]
+    return disorder, len(counts)
 
 
-@compiled
-def _descends(columns):
-    """Whether a column is below the one before it: in a tile the columns of one row ascend, or repeat."""
-    return (columns[1:] < columns[:-1]).any()
+@compiled(inline="always")
+def _copy_stretches(columns, values, cuts, begin, end, genes, space, width, wide):
+    """Copy the stretches of a tile to their rows, values as uint8 if ``width`` is 1, else as the type of ``wide``.
 
-
-@compiled
-def _put(columns, values, table, base, out_genes, out_values):
-    """Copy a stretch, or what is wanted of it; returns how many values that are."""
-    n = len(columns)
-    if len(table) == 0:
-        to_genes, to_values = out_genes[:n], out_values[:n]
-        for i in range(n):
-            to_genes[i] = columns[i]
-        for i in range(n):
-            to_values[i] = values[i]
-        return n
-    kept = 0
-    for i in range(n):
-        place = np.int64(columns[i]) - base
-        if 0 <= place < len(table) and table[place] != DROP:
-            out_genes[kept] = table[place]
-            out_values[kept] = values[i]
-            kept += 1
-    return kept
+    Returns whether any row came out of order, or ``DAMAGED``.
+    """
+    cut_row, cut_at, cut_size = cuts
+    table, base = genes
+    genes_at, values_at, filled = space[0], space[1], space[2]
+    disorder = 0
+    for c in range(begin, end):
+        row, low, size = cut_row[c], cut_at[c], cut_size[c]
+        from_columns, from_values = columns[low : low + size], values[low : low + size]
+        start = filled[row]
+        row_genes = array_at(genes_at[row], start + size, space[3])
+        kept = size
+        if len(table) == 0:
+            copy_into(from_columns, row_genes[start:])
+        else:
+            kept = 0
+            for i in range(size):
+                place = np.int64(from_columns[i]) - base
+                if 0 <= place < len(table) and table[place] != DROP:
+                    row_genes[start + kept] = table[place]
+                    from_values[kept] = from_values[i]
+                    kept += 1
+        to_values = values_at[row] + start * width
+        if width == 1:
+            copy_into(from_values[:kept], array_at(to_values, kept, _UINT8))
+        else:
+            copy_into(from_values[:kept], array_at(to_values, kept, wide))
+        filled[row] = start + kept
+        if is_disordered(row_genes[: start + kept], start):
+            for i in range(1, size):  # in a tile the columns of one row ascend, or repeat
+                if from_columns[i] < from_columns[i - 1]:
+                    return DAMAGED
+            disorder = 1
+    return disorder
