@@ -17,7 +17,7 @@ import pyarrow as pa
 import tiledbsoma as soma
 
 import cellfeed
-from benchmarks.stores import CENSUS_X
+from benchmarks.harness.stores import CENSUS_X
 from cellfeed.plan import World
 from cellfeed.walk import Walk
 

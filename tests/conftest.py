@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from cellfeed.topology import LAUNCHERS
-from tests.stores import addressed, labelled_obs, write_experiment
+from tests.support.stores import addressed, labelled_obs, write_experiment
 
 # Tests read with tiledbsoma, too, and side by side: its crash (cellfeed.address.SAFE_SETTINGS) would come now and then.
 os.environ.setdefault("TILEDB_SM_QUERY_SPARSE_GLOBAL_ORDER_PREPROCESS_TILE_MERGE", "0")

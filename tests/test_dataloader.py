@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from cellfeed import ExperimentDataPipe, ExperimentDataset, experiment_dataloader
-from tests.stores import addressed, collect
+from tests.support.stores import addressed, collect
 
 
 @pytest.mark.parametrize("name", ["shuffle", "batch_size", "sampler", "batch_sampler", "collate_fn", "drop_last"])

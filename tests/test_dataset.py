@@ -16,7 +16,7 @@ from torch.utils.data import IterDataPipe
 import cellfeed
 from cellfeed import BatchEncoder, Encoder, ExperimentDataPipe, ExperimentDataset, LabelEncoder, experiment_dataloader
 from cellfeed.errors import EncodeError, PlanError, ReadError
-from tests.stores import addressed, collect, labelled_obs, write_experiment
+from tests.support.stores import addressed, collect, labelled_obs, write_experiment
 
 pytestmark = pytest.mark.usefixtures("reading_path")
 eager = pytest.mark.parametrize("use_eager_fetch", [True, False])

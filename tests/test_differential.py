@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellfeed import ExperimentDataset
-from tests.stores import addressed, collect, labelled_obs, write_experiment
+from tests.support.stores import addressed, collect, labelled_obs, write_experiment
 
 
 def rows_of(joinids, X, codes):

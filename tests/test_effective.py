@@ -7,7 +7,7 @@ from cellfeed.effective import steady_batch_size
 from cellfeed.forecast import effective_batch_size
 from cellfeed.plan import EpochPlan, World, chunk_bounds
 from cellfeed.schedule import Mixing, best_mixing
-from tests.fakes import cells, walk_of
+from tests.support.fakes import cells, walk_of
 
 RNG = np.random.default_rng(0)
 N = 60_000

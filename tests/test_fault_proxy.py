@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from tests.fault_proxy import FaultProxy, ProxyProcess
+from tests.support.fault_proxy import FaultProxy, ProxyProcess
 
 BODY = bytes(range(256)) * 2048  # 512 KiB
 

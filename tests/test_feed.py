@@ -12,10 +12,9 @@ from cellfeed.joinids import JoinIds, read_bounds
 from cellfeed.plan import EpochPlan, World, chunk_bounds
 from cellfeed.schedule import Mixing
 from cellfeed.stats import Meter
-from tests.fakes import FakeReader, cells, walk_of
-from tests.stores import addressed
-from tests.test_plan import mixings
-from tests.test_rows import matrix
+from tests.support.fakes import FakeReader, cells, matrix, walk_of
+from tests.support.stores import addressed
+from tests.support.strategies import mixings
 
 
 def bounds(joinids):

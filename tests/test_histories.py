@@ -10,7 +10,7 @@ import tiledbsoma as soma
 
 from cellfeed import ExperimentDataset, ReadError
 from cellfeed.tileindex import open_tiles
-from tests.stores import addressed, collect, consolidate, write_experiment
+from tests.support.stores import addressed, collect, consolidate, write_experiment
 
 N_OBS, N_VARS = 40, 12
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 import cellfeed
 from cellfeed import ExperimentDataPipe, ExperimentDataset, PlanError, SelectionError, inference_dataloader, obsm
 from cellfeed.inference import even_batch_size
-from tests.stores import addressed, labelled_obs, write_experiment
-from tests.test_processes import torchrun
+from tests.support.processes import torchrun
+from tests.support.stores import addressed, labelled_obs, write_experiment
 
 N, G = 100, 30
 

@@ -12,7 +12,7 @@ import torch
 from cellfeed import BatchEncoder, EncodeError, Encoder, ExperimentDataset, LabelEncoder, SelectionError
 from cellfeed.covariates import Categories
 from cellfeed.obsframe import FrameBuilder
-from tests.stores import addressed, write_experiment
+from tests.support.stores import addressed, write_experiment
 
 BIG = 2**53
 

@@ -13,7 +13,7 @@ import tiledbsoma as soma
 
 import cellfeed
 from cellfeed import CellfeedError, ExperimentDataset, ReadError
-from tests.stores import addressed, labelled_obs, write_experiment
+from tests.support.stores import addressed, labelled_obs, write_experiment
 
 N_OBS, N_VARS = 400, 30
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from cellfeed import ExperimentDataset, PlanError, SelectionError, experiment_dataloader
-from tests.stores import addressed, write_experiment
+from tests.support.stores import addressed, write_experiment
 
 N = 48_000
 PARAMETERS = {"obs_column_names": ["dataset_id"], "batch_size": 128, "seed": 3}

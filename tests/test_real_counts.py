@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression as InMemory
 
 from cellfeed import ExperimentDataset, demo
-from tests.stores import write_experiment
+from tests.support.stores import write_experiment
 
 
 @pytest.fixture(scope="module")

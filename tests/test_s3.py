@@ -16,9 +16,9 @@ import tiledbsoma as soma
 
 import cellfeed
 from cellfeed import CellfeedError, ExperimentDataset, ReadError, SelectionError
-from tests.fault_proxy import ProxyProcess
-from tests.s3 import object_settings, s3_server
-from tests.stores import addressed, collect, labelled_obs, write_experiment
+from tests.support.fault_proxy import ProxyProcess
+from tests.support.s3 import object_settings, s3_server
+from tests.support.stores import addressed, collect, labelled_obs, write_experiment
 
 N_OBS, N_VARS = 800, 30
 SECRET = "S3SAME"

@@ -18,7 +18,7 @@ from cellfeed import CellfeedError, ExperimentDataset
 from cellfeed.address import ArrayAddress
 from cellfeed.cli import main
 from cellfeed.redact import public_uri, redacted, secrets_of
-from tests.stores import addressed, labelled_obs, write_experiment
+from tests.support.stores import addressed, labelled_obs, write_experiment
 
 SECRET = "S3SAME"  # every planted secret begins so
 KEYS = {

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cellfeed import ExperimentDataPipe, ExperimentDataset, StateError, experiment_dataloader
-from tests.stores import addressed, labelled_obs, write_experiment
+from tests.support.stores import addressed, labelled_obs, write_experiment
 
 MIXING = {"chunks": 3, "slices": 1, "first": 0, "together": 8}
 CHUNKS = {"soma_chunk_size": 4, "shuffle_chunk_count": 3, "batch_size": 7, "seed": 5}

@@ -16,8 +16,8 @@ from cellfeed import ExperimentDataset, PlanError, SelectionError, experiment_da
 from cellfeed.minibatch import Assembler, DenseBuffers
 from cellfeed.rows import Rows
 from cellfeed.transforms import Compose, Log1p, NormalizeTotal, OfValues, Scaling, SelectGenes, split_scaling, to_device
-from tests.fakes import place, row_space
-from tests.stores import addressed
+from tests.support.fakes import place, row_space
+from tests.support.stores import addressed
 
 N, G = 100, 30
 NAMES = [f"G{j}" for j in range(G)]
