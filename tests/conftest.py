@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import multiprocessing
+import multiprocessing.process
 import os
 import subprocess
 from collections.abc import Callable
@@ -14,12 +14,12 @@ from tests.support.stores import addressed, labelled_obs, write_experiment
 # Tests read with tiledbsoma, too, and side by side: its crash (cellfeed.address.SAFE_SETTINGS) would come now and then.
 os.environ.setdefault("TILEDB_SM_QUERY_SPARSE_GLOBAL_ORDER_PREPROCESS_TILE_MERGE", "0")
 
-SLOW_MODULES = """
-    test_address test_architecture test_benchmarks test_calibrate test_cli test_compiled test_ecosystem test_examples
-    test_fault_proxy test_lightning test_optional test_pages test_processes test_real_counts test_s3 test_scvi test_soak
-    test_workers
-""".split()
-"""Most of their tests start processes or servers, or train models; in other modules single tests have the marker."""
+SLOW_MODULES = {
+    *("test_address", "test_architecture", "test_benchmarks", "test_calibrate", "test_cli", "test_compiled"),
+    *("test_ecosystem", "test_examples", "test_fault_proxy", "test_lightning", "test_optional", "test_pages"),
+    *("test_processes", "test_real_counts", "test_s3", "test_scvi", "test_soak", "test_workers"),
+}
+"""Most of their tests start processes or servers, or train models; in other modules single tests are marked."""
 
 settings.register_profile(
     "default",
@@ -46,8 +46,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _fast_tests_start_no_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hold the marker ``slow`` complete."""
+
     def refuse(*arguments: object, **options: object) -> None:
-        raise AssertionError("a test that starts a process is slow: decorate it with @pytest.mark.slow")
+        raise AssertionError("this test starts a process: decorate it with @pytest.mark.slow")
 
     if request.node.get_closest_marker("slow") is None:
         monkeypatch.setattr(subprocess.Popen, "__init__", refuse)

@@ -40,6 +40,7 @@ def test_batch_size_one(make_store):
     assert [X.shape for X, _ in minibatches] == [(3,)] * 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cls", "persistent"), [(ExperimentDataset, False), (ExperimentDataPipe, True)])
 def test_workers_yield_each_cell_once_and_other_orders_each_epoch(store, cls, persistent):
     """With sparse X, which peers refuse; the length is that of one process; epochs follow the main process."""
@@ -60,6 +61,7 @@ def test_workers_yield_each_cell_once_and_other_orders_each_epoch(store, cls, pe
     assert multiprocessing.get_start_method() == before  # nothing global is changed
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_fork_is_an_error_and_not_a_hang(store):

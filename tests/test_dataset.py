@@ -240,6 +240,7 @@ def test_passes_differ_and_set_epoch_reproduces_them(store):
     assert joinids_of(dataset) == passes[0]
 
 
+@pytest.mark.slow
 def test_determinism_in_another_process(store):
     code = (
         "import sys, cellfeed, numpy as np\n"

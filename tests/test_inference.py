@@ -64,6 +64,7 @@ def test_all_ranks_make_as_many_steps(n_obs, world_size, batch_size):
         assert -(-share // size) == -(-(share + (n_obs % world_size > 0)) // size)
 
 
+@pytest.mark.slow
 def test_ranks_put_their_pieces_together(make_store, tmp_path):
     """Two ranks of 101 cells and a model with buffers: every rank ends with every embedding, in order."""
     store = make_store(101)

@@ -50,6 +50,7 @@ def data_files(uri, name="*.tdb"):
     return sorted(Path(uri, "ms/RNA/X/raw/__fragments").glob(f"*/{name}"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_store_deleted_while_training(uri, reader, num_workers):
     """Cells that were read before may still come, and are right; then comes an error, also in the next passes."""
@@ -138,6 +139,7 @@ except cellfeed.ReadError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such permissions")
 @pytest.mark.parametrize("name", ["a0.tdb", "__fragment_metadata.tdb"])
 def test_unreadable_files(reader, name):
@@ -173,6 +175,7 @@ except cellfeed.CellfeedError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is Linux's")
 @pytest.mark.parametrize("form", ["dense", "sparse"])
 def test_too_little_memory_for_the_budget(tmp_path, reader, form):

@@ -65,6 +65,7 @@ def _at(dataset, epoch):
     return dataset
 
 
+@pytest.mark.slow
 def test_workers_are_counted_too(long):
     dataset = ExperimentDataset(long, **PARAMETERS, soma_chunk_size=16, shuffle_chunk_count=20)
     for _ in experiment_dataloader(dataset, num_workers=1):

@@ -79,6 +79,7 @@ def test_the_thread_ends_before_its_source_does(how):
     assert log[-1] == "closed"
 
 
+@pytest.mark.slow
 def test_the_interpreter_exits_while_an_iterator_lives():
     code = (
         "from cellfeed.prefetch import Prefetch\nimport itertools\n"

@@ -18,9 +18,9 @@ from tests.support.processes import python, torchrun
 def test_ranks_under_torchrun(store, tmp_path, n_ranks, remainder):
     """DDP training ends; ranks yield as many minibatches as announced; each cell comes once an epoch; sets differ."""
     parameters = {"batch_size": 8, "soma_chunk_size": 3, "shuffle_chunk_count": 4, "remainder": remainder}
-    torchrun(n_ranks, "tests.programs.ddp", store, tmp_path, json.dumps(parameters), 0, 1, 2)
+    torchrun(n_ranks, "tests.programs.ddp", store, tmp_path, json.dumps(parameters), 0, 2)
     ranks = [json.loads((tmp_path / f"rank{r}.json").read_text()) for r in range(n_ranks)]
-    for workers in ("0", "1", "2"):
+    for workers in ("0", "2"):
         sets = []
         for epoch in range(2):
             passes = [rank[workers][epoch] for rank in ranks]
@@ -31,12 +31,11 @@ def test_ranks_under_torchrun(store, tmp_path, n_ranks, remainder):
             assert 100 - n_ranks < len(met) <= 100
             assert len(met) == 100 or remainder == "drop"
             sets.append([frozenset(j for minibatch in p["received"] for j in minibatch) for p in passes])
-        if n_ranks > 1:
-            assert all(first != second for first, second in zip(*sets, strict=True))
+        assert all(first != second for first, second in zip(*sets, strict=True))
     for rank in ranks:  # a rank's cells do not depend on its workers
         for epoch in range(2):
-            of = [sorted(j for m in rank[w][epoch]["received"] for j in m) for w in ("0", "1", "2")]
-            assert of[0] == of[1] == of[2]
+            of = [sorted(j for m in rank[w][epoch]["received"] for j in m) for w in ("0", "2")]
+            assert of[0] == of[1]
 
 
 @pytest.mark.parametrize(("num_workers", "n_kills"), [(0, 6), (2, 2)])
@@ -112,7 +111,7 @@ def test_start_methods(store, method):
     assert sorted(j for m in loader for j in m.obs[:, 0].tolist()) == list(range(100))
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize("how", ["break", "error", "interrupt", "exit"])
 def test_endings(store, how, num_workers):
     """However a loop ends, the process and its workers end by themselves; threads, files and memory are released."""

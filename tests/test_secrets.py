@@ -161,6 +161,7 @@ def test_a_cause_that_tells_a_secret_is_told_without_it(secretive, printed, monk
     printed.append(told(caught.value))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direct", ["1", "0"])
 def test_failure_in_the_main_process_and_in_workers(secretive, printed, monkeypatch, direct):
     uri, context = secretive

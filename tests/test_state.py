@@ -127,6 +127,7 @@ def test_restoring_again_and_again_keeps_one_stage(store):
         assert [stage["received"] for stage in state["stages"]] == [k + 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0), (2, 2), (2, 3)])
 def test_worker_processes(store, before, after):
     """The state of a loader counts what the loop received; another number of workers goes on with the other cells."""
@@ -147,6 +148,7 @@ def test_worker_processes(store, before, after):
     assert flat(cells(restored)) == list(range(100))
 
 
+@pytest.mark.slow
 def test_persistent_workers_follow_a_restore(store):
     loader = experiment_dataloader(make(store), num_workers=2, persistent_workers=True)
     whole = cells(loader)

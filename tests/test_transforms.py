@@ -173,6 +173,7 @@ def test_genes_that_are_not_there_are_named():
         SelectGenes(["A", "A"], ["A"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_loader_applies_it(store, sparse, num_workers):
