@@ -5,13 +5,17 @@ STAMP := $(VENV)/.installed
 
 LOWEST := .venv-lowest
 
-.PHONY: demo test test-lowest lint types docs format clean
+.PHONY: demo test test-fast test-lowest lint types docs format clean
 
 demo: $(STAMP)
 	$(VENV)/bin/cellfeed demo
 
 test: $(STAMP)
 	$(PY) -m pytest -q --numprocesses logical --maxprocesses 4 --dist worksteal
+
+# Without the tests that start processes or servers, or train models.
+test-fast: $(STAMP)
+	$(PY) -m pytest -q -m "not slow" --numprocesses logical --maxprocesses 4 --dist worksteal
 
 # On the lowest versions that pyproject.toml permits, without the libraries around cellfeed. pandas 2.0 warns of NumPy.
 test-lowest: constraints-lowest.txt

@@ -12,10 +12,10 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from benchmarks.contenders import Case
-from benchmarks.records import append
-from benchmarks.run import run_once
-from benchmarks.stores import StoreSpec, write_store
+from benchmarks.harness.contenders import Case
+from benchmarks.harness.records import append
+from benchmarks.harness.run import run_once
+from benchmarks.harness.stores import StoreSpec, write_store
 
 CONFIGURATIONS = {
     "dense, 2 GiB": (False, {}, 1),

@@ -21,13 +21,13 @@ from typing import Any
 
 import psutil
 import tiledbsoma as soma
-from tests.fault_proxy import ProxyProcess
-from tests.s3 import S3Server, object_settings, s3_server
+from tests.support.fault_proxy import ProxyProcess
+from tests.support.s3 import S3Server, object_settings, s3_server
 
-from benchmarks.contenders import Case
-from benchmarks.records import append, commit
-from benchmarks.run import TUNED, run_once
-from benchmarks.stores import StoreSpec, write_store
+from benchmarks.harness.contenders import Case
+from benchmarks.harness.records import append, commit
+from benchmarks.harness.run import TUNED, run_once
+from benchmarks.harness.stores import StoreSpec, write_store
 
 LINE = {"latency_s": 0.05, "jitter_s": 0.0, "bandwidth": 40e6}
 AMPLIFIED = {"io_batch_size": 4096}

@@ -1,7 +1,6 @@
 """Faults of the network while a store is read from S3: which passes end, exactly as without, and which in an error.
 
     python -m benchmarks.faults table --out benchmarks/results/faults.jsonl
-    python -m benchmarks.faults soak --minutes 30 --out benchmarks/results/soak.jsonl
 
 A fault begins when the first minibatch is there. Each pass is a process of its own; the server and the proxy that makes
 the faults are others.
@@ -23,23 +22,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import tiledbsoma as soma
-from tests.fault_proxy import ProxyProcess
-from tests.s3 import object_settings, s3_server
-from tests.stores import addressed, labelled_obs, write_experiment
+from tests.support.fault_proxy import ProxyProcess
+from tests.support.s3 import object_settings, s3_server
 
 import cellfeed
-from benchmarks.contenders import PACKAGES
-from benchmarks.records import append, commit, environment, versions
-
-N_OBS, N_VARS, DENSITY = 8_192, 1_000, 0.1
-MEMORY_BUDGET = "9 MB"  # holds a few hundred cells: reading goes on to the end of a pass
-PATHS = {
-    "direct": {"CELLFEED_DIRECT": "1", "CELLFEED_PUBLIC_API": "0"},
-    "private": {"CELLFEED_DIRECT": "0", "CELLFEED_PUBLIC_API": "0"},
-    "public": {"CELLFEED_DIRECT": "0", "CELLFEED_PUBLIC_API": "1"},
-}
-"""Ways of reading: the array's files, tiledbsoma's private query, and its public API."""
+from benchmarks.harness import remote
+from benchmarks.harness.contenders import PACKAGES
+from benchmarks.harness.records import append, commit, environment, versions
+from benchmarks.harness.remote import READING_PATHS
 
 DEADLINE_S = 30.0
 PATIENCE_S = 180.0
@@ -75,35 +65,12 @@ TRIALS = [
 ]
 
 
-def write(folder: Path | str, n_obs: int = N_OBS) -> Path:
-    """Write the store: values tell their row and column."""
-    path = Path(folder) / "cells.soma"
-    write_experiment(
-        path, addressed(n_obs, N_VARS, DENSITY), labelled_obs(n_obs), extent=64, column_extent=N_VARS, capacity=4096
-    )
-    return path
-
-
-def make(uri: str, config: dict[str, str], **options: Any) -> cellfeed.ExperimentDataset:
-    """Open a store and make a dataset of all of it."""
-    experiment = soma.open(uri, context=soma.SOMATileDBContext(tiledb_config=config))
-    return cellfeed.ExperimentDataset(
-        experiment,
-        obs_column_names=["soma_joinid"],
-        batch_size=128,
-        seed=1,
-        return_sparse_X=True,
-        memory_budget=MEMORY_BUDGET,
-        **options,
-    )
-
-
 def one_pass(uri: str, config: dict[str, str], deadline_s: float) -> None:
     """Make a pass; prints what has come: digests of the minibatches, the error, seconds, retries.
 
     After the first minibatch it tells so, and waits for a line on stdin.
     """
-    dataset = make(uri, config, retry_deadline_s=deadline_s)
+    dataset = remote.open_dataset(uri, config, retry_deadline_s=deadline_s)
     digests: list[str] = []
     error = None
     started = time.perf_counter()
@@ -132,7 +99,7 @@ def attempt(trial: Trial, path: str, uri: str, proxy: ProxyProcess) -> dict[str,
     command = [sys.executable, "-m", "benchmarks.faults", "pass", uri, json.dumps(object_settings(proxy.endpoint))]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     proxy.set()
-    process = subprocess.Popen([*command, str(trial.deadline_s)], env=environment(**PATHS[path]), **pipes)
+    process = subprocess.Popen([*command, str(trial.deadline_s)], env=environment(**READING_PATHS[path]), **pipes)
     timers = [threading.Timer(PATIENCE_S, process.kill)]
     if trial.seconds is not None:
         timers.append(threading.Timer(trial.seconds, proxy.set))
@@ -164,13 +131,17 @@ def outcome(record: dict[str, Any], undisturbed: list[str]) -> str:
 
 
 def table(
-    out: Path | None, *, names: Sequence[str] | None = None, paths: Sequence[str] = tuple(PATHS), n_obs: int = N_OBS
+    out: Path | None,
+    *,
+    names: Sequence[str] | None = None,
+    paths: Sequence[str] = tuple(READING_PATHS),
+    n_obs: int = remote.N_OBS,
 ) -> list[dict[str, Any]]:
     """Try each fault with each way of reading."""
     records = []
     about = {"commit": commit(), "cores": os.cpu_count(), "versions": versions(PACKAGES), "n_obs": n_obs}
     with tempfile.TemporaryDirectory() as folder, s3_server() as s3, ProxyProcess(s3.endpoint) as proxy:
-        uri = s3.upload(write(folder, n_obs))
+        uri = s3.upload(remote.write(folder, n_obs))
         undisturbed = attempt(TRIALS[0], "public", uri, proxy)["digests"]
         for trial in TRIALS:
             for path in paths if names is None or trial.name in names else ():
@@ -184,10 +155,10 @@ def table(
 
 def markdown(records: list[dict[str, Any]]) -> str:
     """One row for each fault, one column for each way of reading."""
-    lines = [f"| fault | {' | '.join(PATHS)} |", "|---" * (len(PATHS) + 1) + "|"]
+    lines = [f"| fault | {' | '.join(READING_PATHS)} |", "|---" * (len(READING_PATHS) + 1) + "|"]
     for name in dict.fromkeys(record["name"] for record in records):
         cells = {r["path"]: shown(r) for r in records if r["name"] == name}
-        lines.append(f"| {name} | {' | '.join(cells.get(path, '') for path in PATHS)} |")
+        lines.append(f"| {name} | {' | '.join(cells.get(path, '') for path in READING_PATHS)} |")
     return "\n".join(lines)
 
 
@@ -206,22 +177,14 @@ def main() -> None:
         a_pass.add_argument(name, type=kind)
     a_table = commands.add_parser("table", help="each fault with each way of reading")
     a_table.add_argument("--only", action="append", dest="names", metavar="FAULT", help="default: all")
-    a_table.add_argument("--path", action="append", dest="paths", choices=PATHS, help="default: all")
+    a_table.add_argument("--path", action="append", dest="paths", choices=READING_PATHS, help="default: all")
     a_table.add_argument("--out", type=Path, help="append records here, a JSON line each")
-    a_soak = commands.add_parser("soak", help="epochs with faults at random: exact, and memory stays where it is?")
-    a_soak.add_argument("--minutes", type=float, default=30.0)
-    a_soak.add_argument("--path", choices=PATHS, default="direct")
-    a_soak.add_argument("--out", type=Path, help="append records here, a JSON line each")
     options = parser.parse_args()
     if options.command == "pass":
         one_pass(options.uri, options.config, options.deadline_s)
-    elif options.command == "table":
-        records = table(options.out, names=options.names, paths=options.paths or tuple(PATHS))
-        print(f"\n{markdown(records)}")
     else:
-        from benchmarks import soak  # which needs what is above
-
-        soak.run(options.minutes, options.path, options.out)
+        records = table(options.out, names=options.names, paths=options.paths or tuple(READING_PATHS))
+        print(f"\n{markdown(records)}")
 
 
 if __name__ == "__main__":

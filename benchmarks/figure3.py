@@ -15,9 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contenders import Case
-from benchmarks.records import append, commit
-from benchmarks.run import run_once
+from benchmarks.harness.contenders import Case
+from benchmarks.harness.records import append, commit
+from benchmarks.harness.run import run_once
 
 BLOCKS = (65_536, 131_072, 262_144)
 CHUNKS = (1, 16, 256, 1024, 4096)

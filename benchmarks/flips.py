@@ -31,11 +31,11 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import tiledbsoma as soma
-from tests.stores import addressed, write_experiment
+from tests.support.stores import addressed, write_experiment
 
 import cellfeed
-from benchmarks.records import commit
-from benchmarks.stores import StoreSpec, write_store
+from benchmarks.harness.records import commit
+from benchmarks.harness.stores import StoreSpec, write_store
 
 N_OBS, N_VARS = 48, 40
 PATIENCE_S = 60

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.contenders import Case
-from benchmarks.records import append
-from benchmarks.run import run_once
-from benchmarks.stores import StoreSpec, write_store
+from benchmarks.harness.contenders import Case
+from benchmarks.harness.records import append
+from benchmarks.harness.run import run_once
+from benchmarks.harness.stores import StoreSpec, write_store
 from cellfeed import ExperimentDataset
 from cellfeed.rows.row_builder import GeneTable
 from cellfeed.rows.row_space import RowSpace

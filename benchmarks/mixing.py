@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.contenders import Case
-from benchmarks.records import append, commit
-from benchmarks.run import PASSES, run_once
-from benchmarks.stores import StoreSpec, write_store
+from benchmarks.harness.contenders import Case
+from benchmarks.harness.records import append, commit
+from benchmarks.harness.run import PASSES, run_once
+from benchmarks.harness.stores import StoreSpec, write_store
 from cellfeed import ExperimentDataset
 from cellfeed.plan.effective_batch_size import expected_batch_size, worst
 from cellfeed.plan.epoch import EpochPlan, chunk_bounds

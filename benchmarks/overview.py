@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.stores import StoreSpec, write_store
+from benchmarks.harness.stores import StoreSpec, write_store
 from cellfeed import ExperimentDataset
 
 SPEC = StoreSpec(n_obs=65_536, n_vars=2000, n_expressed=2000, nnz_per_cell=60, n_datasets=16)

@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.records import ROOT, append, commit, environment, versions
+from benchmarks.harness.records import ROOT, append, commit, environment, versions
 
 RESULTS = ROOT / "benchmarks/results/scvi_epoch.jsonl"
 PICTURE = ROOT / "docs/scvi_epoch.png"
@@ -130,7 +130,7 @@ def measure(contender: str, uri: str, n_genes: int, batch_size: int) -> dict[str
     """Train for one epoch; memory is that of the process at its highest, from before the data are opened."""
     from lightning.pytorch.profilers import SimpleProfiler
 
-    from benchmarks.contenders import forget_peak, own_peak_bytes, resident_bytes
+    from benchmarks.harness.contenders import forget_peak, own_peak_bytes, resident_bytes
 
     forget_peak()
     idle, began = resident_bytes(), time.perf_counter()
@@ -176,7 +176,7 @@ def run(
     only: tuple[str, ...] = tuple(CONTENDERS),
 ) -> list[dict[str, Any]]:
     """Run each contender in turn, ``repeat`` times; append a record each."""
-    from benchmarks.stores import StoreSpec, write_store
+    from benchmarks.harness.stores import StoreSpec, write_store
 
     own = peers / "scvi/bin/python"
     python = str(own) if own.exists() else sys.executable

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.records import append, commit, versions
+from benchmarks.harness.records import append, commit, versions
 
 LABEL = "cell_type"
 N_NEIGHBOURS = 15

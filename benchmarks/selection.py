@@ -17,7 +17,7 @@ import pyarrow as pa
 import tiledbsoma as soma
 
 import cellfeed
-from benchmarks.stores import CENSUS_X
+from benchmarks.harness.stores import CENSUS_X
 from cellfeed.plan.epoch import World
 from cellfeed.plan.windows import Walk
 

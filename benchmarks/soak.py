@@ -1,10 +1,13 @@
 """Epochs over S3 with faults at random, for half an hour: is each exact, and do memory, threads and files stay flat?
 
-Started by ``python -m benchmarks.faults soak``. The loader is this process; server and proxy are others.
+    python -m benchmarks.soak --minutes 30 --out benchmarks/results/soak.jsonl
+
+The loader is this process; the server and the proxy are others.
 """
 
 from __future__ import annotations
 
+import argparse
 import gc
 import logging
 import os
@@ -21,14 +24,14 @@ from typing import Any
 import numpy as np
 import psutil
 import scipy.sparse as sp
-from tests.fault_proxy import ProxyProcess
-from tests.s3 import object_settings, s3_server
-from tests.stores import addressed
+from tests.support.fault_proxy import ProxyProcess
+from tests.support.s3 import object_settings, s3_server
+from tests.support.stores import addressed
 
 import cellfeed
-from benchmarks import faults
-from benchmarks.contenders import PACKAGES
-from benchmarks.records import append, commit, versions
+from benchmarks.harness import remote
+from benchmarks.harness.contenders import PACKAGES
+from benchmarks.harness.records import append, commit, versions
 
 WEATHER: list[dict[str, Any]] = [
     {},
@@ -98,9 +101,9 @@ def gauges() -> dict[str, int]:
 def epochs(seconds: float, *, n_obs: int, least: int = 6, seed: int = 0) -> Iterator[dict[str, Any]]:
     """Yield a record of each epoch until the time is over, and at least so many."""
     with tempfile.TemporaryDirectory() as folder, s3_server() as s3, ProxyProcess(s3.endpoint, seed=seed) as proxy:
-        uri = s3.upload(faults.write(folder, n_obs))
-        X = addressed(n_obs, faults.N_VARS, faults.DENSITY)
-        dataset = faults.make(uri, object_settings(proxy.endpoint), retry_deadline_s=120.0)
+        uri = s3.upload(remote.write(folder, n_obs))
+        X = addressed(n_obs, remote.N_VARS, remote.DENSITY)
+        dataset = remote.open_dataset(uri, object_settings(proxy.endpoint), retry_deadline_s=120.0)
         started, k = time.perf_counter(), 0
         with weather(proxy, seed):
             while k < least or time.perf_counter() - started < seconds:
@@ -132,11 +135,11 @@ def flat(records: list[dict[str, Any]]) -> dict[str, bool]:
 
 def run(minutes: float, path: str, out: Path | None) -> None:
     """Soak, write records and print what came of it."""
-    os.environ.update(faults.PATHS[path])
+    os.environ.update(remote.READING_PATHS[path])
     logging.getLogger("cellfeed").setLevel(logging.ERROR)  # each fault is told as a warning
     about = {"suite": "soak", "commit": commit(), "cores": os.cpu_count(), "versions": versions(PACKAGES), "path": path}
     records = []
-    for record in epochs(minutes * 60, n_obs=faults.N_OBS):
+    for record in epochs(minutes * 60, n_obs=remote.N_OBS):
         records.append(record)
         append(out, about | record)
         print(
@@ -149,3 +152,16 @@ def run(minutes: float, path: str, out: Path | None) -> None:
     for name, (early, late) in growth(records).items():
         print(f"{name}: {early:,.0f}, later {late:,.0f}: {'flat' if kept[name] else 'GROWS'}")
     append(out, {**about, "epochs": len(records), "growth": growth(records), "flat": kept})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--path", choices=remote.READING_PATHS, default="direct")
+    parser.add_argument("--out", type=Path, help="append records here, a JSON line each")
+    options = parser.parse_args()
+    run(options.minutes, options.path, options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -27,9 +27,9 @@ import scipy.sparse as sp
 import torch
 from torch.nn.functional import cross_entropy
 
-from benchmarks.contenders import PACKAGES
-from benchmarks.records import append, commit, versions
-from benchmarks.stores import StoreSpec, write_cells
+from benchmarks.harness.contenders import PACKAGES
+from benchmarks.harness.records import append, commit, versions
+from benchmarks.harness.stores import StoreSpec, write_cells
 from cellfeed import ExperimentDataset
 from cellfeed.loader.label_counts import Delivered
 from cellfeed.rows.minibatch import Minibatch

@@ -1,17 +1,25 @@
 from __future__ import annotations
 
+import multiprocessing.process
 import os
+import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from cellfeed.loader.world import LAUNCHERS
-from tests.stores import addressed, labelled_obs, write_experiment
+from tests.support.stores import addressed, labelled_obs, write_experiment
 
 # Tests read with tiledbsoma, too, and side by side: its crash (see SAFE_SETTINGS) would come now and then.
 os.environ.setdefault("TILEDB_SM_QUERY_SPARSE_GLOBAL_ORDER_PREPROCESS_TILE_MERGE", "0")
+
+SLOW_MODULES = {
+    *("test_address", "test_architecture", "test_benchmarks", "test_calibrate", "test_cli", "test_compiled"),
+    *("test_ecosystem", "test_examples", "test_fault_proxy", "test_lightning", "test_optional", "test_pages"),
+    *("test_processes", "test_real_counts", "test_s3", "test_scvi", "test_soak", "test_workers"),
+}
+"""Most of their tests start processes or servers, or train models; in other modules single tests are marked."""
 
 settings.register_profile(
     "default",
@@ -27,6 +35,25 @@ def _no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test is alone in its world, whatever launched it."""
     for name in (*LAUNCHERS.values(), *LAUNCHERS, "LOCAL_RANK", "SLURM_STEP_ID"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in SLOW_MODULES:
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def _fast_tests_start_no_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hold the marker ``slow`` complete."""
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("this test starts a process: decorate it with @pytest.mark.slow")
+
+    if request.node.get_closest_marker("slow") is None:
+        monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+        monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", refuse)
 
 
 @pytest.fixture(params=["direct", "private", "public"])
@@ -57,19 +84,3 @@ def make_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
         return made[key]
 
     return make
-
-
-@pytest.fixture(scope="session")
-def real_counts() -> Callable[[str], Path]:
-    """Find a file of real counts beside the repository; skip where there is none."""
-
-    def find(name: str) -> Path:
-        root = Path(__file__).resolve().parents[1]
-        folders = [Path(p) for p in [os.environ.get("CELLFEED_TEST_DATA")] if p]
-        folders += sorted(root.parent.glob("*/data"))
-        for folder in folders:
-            if (folder / name).is_file():
-                return folder / name
-        pytest.skip(f"{name} is not here; set CELLFEED_TEST_DATA to the folder that holds it")
-
-    return find

@@ -14,8 +14,8 @@ import tiledbsoma as soma
 import cellfeed
 from cellfeed import ExperimentDataset, SelectionError
 from cellfeed.sources.soma.address import locate
-from tests.stores import addressed, labelled_obs, write_experiment
-from tests.test_processes import run
+from tests.support.processes import run
+from tests.support.stores import addressed, labelled_obs, write_experiment
 
 CHANGES_FOLDERS = """
 import json, os, pickle, sys

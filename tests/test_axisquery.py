@@ -7,7 +7,7 @@ import pytest
 import tiledbsoma as soma
 
 from cellfeed import ExperimentDataset, SelectionError, obs_filter
-from tests.stores import addressed, write_experiment
+from tests.support.stores import addressed, write_experiment
 
 INTEGERS = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
 N_OBS = 120

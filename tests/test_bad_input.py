@@ -6,7 +6,7 @@ import tiledbsoma as soma
 
 from cellfeed import ExperimentDataPipe, ExperimentDataset, LabelEncoder
 from cellfeed.errors import CellfeedError, EncodeError, PlanError, SelectionError
-from tests.stores import addressed, write_experiment
+from tests.support.stores import addressed, write_experiment
 
 
 @pytest.mark.parametrize(

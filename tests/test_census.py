@@ -8,7 +8,7 @@ import tiledbsoma as soma
 import torch
 
 import cellfeed
-from tests.stores import addressed, write_experiment
+from tests.support.stores import addressed, write_experiment
 
 
 @pytest.fixture(scope="module")

@@ -75,6 +75,7 @@ def test_a_safe_context_is_the_users():
     assert MERGE not in tiledb_private.user_config(context)  # the user's own is left as it was
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_has_a_context_of_its_own_and_keeps_its_parents():

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from cellfeed import ExperimentDataPipe, ExperimentDataset, experiment_dataloader
-from tests.stores import addressed, collect
+from tests.support.stores import addressed, collect
 
 
 @pytest.mark.parametrize("name", ["shuffle", "batch_size", "sampler", "batch_sampler", "collate_fn", "drop_last"])
@@ -40,6 +40,7 @@ def test_batch_size_one(make_store):
     assert [X.shape for X, _ in minibatches] == [(3,)] * 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cls", "persistent"), [(ExperimentDataset, False), (ExperimentDataPipe, True)])
 def test_workers_yield_each_cell_once_and_other_orders_each_epoch(store, cls, persistent):
     """With sparse X, which peers refuse; the length is that of one process; epochs follow the main process."""
@@ -60,6 +61,7 @@ def test_workers_yield_each_cell_once_and_other_orders_each_epoch(store, cls, pe
     assert multiprocessing.get_start_method() == before  # nothing global is changed
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_fork_is_an_error_and_not_a_hang(store):
@@ -68,8 +70,12 @@ def test_a_fork_is_an_error_and_not_a_hang(store):
         list(loader)
 
 
-def test_pinned_and_prefetched_minibatches_stay_named(store):
-    dataset = ExperimentDataset(store, batch_size=50)
-    for minibatch in experiment_dataloader(dataset, pin_memory=torch.cuda.is_available()):
-        assert minibatch.X.shape == (50, 30)
-        assert minibatch.obs.shape == (50, 0)
+def test_minibatches_stay_named_when_they_are_pinned(store, monkeypatch):
+    """PyTorch builds each minibatch anew of its pinned tensors; it pins none where no accelerator is."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    minibatch = next(iter(experiment_dataloader(ExperimentDataset(store, batch_size=50))))
+    pinned = torch.utils.data._utils.pin_memory.pin_memory(minibatch)
+    assert type(pinned) is type(minibatch)
+    assert pinned.X is not minibatch.X
+    assert torch.equal(pinned.X, minibatch.X)
+    assert pinned.obs.shape == (50, 0)

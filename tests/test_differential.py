@@ -7,12 +7,13 @@ import warnings
 from collections import Counter
 
 import numpy as np
+import pytest
 import tiledbsoma as soma
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellfeed import ExperimentDataset
-from tests.stores import addressed, collect, labelled_obs, write_experiment
+from tests.support.stores import addressed, collect, labelled_obs, write_experiment
 
 
 def rows_of(joinids, X, codes):
@@ -64,11 +65,12 @@ def subset(draw, n, step, offset):
     return None
 
 
+@pytest.mark.slow
 def test_any_configuration_gives_what_the_query_gives(tmp_path_factory, reading_path):
     """Over rows, genes, gaps, queries, chunks, budgets, batch sizes, seeds and splits; both ways of reading."""
     folder = tmp_path_factory.mktemp("differential")
 
-    @settings(max_examples=int(os.environ.get("CELLFEED_EXAMPLES", "200")))
+    @settings(max_examples=int(os.environ.get("CELLFEED_EXAMPLES", "80")))
     @given(data=st.data())
     def check(data):
         draw = data.draw

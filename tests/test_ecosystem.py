@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cellfeed import ExperimentDataset, experiment_dataloader
-from tests.test_processes import torchrun
+from tests.support.processes import torchrun
 
 lightning = pytest.importorskip("pytorch_lightning", reason="Lightning is not installed")
 

@@ -7,7 +7,7 @@ from cellfeed.plan.effective_batch_size import steady_batch_size
 from cellfeed.plan.epoch import EpochPlan, World, chunk_bounds
 from cellfeed.plan.forecast import effective_batch_size
 from cellfeed.plan.schedule import Mixing, best_mixing
-from tests.fakes import cells, walk_of
+from tests.support.fakes import cells, walk_of
 
 RNG = np.random.default_rng(0)
 N = 60_000

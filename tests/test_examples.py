@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cellfeed.datasets import pbmc700
-from tests.test_processes import ROOT, on_ranks, run
+from tests.support.processes import ROOT, on_ranks, run
 
 N_TRAIN, N_TEST = 560, 140
 PER_STEP = 2 * 32

@@ -1,13 +1,15 @@
 """The proxy does what it is told: the tests of the network stand on it."""
 
+import asyncio
 import http.client
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 
-from tests.fault_proxy import FaultProxy, ProxyProcess
+from tests.support import fault_proxy
+from tests.support.fault_proxy import FaultProxy, ProxyProcess
 
 BODY = bytes(range(256)) * 2048  # 512 KiB
 
@@ -99,29 +101,44 @@ def test_connections_stay_open_between_requests(proxy):
     connection.close()
 
 
-def test_latency(proxy):
+@pytest.fixture
+def waits(monkeypatch):
+    """The seconds of each wait of a proxy, which goes on at once."""
+    seconds, sleep = [], asyncio.sleep
+
+    def note(delay):
+        seconds.append(delay)
+        return sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", note)
+    return seconds
+
+
+def test_latency(proxy, waits):
     proxy.set(latency_s=0.1, jitter_s=0.05)
-    started = time.perf_counter()
-    assert ask(proxy)[1] == BODY
-    assert time.perf_counter() - started > 0.05
+    for _ in range(10):
+        assert ask(proxy)[1] == BODY
+    before_answers = [wait for wait in waits if wait > 0]
+    assert len(set(before_answers)) == 10
+    assert all(0.05 <= wait <= 0.15 for wait in before_answers)
 
 
-def test_bandwidth_is_that_of_all_connections_together(proxy):
+def test_bandwidth_is_that_of_all_connections_together(proxy, waits, monkeypatch):
+    """At a clock that stands still, the last piece waits for the transfer of all pieces."""
+    monkeypatch.setattr(fault_proxy, "time", SimpleNamespace(monotonic=lambda: 0.0))
     proxy.set(bandwidth=4 * len(BODY))
-    started = time.perf_counter()
     threads = [threading.Thread(target=ask, args=(proxy,)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert 0.95 < time.perf_counter() - started < 3
+    assert max(waits) == pytest.approx(1.0)
 
 
-def test_slicer(proxy):
+def test_slicer(proxy, waits):
     proxy.set(slicer_bytes=len(BODY) // 8, slicer_delay_s=0.02)
-    started = time.perf_counter()
     assert ask(proxy)[1] == BODY
-    assert time.perf_counter() - started > 0.1
+    assert waits.count(0.02) >= 8
 
 
 def test_timeout(proxy):
@@ -136,11 +153,10 @@ def test_limit_data(proxy):
     assert caught.value.partial == BODY[:1000]
 
 
-def test_a_slow_close_comes_after_the_last_byte(proxy):
+def test_a_slow_close_comes_after_the_last_byte(proxy, waits):
     proxy.set(limit_data=1000, slow_close_s=0.2)
-    started = time.perf_counter()
     assert outcome(proxy) == "IncompleteRead"
-    assert time.perf_counter() - started > 0.2
+    assert waits[-1] == 0.2
 
 
 def test_resets_of_a_share(proxy):

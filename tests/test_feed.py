@@ -12,10 +12,9 @@ from cellfeed.loader.feed import cut, load_windows
 from cellfeed.plan.epoch import EpochPlan, World, chunk_bounds
 from cellfeed.plan.schedule import Mixing
 from cellfeed.stats import Meter
-from tests.fakes import FakeReader, cells, walk_of
-from tests.stores import addressed
-from tests.test_plan import mixings
-from tests.test_rows import matrix
+from tests.support.fakes import FakeReader, cells, matrix, walk_of
+from tests.support.stores import addressed
+from tests.support.strategies import mixings
 
 
 def bounds(joinids):

@@ -1,7 +1,6 @@
 """Arrays that were written more than once, consolidated or vacuumed: what comes is what TileDB's own reader returns."""
 
 import logging
-import time
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +8,7 @@ import pytest
 import tiledbsoma as soma
 
 from cellfeed import ExperimentDataset, ReadError
-from tests.stores import addressed, collect, consolidate, write_experiment
+from tests.support.stores import addressed, collect, consolidate, write_experiment
 
 N_OBS, N_VARS = 40, 12
 
@@ -72,9 +71,8 @@ def test_a_dataset_keeps_its_timestamp_over_a_consolidation(tmp_path, caplog):
         array.resize((N_OBS, N_VARS))
     dataset = dataset_of(uri)
     before = passed(dataset)
-    time.sleep(0.01)
     rows = np.arange(N_OBS - 10, N_OBS)
-    write(uri, rows, rows % N_VARS, rows)
+    write(uri, rows, rows % N_VARS, rows, timestamp=dataset._selection.source.X.timestamp_ms + 1)
     consolidate(array_uri(uri), vacuum=True)
     with caplog.at_level(logging.INFO, logger="cellfeed"):
         assert np.array_equal(passed(dataset), before)
@@ -83,10 +81,8 @@ def test_a_dataset_keeps_its_timestamp_over_a_consolidation(tmp_path, caplog):
 
 def test_values_that_a_writer_committed_late_are_named_as_the_cause(tmp_path):
     uri = write_experiment(tmp_path / "s", addressed(N_OBS, N_VARS, density=0.3))
-    earlier = int(time.time() * 1000)
-    time.sleep(0.01)
     dataset = dataset_of(uri)
-    write(uri, [0], [11], [7], timestamp=earlier)
+    write(uri, [0], [11], [7], timestamp=dataset._selection.source.X.timestamp_ms - 1)
     with pytest.raises(ReadError, match="a writer that had opened it earlier has added values since"):
         passed(dataset)
 

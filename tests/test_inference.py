@@ -13,8 +13,8 @@ import cellfeed
 from cellfeed import ExperimentDataPipe, ExperimentDataset, PlanError, SelectionError, inference_dataloader
 from cellfeed.loader.inference import even_batch_size
 from cellfeed.sources.soma import obsm
-from tests.stores import addressed, labelled_obs, write_experiment
-from tests.test_processes import torchrun
+from tests.support.processes import torchrun
+from tests.support.stores import addressed, labelled_obs, write_experiment
 
 N, G = 100, 30
 
@@ -65,6 +65,7 @@ def test_all_ranks_make_as_many_steps(n_obs, world_size, batch_size):
         assert -(-share // size) == -(-(share + (n_obs % world_size > 0)) // size)
 
 
+@pytest.mark.slow
 def test_ranks_put_their_pieces_together(make_store, tmp_path):
     """Two ranks of 101 cells and a model with buffers: every rank ends with every embedding, in order."""
     store = make_store(101)

@@ -8,8 +8,8 @@ import tiledbsoma as soma
 
 from cellfeed import ExperimentDataset, ReadError
 from cellfeed.rows.row_builder import GeneTable, RowBuilder
-from tests.fakes import row_space
-from tests.stores import addressed, collect, write_experiment
+from tests.support.fakes import row_space
+from tests.support.stores import addressed, collect, write_experiment
 
 N_OBS, N_VARS = 60, 20
 

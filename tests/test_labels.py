@@ -12,7 +12,7 @@ import torch
 from cellfeed import BatchEncoder, EncodeError, Encoder, ExperimentDataset, LabelEncoder, SelectionError
 from cellfeed.scvi.covariates import Categories
 from cellfeed.select.obs_frame import FrameBuilder
-from tests.stores import addressed, write_experiment
+from tests.support.stores import addressed, write_experiment
 
 BIG = 2**53
 

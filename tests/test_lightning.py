@@ -8,7 +8,7 @@ import tiledbsoma as soma
 import torch
 
 from cellfeed import ExperimentDataset, PlanError, StateError, experiment_dataloader, inference_dataloader
-from tests.test_processes import torchrun
+from tests.support.processes import torchrun
 
 pytest.importorskip("lightning_utilities", reason="Lightning is not installed")
 

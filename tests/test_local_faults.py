@@ -13,7 +13,7 @@ import tiledbsoma as soma
 
 import cellfeed
 from cellfeed import CellfeedError, ExperimentDataset, ReadError
-from tests.stores import addressed, labelled_obs, write_experiment
+from tests.support.stores import addressed, labelled_obs, write_experiment
 
 N_OBS, N_VARS = 400, 30
 
@@ -29,9 +29,10 @@ def uri(tmp_path):
     return write_experiment(tmp_path / "cells", addressed(N_OBS, N_VARS), labelled_obs(N_OBS), n_fragments=2)
 
 
-def make(uri, **parameters):
-    chunks = {"soma_chunk_size": 8, "shuffle_chunk_count": 2}  # reads stay a few chunks ahead of the loop
-    return ExperimentDataset(uri, obs_column_names=["soma_joinid"], batch_size=10, seed=3, **{**chunks, **parameters})
+def make(uri):
+    """A dataset that reads a few chunks ahead of the loop, and never the whole store at once."""
+    chunks = {"soma_chunk_size": 8, "shuffle_chunk_count": 2, "memory_budget": "100 KB"}
+    return ExperimentDataset(uri, obs_column_names=["soma_joinid"], batch_size=10, seed=3, **chunks)
 
 
 def all_right(minibatches):
@@ -49,18 +50,16 @@ def data_files(uri, name="*.tdb"):
     return sorted(Path(uri, "ms/RNA/X/raw/__fragments").glob(f"*/{name}"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_store_deleted_while_training(uri, reader, num_workers):
-    """What was held may still come, and is right; then comes an error, also in the next passes."""
+    """Cells that were read before may still come, and are right; then comes an error, also in the next passes."""
     loader = cellfeed.experiment_dataloader(make(uri), num_workers)
     iterator = iter(loader)
     next(iterator)
     shutil.rmtree(uri)
-    try:
-        assert all_right(iterator) < N_OBS or reader == "tiledb"  # which may hold all of so small a store
-    except ReadError as error:
-        assert "soma_joinid" in str(error)
-        assert error.__cause__ is not None or "Error" in str(error)
+    with pytest.raises(ReadError, match="soma_joinid"):
+        all_right(iterator)
     for _ in range(2):
         with pytest.raises(ReadError):
             list(loader)
@@ -82,11 +81,10 @@ def test_a_store_overwritten_while_training(uri, reader, tmp_path):
     next(iterator)
     shutil.rmtree(uri)
     shutil.move(other, uri)
-    for minibatches in (iterator, dataset):
-        try:
-            all_right(minibatches)
-        except CellfeedError as error:
-            assert len(str(error)) > 20
+    with pytest.raises(ReadError):
+        all_right(iterator)
+    with pytest.raises(ReadError, match="is not the one from which cells were selected"):
+        all_right(dataset)
 
 
 def test_values_written_later_do_not_come(uri, reader):
@@ -117,9 +115,9 @@ def test_lost_folders(uri, reader, folder):
     shutil.rmtree(Path(uri, "ms/RNA/X/raw", folder))
     if (reader, folder) == ("direct", "__schema"):  # known since the dataset was made
         assert all_right(dataset) == N_OBS
-        return
-    with pytest.raises(ReadError):
-        all_right(dataset)
+    else:
+        with pytest.raises(ReadError):
+            all_right(dataset)
 
 
 UNREADABLE = """
@@ -141,6 +139,7 @@ except cellfeed.ReadError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such permissions")
 @pytest.mark.parametrize("name", ["a0.tdb", "__fragment_metadata.tdb"])
 def test_unreadable_files(reader, name):
@@ -162,6 +161,12 @@ dataset = cellfeed.ExperimentDataset(uri, batch_size=4000, **parameters)
 next(iter(cellfeed.ExperimentDataset(uri, batch_size=10, **parameters)))  # compiled, and threads have their stacks
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 20), used + (1 << 20)))
+held = []
+try:
+    while True:
+        held.append(bytearray(1 << 20))  # what was freed before
+except MemoryError:
+    del held[-2:]
 try:
     n = sum(len(X) for X, obs in dataset)
     print("right" if n == 4000 else "wrong", n)
@@ -170,6 +175,7 @@ except cellfeed.CellfeedError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is Linux's")
 @pytest.mark.parametrize("form", ["dense", "sparse"])
 def test_too_little_memory_for_the_budget(tmp_path, reader, form):
@@ -179,7 +185,5 @@ def test_too_little_memory_for_the_budget(tmp_path, reader, form):
     )
     command = [sys.executable, "-c", NO_MEMORY, uri, form]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    if form == "sparse" and done.stdout == "right 4000\n":
-        return  # so little is enough for sparse cells that what was freed before may do
     assert done.stdout.startswith("ReadError"), done.stdout + done.stderr
     assert any(word in done.stdout for word in ("memory", "alloc", "thread"))

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from cellfeed import ExperimentDataset, PlanError, SelectionError, experiment_dataloader
-from tests.stores import addressed, write_experiment
+from tests.support.stores import addressed, write_experiment
 
 N = 48_000
 PARAMETERS = {"obs_column_names": ["dataset_id"], "batch_size": 128, "seed": 3}
@@ -65,6 +65,7 @@ def _at(dataset, epoch):
     return dataset
 
 
+@pytest.mark.slow
 def test_workers_are_counted_too(long):
     dataset = ExperimentDataset(long, **PARAMETERS, soma_chunk_size=16, shuffle_chunk_count=20)
     for _ in experiment_dataloader(dataset, num_workers=1):

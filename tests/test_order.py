@@ -7,7 +7,7 @@ import pytest
 
 from cellfeed import EncodeError, ExperimentDataPipe, ExperimentDataset, LabelEncoder, PlanError, SelectionError
 from cellfeed.transforms import SelectGenes
-from tests.stores import addressed, labelled_obs, write_experiment
+from tests.support.stores import addressed, labelled_obs, write_experiment
 
 GENES = ["G4", "G1", "G3"]
 

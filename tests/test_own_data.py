@@ -52,7 +52,7 @@ def test_studies_with_other_columns_and_genes_make_one_experiment(tmp_path, monk
 
 def test_sums_of_more_genes_are_named_with_what_to_do(tmp_path):
     """A slice of a Census with some genes still has the sums of all of them in its obs."""
-    from tests.stores import addressed, write_experiment
+    from tests.support.stores import addressed, write_experiment
 
     X = addressed(20, 6)
     obs = pd.DataFrame({"nnz": np.diff(X.indptr) + 3, "raw_sum": np.asarray(X.sum(axis=1)).ravel() + 9})

@@ -18,7 +18,7 @@ import torch
 import cellfeed
 import cellfeed.lightning
 import cellfeed.scvi
-from tests.stores import write_experiment
+from tests.support.stores import write_experiment
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

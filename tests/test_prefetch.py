@@ -1,10 +1,11 @@
 """A thread that reads ahead, and ends."""
 
 import gc
+import queue
 import subprocess
 import sys
 import threading
-import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -33,12 +34,22 @@ def test_items_come_in_order_and_the_source_is_closed(depth):
 
 
 def test_it_reads_ahead_no_further_than_depth():
-    log = []
-    ahead = Prefetch(counting(100, log), depth=2)
-    time.sleep(0.3)
-    assert log == [0, 1, 2]  # two wait, one is held by the thread
-    assert next(ahead) == 0
-    ahead.close()
+    """Of three items that nobody has asked for, two wait and the thread holds one."""
+    n_asked, ahead_by, three_made = 0, [], threading.Event()
+
+    def source():
+        for i in range(100):
+            ahead_by.append(i + 1 - n_asked)
+            if i == 2:
+                three_made.set()
+            yield i
+
+    ahead = Prefetch(source(), depth=2)
+    three_made.wait()
+    for i in range(100):
+        n_asked += 1
+        assert next(ahead) == i
+    assert max(ahead_by) == 3
 
 
 def test_an_error_comes_in_its_turn_as_itself():
@@ -68,6 +79,7 @@ def test_the_thread_ends_before_its_source_does(how):
     assert log[-1] == "closed"
 
 
+@pytest.mark.slow
 def test_the_interpreter_exits_while_an_iterator_lives():
     code = (
         "from cellfeed.loader.prefetch import Prefetch\nimport itertools\n"
@@ -78,13 +90,25 @@ def test_the_interpreter_exits_while_an_iterator_lives():
     assert done.stderr == ""
 
 
-def test_it_tells_how_long_items_waited_for_room():
+def test_it_tells_how_long_items_waited_for_room(monkeypatch):
+    """At a clock that gains a second whenever a source works, and five whenever an item is put."""
+    clock = SimpleNamespace(now=0)
+    put = queue.Queue.put
+
+    def slow_put(*arguments, **options):
+        clock.now += 5
+        put(*arguments, **options)
+
+    def source():
+        for i in range(3):
+            clock.now += 1
+            yield i
+
+    monkeypatch.setattr("cellfeed.prefetch.time.perf_counter", lambda: clock.now)
+    monkeypatch.setattr(queue.Queue, "put", slow_put)
     waits = []
-    ahead = Prefetch(counting(3, []), depth=1, waited=waits.append)
-    time.sleep(0.3)
-    assert list(ahead) == [0, 1, 2]
-    assert len(waits) == 3
-    assert waits[1] > 0.2
+    assert list(Prefetch(source(), depth=3, waited=waits.append)) == [0, 1, 2]
+    assert waits == [5, 5, 5]
 
 
 def test_an_interrupt_while_the_thread_starts_leaves_no_thread(monkeypatch):

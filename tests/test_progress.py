@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from cellfeed.plan.epoch import World
 from cellfeed.plan.resume import Rest, Stage, Topology, deal, n_minibatches, received_from_workers, windows_of
-from tests.fakes import cells, leavers
-from tests.test_plan import mixings, plans
+from tests.support.fakes import cells, leavers
+from tests.support.strategies import mixings, plans
 
 worlds = st.tuples(st.integers(1, 8), st.integers(1, 4))
 topologies = st.builds(Topology, st.integers(1, 8), st.integers(1, 4), mixings())

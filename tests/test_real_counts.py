@@ -1,39 +1,32 @@
-"""Real cells: a model trained through the loader is as good as one trained in memory."""
+"""Real cells: counts come back exactly, and a model trained through the loader is as good as one trained in memory."""
 
-import anndata
 import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
 from sklearn.linear_model import LogisticRegression as InMemory
 
-from cellfeed import ExperimentDataset, demo
-from tests.stores import write_experiment
+from cellfeed import ExperimentDataset, datasets
+from cellfeed.command import demo
+from tests.support.stores import write_experiment
+
+LABEL = "bulk_labels"
 
 
 @pytest.fixture(scope="module")
-def facs(tmp_path_factory, real_counts):
-    """FACS-sorted blood cells of ten populations, the libraries one after another, as a store."""
-    cells = anndata.read_h5ad(real_counts("zheng_facs_pbmc.h5ad"))
-    cells = cells[np.argsort(cells.obs["library"].astype(str), kind="stable")].copy()
-    uri = write_experiment(
-        tmp_path_factory.mktemp("facs") / "facs.soma",
-        cells.X,
-        cells.obs[["cell_type"]].astype(str),
-        extent=256,
-        column_extent=2048,
-        capacity=10_000,
-    )
-    return uri, cells
+def blood(tmp_path_factory):
+    """The 700 blood cells of the demo as a store, and as they are in memory."""
+    cells = datasets.pbmc700_anndata()
+    path = tmp_path_factory.mktemp("blood") / "blood.soma"
+    obs = cells.obs[[LABEL]].astype(str)
+    return write_experiment(path, cells.X, obs, extent=64, column_extent=256, capacity=10_000), cells.X, obs
 
 
-def test_logistic_regression_is_as_good_as_in_memory(facs):
-    """Within 2 points of scikit-learn on the same split and the same scaling."""
-    uri, cells = facs
-    dataset = ExperimentDataset(
-        uri, obs_column_names=["cell_type", "soma_joinid"], batch_size=128, seed=0, memory_budget="512 MiB"
-    )
-    train, test = dataset.random_split([0.8, 0.2], seed=1, stratify="cell_type")
+def test_logistic_regression_is_as_good_as_in_memory(blood):
+    """Within 4 points, which are 8 of 210 cells, of scikit-learn on the same split and the same scaling."""
+    uri, counts, obs = blood
+    dataset = ExperimentDataset(uri, obs_column_names=[LABEL], batch_size=64, seed=0)
+    train, test = dataset.random_split([0.7, 0.3], seed=1, stratify=LABEL)
 
     def scaled(X):
         X = torch.as_tensor(X)
@@ -43,32 +36,32 @@ def test_logistic_regression_is_as_good_as_in_memory(facs):
     model = torch.nn.Linear(dataset.shape[1], 10)
     torch.nn.init.zeros_(model.weight)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-2)
-    for _ in range(15):
-        for X, obs in train:
-            loss = torch.nn.functional.cross_entropy(model(scaled(X)), obs[:, 0])
+    for _ in range(30):
+        for X, y in train:
+            loss = torch.nn.functional.cross_entropy(model(scaled(X)), y[:, 0])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
     with torch.no_grad():
-        right = [(model(scaled(X)).argmax(dim=1) == obs[:, 0]).numpy() for X, obs in test]
+        right = [(model(scaled(X)).argmax(dim=1) == y[:, 0]).numpy() for X, y in test]
     through_loader = np.concatenate(right).mean()
 
-    codes = dataset.obs_encoders["cell_type"].transform(cells.obs[["cell_type"]].astype(str))
-    everything = sp.csr_matrix(scaled(cells.X.toarray()).numpy())
+    codes = dataset.obs_encoders[LABEL].transform(obs)
+    everything = sp.csr_matrix(scaled(counts.toarray()).numpy())
     in_memory = InMemory(max_iter=300).fit(everything[train.obs_joinids], codes[train.obs_joinids])
     reference = in_memory.score(everything[test.obs_joinids], codes[test.obs_joinids])
     print(f"through the loader {through_loader:.3f}, in memory {reference:.3f}")
-    assert abs(through_loader - reference) <= 0.02
+    assert abs(through_loader - reference) <= 0.04
 
 
-def test_counts_are_those_of_the_file(facs):
-    uri, cells = facs
+def test_counts_are_those_of_the_file(blood):
+    uri, counts, _ = blood
     dataset = ExperimentDataset(uri, obs_column_names=["soma_joinid"], batch_size=500, seed=0, return_sparse_X=True)
     for X, obs in dataset:
-        wanted = cells.X[obs[:, 0].numpy()]
-        wanted.sort_indices()
-        assert np.array_equal(X.values().numpy(), wanted.data)
-        assert np.array_equal(X.col_indices().numpy(), wanted.indices)
+        expected = counts[obs[:, 0].numpy()]
+        expected.sort_indices()
+        assert np.array_equal(X.values().numpy(), expected.data)
+        assert np.array_equal(X.col_indices().numpy(), expected.indices)
 
 
 def test_demo_beats_the_baseline():

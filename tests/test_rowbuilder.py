@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cellfeed.errors import ReadError
 from cellfeed.rows.row_builder import GeneTable, RowBuilder
-from tests.fakes import as_csr, row_space
+from tests.support.fakes import as_csr, row_space
 
 
 def build(rows, columns, values, joinids, genes, dtype=np.float32, page=7):

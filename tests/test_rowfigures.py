@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cellfeed import ExperimentDataset, ReadError
 from cellfeed.select.row_figures import columns_of, figures_of
-from tests.stores import addressed, write_experiment
+from tests.support.stores import addressed, write_experiment
 
 ROWS = st.lists(st.lists(st.integers(1, 40_000), min_size=1, max_size=60), min_size=3, max_size=20)
 

@@ -9,24 +9,9 @@ import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellfeed.rows import kernels
 from cellfeed.rows.cell_rows import Rows
-from tests.fakes import place, row_space
-from tests.stores import addressed
-
-
-def matrix(rows, n_vars):
-    """Gather rows as CSR and as dense, which must agree, and return them."""
-    indptr = np.concatenate(([0], np.cumsum(rows.sizes)))
-    genes, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
-    dense = np.full((len(rows), n_vars), np.nan, np.float32)
-    memory = (rows.genes, rows.values, rows.sizes, rows.widths)
-    types = np.empty(0, rows.gene_dtype), np.empty(0, rows.value_dtype)
-    kernels.gather_csr(*memory, *types, indptr[:-1], genes, values)
-    kernels.gather_dense(*memory, *types, dense)
-    X = sp.csr_matrix((values, genes, indptr), shape=dense.shape)
-    assert np.array_equal(X.toarray(), dense)
-    return X
+from tests.support.fakes import matrix, place, row_space
+from tests.support.stores import addressed
 
 
 def rows_of(X, dtype, first=0):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellfeed.plan.schedule import GROWTH, MAX_SLICES, Mixing, best_mixing, schedule
-from tests.test_plan import mixings
+from tests.support.strategies import mixings
 
 
 def held(made, k):

@@ -13,8 +13,8 @@ import pytest
 import scipy.sparse as sp
 
 from cellfeed import EncodeError, SelectionError, StateError
-from tests.stores import write_experiment
-from tests.test_processes import torchrun
+from tests.support.processes import torchrun
+from tests.support.stores import write_experiment
 
 pytest.importorskip("scvi", reason="scvi-tools is not installed")
 

@@ -18,7 +18,7 @@ from cellfeed import CellfeedError, ExperimentDataset
 from cellfeed.command.cli import main
 from cellfeed.sources.redact import public_uri, redacted, secrets_of
 from cellfeed.sources.soma.address import ArrayAddress
-from tests.stores import addressed, labelled_obs, write_experiment
+from tests.support.stores import addressed, labelled_obs, write_experiment
 
 SECRET = "S3SAME"  # every planted secret begins so
 KEYS = {
@@ -161,6 +161,7 @@ def test_a_cause_that_tells_a_secret_is_told_without_it(secretive, printed, monk
     printed.append(told(caught.value))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direct", ["1", "0"])
 def test_failure_in_the_main_process_and_in_workers(secretive, printed, monkeypatch, direct):
     uri, context = secretive

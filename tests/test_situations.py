@@ -126,6 +126,7 @@ except cellfeed.SelectionError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="a folder in use cannot be removed, or RLIMIT_AS is unknown")
 @pytest.mark.parametrize(
     ("program", "message"),

@@ -16,8 +16,8 @@ from cellfeed import ExperimentDataset, PlanError, SelectionError, experiment_da
 from cellfeed.rows.cell_rows import Rows
 from cellfeed.rows.minibatch import Assembler, DenseBuffers
 from cellfeed.transforms import Compose, Log1p, NormalizeTotal, OfValues, Scaling, SelectGenes, split_scaling, to_device
-from tests.fakes import place, row_space
-from tests.stores import addressed
+from tests.support.fakes import place, row_space
+from tests.support.stores import addressed
 
 N, G = 100, 30
 NAMES = [f"G{j}" for j in range(G)]
@@ -173,6 +173,7 @@ def test_genes_that_are_not_there_are_named():
         SelectGenes(["A", "A"], ["A"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_loader_applies_it(store, sparse, num_workers):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import cellfeed
 from cellfeed import ExperimentDataset, SelectionError, obs_filter
-from tests.stores import addressed, write_experiment
+from tests.support.stores import addressed, write_experiment
 
 TEXTS = [
     "", " ", "a", "A", "b", "it's", 'say "so"', "'\"", "b\\", "\\", "\\n", "\n", "\r\n", "\t", "é", "e\u0301",

@@ -9,7 +9,7 @@ import scipy.sparse as sp
 
 import cellfeed
 from cellfeed import ExperimentDataset, PlanError, SelectionError
-from tests.stores import write_experiment
+from tests.support.stores import write_experiment
 
 N, G = 400, 500
 

@@ -13,7 +13,7 @@ import tiledbsoma as soma
 
 from cellfeed import ExperimentDataset, ReadError
 from cellfeed.sources.soma.tiles.index import _load_fragments
-from tests.stores import addressed, collect, consolidate, write_experiment
+from tests.support.stores import addressed, collect, consolidate, write_experiment
 
 N_OBS, N_VARS, ROW_BLOCK, CAPACITY = 600, 300, 128, 40_000
 X = addressed(N_OBS, N_VARS, density=0.4)

@@ -19,7 +19,7 @@ import cellfeed
 from cellfeed import ExperimentDataPipe, ExperimentDataset, LabelEncoder, PlanError, ReadError, experiment_dataloader
 from cellfeed.loader.workers import WorkerGroup, sending
 from cellfeed.transforms import Compose, Log1p, NormalizeTotal, SelectGenes
-from tests.test_processes import ENVIRONMENT, ROOT, run
+from tests.support.processes import ENVIRONMENT, ROOT, run
 
 
 def joinids_of(minibatches):

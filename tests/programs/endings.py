@@ -5,6 +5,7 @@ python -m tests.programs.endings URI break 2
 
 import gc
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -36,14 +37,16 @@ def main():
         pass
     gc.collect()
     before = held()
+    workers = []
     if how == "exit":
-        iterator = iter(loader)
+        globals()["kept"] = iterator = iter(loader)
         next(iterator)
-        globals()["kept"] = iterator
-        print(json.dumps({"before": before, "after": before}), flush=True)
+        workers = [worker.pid for worker in multiprocessing.active_children()]
+        print(json.dumps({"workers": workers, "before": before, "after": None}))
         return
     try:
         for k, _ in enumerate(loader):
+            workers = workers or [worker.pid for worker in multiprocessing.active_children()]
             if k == 3 and how == "break":
                 break
             if k == 3 and how == "error":
@@ -54,7 +57,7 @@ def main():
     except (RuntimeError, KeyboardInterrupt):
         pass
     gc.collect()
-    print(json.dumps({"before": before, "after": held()}), flush=True)
+    print(json.dumps({"workers": workers, "before": before, "after": held()}))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import boto3
 
 REGION = "us-east-1"  # where a bucket needs no further word on its place
 KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": "test-secret"}
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def object_settings(endpoint: str, *, signed: bool = False) -> dict[str, str]:
@@ -70,7 +70,11 @@ def s3_server() -> Iterator[S3Server]:
     """Start a server; it ends with the block, and with this process however that ends."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.s3"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-m", "tests.support.s3"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
     )
     assert process.stdin is not None
     assert process.stdout is not None

@@ -1,9 +1,9 @@
 """One contender, one pass or more, in a process of its own: prints one JSON record.
 
-    python -m benchmarks.contenders cellfeed '{"uri": "census_131k.soma", "sparse": true}'
+    python -m benchmarks.harness.contenders cellfeed '{"uri": "census_131k.soma", "sparse": true}'
 
 Each function below yields ``(X, n_cells)`` and is run by the interpreter of its own environment, so it imports what it
-measures and nothing else of this repository but its records. ``run.py`` starts them in turn.
+measures and nothing else of this repository but its records. ``run.py`` beside it starts them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.formats import converted
-from benchmarks.records import versions
+from benchmarks.harness.formats import converted
+from benchmarks.harness.records import versions
 
 
 @dataclass(frozen=True)

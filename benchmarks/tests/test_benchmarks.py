@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import tiledbsoma as soma
-from benchmarks import cloud, faults, scvi_epoch, scvi_knn, training, transforms, wall
-from benchmarks.run import run_suite, summary
-from benchmarks.stores import StoreSpec, write_store
 
+from benchmarks import cloud, faults, scvi_epoch, scvi_knn, training, transforms, wall
+from benchmarks.harness.stores import StoreSpec, write_store
+from benchmarks.run import run_suite, summary
 from cellfeed import ExperimentDataset
 
 

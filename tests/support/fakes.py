@@ -80,9 +80,22 @@ def as_csr(rows: PlacedRows, n_vars: int) -> sp.csr_matrix:
     genes, values = np.empty(indptr[-1], gene_type.dtype), np.empty(indptr[-1], value_type.dtype)
     kernels.collect_values(rows.genes, indptr, gene_type, genes)
     kernels.collect_values(rows.values, indptr, value_type, values)
-    assert genes.max(initial=0) < n_vars
     X = sp.csr_matrix((len(rows.sizes), n_vars), dtype=np.float32)
     X.indptr, X.indices, X.data = indptr, genes.astype(np.int64), values  # as they lie, duplicates and all
+    return X
+
+
+def matrix(rows, n_vars):
+    """Gather rows as CSR and as dense, which must agree, and return them."""
+    indptr = np.concatenate(([0], np.cumsum(rows.sizes)))
+    genes, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
+    dense = np.full((len(rows), n_vars), np.nan, np.float32)
+    memory = (rows.genes, rows.values, rows.sizes, rows.widths)
+    types = np.empty(0, rows.gene_dtype), np.empty(0, rows.value_dtype)
+    kernels.gather_csr(*memory, *types, indptr[:-1], genes, values)
+    kernels.gather_dense(*memory, *types, dense)
+    X = sp.csr_matrix((values, genes, indptr), shape=dense.shape)
+    assert np.array_equal(X.toarray(), dense)
     return X
 
 

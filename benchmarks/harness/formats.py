@@ -1,8 +1,8 @@
 """The same cells in the formats of loaders that do not read SOMA: first an h5ad, then what each makes of it.
 
-python -m benchmarks.formats h5ad census_131k.soma                                # in .venv: census_131k.soma.h5ad
-peers/cellstream/bin/python -m benchmarks.formats cellstream census_131k.soma     # then each in its environment
-peers/annbatch/bin/python -m benchmarks.formats annbatch census_131k.soma
+python -m benchmarks.harness.formats h5ad census_131k.soma                             # in .venv: census_131k.soma.h5ad
+peers/cellstream/bin/python -m benchmarks.harness.formats cellstream census_131k.soma  # then each in its environment
+peers/annbatch/bin/python -m benchmarks.harness.formats annbatch census_131k.soma
 """
 
 from __future__ import annotations

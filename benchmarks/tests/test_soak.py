@@ -1,4 +1,4 @@
-"""A short soak: the half-hour one is `python -m benchmarks.faults soak`."""
+"""A short soak: the half-hour one is `python -m benchmarks.soak`."""
 
 from benchmarks import soak
 

@@ -28,7 +28,7 @@ from typing import Any
 PIECE = 1 << 16
 """Bytes of a body that are passed on at a time."""
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CODES = {403: "AccessDenied", 404: "NoSuchKey", 500: "InternalError", 503: "SlowDown"}
 """What S3 calls the errors that can be asked for."""
 
@@ -252,7 +252,7 @@ class ProxyProcess:
     """A :class:`FaultProxy` in a process of its own, which ends with the block and with this process."""
 
     def __init__(self, upstream: str, *, seed: int = 0) -> None:
-        self._command = [sys.executable, "-m", "tests.fault_proxy", upstream, str(seed)]
+        self._command = [sys.executable, "-m", "tests.support.fault_proxy", upstream, str(seed)]
         self._lock = threading.Lock()
 
     def __enter__(self) -> ProxyProcess:

@@ -40,12 +40,14 @@ def write_experiment(
     layers: tuple[str, ...] = ("raw",),
     unfiltered: tuple[str, ...] = (),
     columns: int | None = None,
+    create: dict[str, Any] | None = None,
     context: Any = None,
 ) -> str:
     """Write one experiment; row ``i`` of ``X`` and ``obs`` is the cell ``joinids[i]``.
 
     The array has the ``columns`` that var needs, unless more are given. Fields of X that are ``unfiltered`` are stored
-    as they are: a byte of such a file is a byte of one value.
+    as they are: a byte of such a file is a byte of one value. ``create`` replaces the layout of X that the other
+    arguments describe; it is in the words of tiledbsoma, which chooses the layout itself if it is empty.
     """
     uri = str(path)
     n_obs, n_vars = X.shape
@@ -54,14 +56,15 @@ def write_experiment(
     shape = (int(joinids.max(initial=0)) + 1, columns or int(var_joinids.max(initial=0)) + 1)
     obs = pd.DataFrame(index=range(n_obs)) if obs is None else obs
     var = pd.DataFrame({"feature_name": [f"G{j}" for j in range(n_vars)]}) if var is None else var
-    create = {
+    layout = {
         "capacity": capacity,
         "dims": {"soma_dim_0": {"tile": extent}, "soma_dim_1": {"tile": column_extent}},
         "allows_duplicates": allows_duplicates,
         "attrs": {"soma_data": {"filters": []}} if "soma_data" in unfiltered else {},
     }
-    for name in set(unfiltered) & set(create["dims"]):
-        create["dims"][name]["filters"] = []
+    for name in set(unfiltered) & set(layout["dims"]):
+        layout["dims"][name]["filters"] = []
+    create = layout if create is None else create
     coo = X.tocoo()
     parts = np.array_split(np.arange(coo.nnz), n_fragments)
     with soma.Experiment.create(uri, context=context) as experiment:

@@ -1,7 +1,7 @@
 """Write the stores that the benchmarks read: seeded, Census-like, and as tiledbsoma writes by default.
 
-    python -m benchmarks.stores census_131k.soma --n-obs 131072
-    python -m benchmarks.stores default_32k.soma --n-obs 32768 --layout default
+    python -m benchmarks.harness.stores census_131k.soma --n-obs 131072
+    python -m benchmarks.harness.stores default_32k.soma --n-obs 32768 --layout default
 
 What matters for the speed of a loader is where the bytes lie, so the ``census`` layout repeats the
 geometry of X in the CZ CELLxGENE Census (its builder's ``globals.py``): one fragment in global order,
@@ -27,7 +27,7 @@ import tiledbsoma as soma
 from numba import njit
 from tiledbsoma import pytiledbsoma as clib
 
-from benchmarks.census_obs import obs_table
+from benchmarks.harness.census_obs import obs_table
 
 TILE = 2048
 """Rows, and genes, of a space tile of the Census."""

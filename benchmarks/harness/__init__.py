@@ -1,0 +1,1 @@
+"""What all benchmarks need: stores, contenders in processes of their own, and records."""

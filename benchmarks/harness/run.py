@@ -1,0 +1,53 @@
+"""Run one contender in a process of its own, in the environment that its dependencies need."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness.contenders import Case
+from benchmarks.harness.formats import SUFFIXES, converted
+from benchmarks.harness.records import environment
+
+TUNED = {
+    "sm.mem.malloc_trim": "false",
+    "soma.init_buffer_bytes": str(30 << 20),
+    "sm.mem.tile_upper_memory_limit": str(16 << 20),
+}
+PASSES = 4
+"""Passes of cellfeed, of two seconds each; in the first the system is still handing out memory. The last one counts."""
+
+MAX_CRASHES = 2
+"""A peer that dies is run again so often; its records say so."""
+
+ENVIRONMENTS = ("tiledbsoma_ml", "experiment_datapipe", "annbatch", "cellstream")
+"""Folders under ``--peers``; cellfeed runs in the environment of the caller."""
+
+
+def run_once(label: str, contender: str, case: Case, peers: Path) -> dict[str, Any] | None:
+    """Run one contender in its own process; ``None`` if its environment, or the store in its format, is not there."""
+    python = str(peers / contender / "bin" / "python") if contender in ENVIRONMENTS else sys.executable
+    foreign = contender in SUFFIXES
+    if not Path(python).exists() or (foreign and not converted(case.uri, contender).exists()):
+        return None
+    if foreign:
+        case = replace(case, warm_uri=None)  # nothing of theirs is compiled at run time
+    alike = environment(PYTHONWARNINGS="ignore")
+    command = [python, "-m", "benchmarks.harness.contenders", contender, json.dumps(asdict(case))]
+    for crashes in range(MAX_CRASHES + 1):
+        done = subprocess.run(command, capture_output=True, text=True, env=alike, check=False)
+        if done.returncode == 0:
+            break
+        if contender not in ENVIRONMENTS or crashes == MAX_CRASHES:
+            raise RuntimeError(f"{label} failed:\n{done.stderr[-2000:]}")
+        print(f"{label} died and is run again: {done.stderr.strip().splitlines()[-1:]}", flush=True)
+    record: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    record["case"]["uri"] = Path(
+        case.uri
+    ).name  # records are kept; where this machine has its stores is nobody's matter
+    del record["case"]["warm_uri"]
+    return {"label": label, "crashes": crashes, **record}
