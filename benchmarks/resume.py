@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from cellfeed import ExperimentDataset
 from cellfeed.plan.epoch import World
-from cellfeed.plan.windows import Walk
+from cellfeed.plan.windows import ShardWindows
 
 
 def milliseconds(action: object, repeat: int) -> float:
@@ -29,9 +29,9 @@ def milliseconds(action: object, repeat: int) -> float:
     return statistics.median(taken) * 1e3
 
 
-def _nonzeros(walk: Walk, depth: npt.NDArray[Any]) -> int:
-    windows = (walk.arrivals(k, since=k) for k in range(len(walk)))
-    return sum(int(depth[arrival.positions].sum()) for arrivals in windows for arrival in arrivals)
+def _nonzeros(walk: ShardWindows, depth: npt.NDArray[Any]) -> int:
+    windows = (walk.fetches(k, since=k) for k in range(len(walk)))
+    return sum(int(depth[fetch.positions].sum()) for fetches in windows for fetch in fetches)
 
 
 def main() -> None:
@@ -68,8 +68,10 @@ def main() -> None:
     for n_ranks in (2, 4, 8):
         ratios = []
         for epoch in range(20):
-            plan = dataset._planner.epoch_plan(epoch)
-            sums = [_nonzeros(Walk(plan, *plan.stretch(World(rank, n_ranks))), depth) for rank in range(n_ranks)]
+            plan = dataset._planner.epoch_order(epoch)
+            sums = [
+                _nonzeros(ShardWindows(plan, *plan.stretch(World(rank, n_ranks))), depth) for rank in range(n_ranks)
+            ]
             ratios.append(max(sums) / min(sums))
         print(f"{n_ranks} ranks: most over least nonzeros {np.median(ratios):.3f} (of 20 epochs: {max(ratios):.3f})")
 

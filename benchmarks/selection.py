@@ -19,7 +19,7 @@ import tiledbsoma as soma
 import cellfeed
 from benchmarks.harness.stores import CENSUS_X
 from cellfeed.plan.epoch import World
-from cellfeed.plan.windows import Walk
+from cellfeed.plan.windows import ShardWindows
 
 CHUNK = 10_000_000
 
@@ -71,8 +71,8 @@ def main() -> None:
     held = selection.joinids.offsets.nbytes + sum(codes.nbytes for codes in selection.codes)
     print(f"holds {held / options.n_obs:.1f} bytes per cell")
     started = time.perf_counter()
-    plan = dataset._planner.epoch_plan(0)
-    walk = Walk(plan, *plan.stretch(World()))
+    plan = dataset._planner.epoch_order(0)
+    walk = ShardWindows(plan, *plan.stretch(World()))
     next(walk.windows())
     print(f"first window of a fresh plan in {(time.perf_counter() - started) * 1e3:.0f} ms ({len(walk)} windows)")
     seconds = []

@@ -31,7 +31,7 @@ from benchmarks.harness.contenders import PACKAGES
 from benchmarks.harness.records import append, commit, versions
 from benchmarks.harness.stores import StoreSpec, write_cells
 from cellfeed import ExperimentDataset
-from cellfeed.loader.label_counts import Delivered
+from cellfeed.loader.label_counts import LabelCounter
 from cellfeed.rows.minibatch import Minibatch
 
 # ---------------------------------------------------------------------- the store
@@ -272,7 +272,7 @@ def _cellfeed_order(uri: str, contender: Contender, seed: int) -> Order:
 
 
 def _numpy_order(kept: Cells, seed: int) -> Order:
-    delivered = Delivered([None, LABEL], [None, kept.obs[:, 1].numpy()], BATCH_SIZE)
+    delivered = LabelCounter([None, LABEL], [None, kept.obs[:, 1].numpy()], BATCH_SIZE)
     minibatches = kept.minibatches(np.random.default_rng(seed).permutation(kept.X.shape[0]), BATCH_SIZE)
 
     def tell() -> dict[str, Any]:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from cellfeed.plan.effective_batch_size import steady_batch_size
-from cellfeed.plan.epoch import EpochPlan, World, chunk_bounds
+from cellfeed.plan.epoch import EpochOrder, World, chunk_bounds
 from cellfeed.plan.forecast import effective_batch_size
-from cellfeed.plan.schedule import Mixing, best_mixing
+from cellfeed.plan.schedule import ShufflePlan, best_shuffle_plan
 from tests.support.fakes import cells, walk_of
 
 RNG = np.random.default_rng(0)
@@ -29,7 +29,7 @@ LABELS = {"contiguous": contiguous(), "mixed": mixed(), "stretches": np.arange(N
 
 
 def plan_of(chunk, mixing, batch_size, epoch=0, shuffle=True, n=N):
-    return EpochPlan(chunk_bounds(n, chunk), 1, epoch, shuffle, batch_size, mixing, drop_last=True)
+    return EpochOrder(chunk_bounds(n, chunk), 1, epoch, shuffle, batch_size, mixing, drop_last=True)
 
 
 def predicted(plan, world, codes=None):
@@ -50,18 +50,18 @@ SETTINGS = [
     (chunk, mixing, batch_size, labels, world)
     for labels in LABELS
     for chunk, mixing, batch_size, world in [
-        (50, Mixing(20), 64, World()),
-        (50, Mixing(100), 128, World()),
-        (20, Mixing(200), 256, World()),
-        (100, Mixing(10, 8), 128, World()),
-        (100, Mixing(5, 32), 256, World()),
-        (50, Mixing(8, 16, first=10), 64, World()),
-        (25, Mixing(12, 32, first=20), 512, World()),
-        (10, Mixing(30, 6), 32, World()),
-        (64, Mixing(60, together=4), 128, World()),
-        (100, Mixing(6, 16), 128, World(1, 3)),
-        (50, Mixing(40), 64, World(1, 2, 1, 2)),
-        (200, Mixing(300), 128, World()),
+        (50, ShufflePlan(20), 64, World()),
+        (50, ShufflePlan(100), 128, World()),
+        (20, ShufflePlan(200), 256, World()),
+        (100, ShufflePlan(10, 8), 128, World()),
+        (100, ShufflePlan(5, 32), 256, World()),
+        (50, ShufflePlan(8, 16, first=10), 64, World()),
+        (25, ShufflePlan(12, 32, first=20), 512, World()),
+        (10, ShufflePlan(30, 6), 32, World()),
+        (64, ShufflePlan(60, together=4), 128, World()),
+        (100, ShufflePlan(6, 16), 128, World(1, 3)),
+        (50, ShufflePlan(40), 64, World(1, 2, 1, 2)),
+        (200, ShufflePlan(300), 128, World()),
     ]
 ]
 
@@ -84,22 +84,22 @@ def test_predicted_is_delivered(chunk, mixing, batch_size, labels, world):
 def test_the_published_default():
     """2,000 chunks of 64: 120 of 128 and 677 of 1,024 at worst; a little more of a store that is not endless."""
     for batch_size, expected in ((128, 120), (1024, 677)):
-        plan = plan_of(64, Mixing(2000), batch_size, n=64 * 2000 * 40)
+        plan = plan_of(64, ShufflePlan(2000), batch_size, n=64 * 2000 * 40)
         assert round(predicted(plan, World())) == pytest.approx(expected, rel=0.02)
 
 
 def test_extremes():
     """A full shuffle has the whole batch size; reading in order, of labels that lie together, one cell of it."""
-    plan = plan_of(100, Mixing(600), 128)
+    plan = plan_of(100, ShufflePlan(600), 128)
     assert predicted(plan, World()) == pytest.approx(128)
-    ordered = plan_of(100, Mixing(8), 50, shuffle=False)
+    ordered = plan_of(100, ShufflePlan(8), 50, shuffle=False)
     assert predicted(ordered, World()) == pytest.approx(1, rel=0.05)
 
 
 @pytest.mark.parametrize("room", [64, 256, 1000])
 def test_slices_mix_more_than_double_buffered_blocks_of_equal_memory(room):
     """At least two and a half times as much, of 1,024 cells and many chunks; 256 chunks or more for the whole of it."""
-    ours, blocks = best_mixing(room, ahead=True), Mixing(room // 2)
+    ours, blocks = best_shuffle_plan(room, ahead=True), ShufflePlan(room // 2)
     assert ours.held + ours.arriving <= room
     found = []
     for mixing in (ours, blocks):
@@ -109,22 +109,22 @@ def test_slices_mix_more_than_double_buffered_blocks_of_equal_memory(room):
 
 
 def test_cells_of_one_label_have_nothing_to_mix():
-    plan = plan_of(10, Mixing(2), 8, n=100)
+    plan = plan_of(10, ShufflePlan(2), 8, n=100)
     assert predicted(plan, World(), np.zeros(100, np.int64)) == 8
 
 
 @pytest.mark.parametrize("n", [0, 1, 5])
 def test_few_cells(n):
-    plan = plan_of(2, Mixing(2), 8, n=n)
+    plan = plan_of(2, ShufflePlan(2), 8, n=n)
     assert 0 <= predicted(plan, World()) <= 8
 
 
 @pytest.mark.parametrize("batch_size", [32, 128, 1024])
-@pytest.mark.parametrize("mixing", [Mixing(40), Mixing(13, 32), Mixing(30, 8), Mixing(4, 3)])
+@pytest.mark.parametrize("mixing", [ShufflePlan(40), ShufflePlan(13, 32), ShufflePlan(30, 8), ShufflePlan(4, 3)])
 @pytest.mark.parametrize("chunk", [16, 40, 400])
 def test_a_long_walk_is_known_without_walking_it(chunk, mixing, batch_size):
     """The short formula, by which the planner chooses, agrees with the walk, and promises hardly more."""
     sizes = np.random.default_rng(0).integers(chunk // 2, chunk * 3 // 2, mixing.mixed * 30)
-    plan = EpochPlan(np.concatenate(([0], np.cumsum(sizes))), 1, 0, True, batch_size, mixing)
+    plan = EpochOrder(np.concatenate(([0], np.cumsum(sizes))), 1, 0, True, batch_size, mixing)
     short, long = steady_batch_size(mixing, sizes, batch_size, len(sizes)), predicted(plan, World())
     assert 0.87 * long <= short <= 1.04 * long

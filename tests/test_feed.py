@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellfeed._joinids import JoinIds, read_bounds
-from cellfeed.loader.feed import cut, load_windows
-from cellfeed.plan.epoch import EpochPlan, World, chunk_bounds
-from cellfeed.plan.schedule import Mixing
+from cellfeed.loader.feed import load_windows, rebatch
+from cellfeed.plan.epoch import EpochOrder, World, chunk_bounds
+from cellfeed.plan.schedule import ShufflePlan
 from cellfeed.stats import Meter
 from tests.support.fakes import FakeReader, cells, matrix, walk_of
 from tests.support.stores import addressed
@@ -47,9 +47,9 @@ def feed(plan, reader, *, ahead=1, slab_bytes=4096, meter=None):
 def test_identity_and_order(n, chunk, mixing, batch, ahead, seed):
     """Place t of a minibatch holds the row of its position, and positions follow the plan."""
     X = addressed(n, 5, 0.6)
-    plan = EpochPlan(chunk_bounds(n, chunk), seed, 0, True, batch, mixing)
+    plan = EpochOrder(chunk_bounds(n, chunk), seed, 0, True, batch, mixing)
     positions = []
-    for rows in cut(feed(plan, FakeReader(X), ahead=ahead), batch):
+    for rows in rebatch(feed(plan, FakeReader(X), ahead=ahead), batch):
         assert (matrix(rows, 5) != X[rows.positions]).nnz == 0
         positions.append(rows.positions)
     assert np.concatenate([*positions, []]).tolist() == cells(plan, World()).tolist()
@@ -59,7 +59,7 @@ def test_identity_and_order(n, chunk, mixing, batch, ahead, seed):
 def test_blocks_that_are_read_together_share_row_blocks():
     """Blocks of 4 chunks of 2 in row-blocks of 8: the first alone, the others meet each row-block once."""
     reader = FakeReader(addressed(64, 4))
-    list(feed(EpochPlan(chunk_bounds(64, 2), 0, 0, True, 8, Mixing(4, together=7)), reader))
+    list(feed(EpochOrder(chunk_bounds(64, 2), 0, 0, True, 8, ShufflePlan(4, together=7)), reader))
     blocks = [b for read in reader.reads for b in set((read // 8).tolist())]
     assert len(blocks) <= 4 + 8
 
@@ -67,7 +67,7 @@ def test_blocks_that_are_read_together_share_row_blocks():
 def test_chunks_that_share_a_row_block_are_read_together_once():
     """Chunks of 2 in row-blocks of 8, all in one window: each row-block is in one read."""
     reader = FakeReader(addressed(64, 4))
-    list(feed(EpochPlan(chunk_bounds(64, 2), 0, 0, True, 8, Mixing(32)), reader))
+    list(feed(EpochOrder(chunk_bounds(64, 2), 0, 0, True, 8, ShufflePlan(32)), reader))
     blocks = [b for read in reader.reads for b in set((read // 8).tolist())]
     assert len(blocks) == len(set(blocks)) == 8
 
@@ -76,7 +76,7 @@ def test_chunks_that_share_a_row_block_are_read_together_once():
 def test_bound(ahead):
     """At most ahead + 1 windows are read or held at any time."""
     reader = FakeReader(addressed(200, 4))
-    plan = EpochPlan(chunk_bounds(200, 10), 0, 0, True, 10, Mixing(2))
+    plan = EpochOrder(chunk_bounds(200, 10), 0, 0, True, 10, ShufflePlan(2))
     loaded = feed(plan, reader, ahead=ahead)
     for k, _ in enumerate(loaded):
         assert sum(map(len, reader.reads)) <= 20 * (k + 1 + ahead)
@@ -85,8 +85,8 @@ def test_bound(ahead):
 
 def test_bound_of_slices():
     """Of chunks that leave in slices, no more is held than is planned."""
-    mixing = Mixing(3, slices=8)
-    plan = EpochPlan(chunk_bounds(4000, 20), 0, 0, True, 10, mixing)
+    mixing = ShufflePlan(3, slices=8)
+    plan = EpochOrder(chunk_bounds(4000, 20), 0, 0, True, 10, mixing)
     meter = Meter()
     X = addressed(4000, 6, 1.0)
     for _ in feed(plan, FakeReader(X), slab_bytes=256, meter=meter):
@@ -97,7 +97,7 @@ def test_bound_of_slices():
 
 def test_an_error_of_the_reader_ends_the_feed_and_its_threads():
     reader = FakeReader(addressed(100, 4), fail_at=55)
-    loaded = feed(EpochPlan(chunk_bounds(100, 10), 0, 0, False, 10, Mixing(2)), reader)
+    loaded = feed(EpochOrder(chunk_bounds(100, 10), 0, 0, False, 10, ShufflePlan(2)), reader)
     with pytest.raises(RuntimeError, match="no luck with 55"):
         list(loaded)
     assert not [t for t in threading.enumerate() if t.name.startswith("cellfeed-read")]
@@ -105,7 +105,7 @@ def test_an_error_of_the_reader_ends_the_feed_and_its_threads():
 
 def test_closing_drops_reads_that_have_not_begun():
     reader = FakeReader(addressed(400, 4), delay_s=0.02)
-    loaded = feed(EpochPlan(chunk_bounds(400, 8), 0, 0, False, 10, Mixing(25)), reader)
+    loaded = feed(EpochOrder(chunk_bounds(400, 8), 0, 0, False, 10, ShufflePlan(25)), reader)
     next(loaded)
     loaded.close()
     assert len(reader.reads) < 50
@@ -114,6 +114,6 @@ def test_closing_drops_reads_that_have_not_begun():
 
 def test_the_meter_sees_the_pool_grow_and_shrink():
     meter = Meter()
-    plan = EpochPlan(chunk_bounds(200, 10), 0, 0, True, 10, Mixing(2))
+    plan = EpochOrder(chunk_bounds(200, 10), 0, 0, True, 10, ShufflePlan(2))
     sizes = [sum(slab.n_bytes for slab in rows.held) for rows in feed(plan, FakeReader(addressed(200, 4)), meter=meter)]
     assert max(sizes) <= meter.snapshot().peak_pool_bytes < sum(sizes)

@@ -224,9 +224,10 @@ def test_epochs_and_plans(dataset, epoch, label):
 
 
 STATE_PATHS = [
-    ("version",), ("epoch",), ("rank",), ("stages",), ("fingerprint",), ("fingerprint", "n_obs"), ("stages", 0),
-    ("stages", 0, "world_size"), ("stages", 0, "num_workers"), ("stages", 0, "mixing"), ("stages", 0, "received"),
-    ("stages", 0, "mixing", "first"),
+    ("version",), ("epoch",), ("rank",), ("segments",), ("fingerprint",), ("fingerprint", "n_obs"), ("segments", 0),
+    ("segments", 0, "world_size"), ("segments", 0, "num_workers"), ("segments", 0, "mixing"),
+    ("segments", 0, "received"),
+    ("segments", 0, "mixing", "first"),
 ]  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import tiledbsoma as soma
 
 from cellfeed import ExperimentDataset, ReadError
 from cellfeed.rows.row_builder import GeneTable, RowBuilder
-from tests.support.fakes import row_space
+from tests.support.fakes import row_allocator
 from tests.support.stores import addressed, collect, write_experiment
 
 N_OBS, N_VARS = 60, 20
@@ -100,7 +100,7 @@ def test_columns_outside_the_array_are_no_genes():
     """A damaged tile may hold any column; as uint16 it would be another gene."""
     for columns in ([0, 70_000], [0, -1], [0, 5]):
         for wanted in (np.arange(5), np.array([0, 3])):
-            space, _ = row_space([0])
+            space, _ = row_allocator([0])
             builder = RowBuilder(np.array([7]), GeneTable.from_joinids(wanted, 5), np.float32)
             with pytest.raises(ReadError, match="outside its 5 columns"):
                 builder.add(np.array([7, 7]), np.array(columns), np.ones(2, np.float32))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellfeed.errors import PlanError
-from cellfeed.plan.permutation import check_seed, fresh_seed, permutation, stratified
+from cellfeed.plan.permutation import check_seed, interleave_by_weight, new_seed, permutation
 
 
 @given(n=st.integers(0, 500), seed=st.integers(0, 2**64), key=st.lists(st.integers(0, 2**40), max_size=4))
@@ -34,7 +34,7 @@ def test_stratified_orders_take_one_item_of_each_stratum_in_turn(n, n_strata, se
     """Each group has one item from each stratum of weights, as long as there are any; nothing is lost."""
     order = permutation(n, seed, 0)
     weights = np.array(data.draw(st.lists(st.integers(0, 5), min_size=n, max_size=n)), np.float64)
-    mixed = stratified(order, weights, n_strata)
+    mixed = interleave_by_weight(order, weights, n_strata)
     assert sorted(mixed) == list(range(n))
     stratum = np.empty(n, np.int64)
     stratum[order[np.argsort(weights[order], kind="stable")]] = np.arange(n) * n_strata // max(n, 1)
@@ -51,6 +51,6 @@ def test_bad_seed_is_named(seed):
 
 
 def test_fresh_seeds_differ_and_survive_json_doubles():
-    seeds = {fresh_seed() for _ in range(10)}
+    seeds = {new_seed() for _ in range(10)}
     assert len(seeds) == 10
     assert max(seeds) < 2**53

@@ -95,7 +95,7 @@ def flat(minibatches):
 
 
 def test_each_stage_meets_its_own_cells(store):
-    """Training shuffles anew each epoch; other stages come in order; parts are those of the split."""
+    """Training shuffles anew each epoch; other segments come in order; parts are those of the split."""
     datamodule = make(store, stratify="label")
     probe = Probe(datamodule.n_vars)
     run = trainer(num_sanity_val_steps=1)
@@ -203,10 +203,10 @@ def test_two_ranks_meet_each_cell_once(make_store, tmp_path):
     ranks = [json.loads((tmp_path / f"rank{r}.json").read_text()) for r in range(2)]
     train = flat(cells for rank in ranks for _, cells in rank["train"])
     assert len(set(train)) == len(train) > 60 - 2
-    for stage, n in (("validation", 21), ("test", 20)):
-        met = flat(cells for rank in ranks for cells in rank[stage])
+    for segment, n in (("validation", 21), ("test", 20)):
+        met = flat(cells for rank in ranks for cells in rank[segment])
         assert len(set(met)) == len(met) > n - 2
-        assert len(ranks[0][stage]) == len(ranks[1][stage])
+        assert len(ranks[0][segment]) == len(ranks[1][segment])
     assert ranks[0]["predicted"] == ranks[1]["predicted"] == list(range(101))
 
 

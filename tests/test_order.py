@@ -56,7 +56,7 @@ def test_what_has_an_order_is_taken(store, kind):
 @pytest.mark.parametrize("kind", [iter, lambda shares: dict(enumerate(shares)).values()])
 @pytest.mark.parametrize("make", [ExperimentDataset, ExperimentDataPipe])
 def test_generators_and_views_of_dicts_keep_their_order(store, make, kind):
-    """Shares, and the genes among which some are selected, may come from a generator or a view of a dict."""
+    """ShardAssignment, and the genes among which some are selected, may come from a generator or a view of a dict."""
     parts = make(store, seed=0).random_split(kind([0.3, 0.7]))
     assert [len(part.obs_joinids) for part in parts] == [6, 14]
     assert SelectGenes(kind(GENES), among=kind([f"G{k}" for k in range(6)])).source.tolist() == [4, 1, 3]

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellfeed.errors import PlanError
-from cellfeed.plan.epoch import EpochPlan, World, chunk_bounds
-from cellfeed.plan.schedule import Mixing
-from cellfeed.plan.windows import Walk
-from tests.support.fakes import cells, leavers, real_cells, walk_of
-from tests.support.strategies import plans, topologies
+from cellfeed.plan.epoch import EpochOrder, World, chunk_bounds
+from cellfeed.plan.schedule import ShufflePlan
+from cellfeed.plan.windows import ShardWindows
+from tests.support.fakes import cells, chunks_leaving, real_cells, walk_of
+from tests.support.strategies import layouts, plans
 
 
 def rank_cells(plan, rank, world_size, num_workers, take=cells):
@@ -18,10 +18,10 @@ def rank_cells(plan, rank, world_size, num_workers, take=cells):
 
 
 @settings(max_examples=500)
-@given(plan=plans(), topology=topologies)
-def test_coverage(plan, topology):
+@given(plan=plans(), world_layout=layouts)
+def test_coverage(plan, world_layout):
     """Every cell once over ranks and workers, up to the stated remainder."""
-    world_size, num_workers = topology
+    world_size, num_workers = world_layout
     per_rank = [rank_cells(plan, r, world_size, num_workers, real_cells) for r in range(world_size)]
     met = np.concatenate(per_rank)
     assert len(np.unique(met)) == len(met)
@@ -33,20 +33,20 @@ def test_coverage(plan, topology):
 
 
 @settings(max_examples=500)
-@given(plan=plans(remainder=("drop", "pad")), topology=topologies)
-def test_balance(plan, topology):
+@given(plan=plans(remainder=("drop", "pad")), world_layout=layouts)
+def test_balance(plan, world_layout):
     """Every rank yields as many cells, so as many minibatches, as every other."""
-    world_size, num_workers = topology
+    world_size, num_workers = world_layout
     counts = {len(rank_cells(plan, r, world_size, num_workers)) for r in range(world_size)}
     assert len(counts) == 1
     assert len({plan.n_minibatches(World(r, world_size)) for r in range(world_size)}) == 1
 
 
 @settings(max_examples=500)
-@given(plan=plans(), topology=topologies, data=st.data())
-def test_length(plan, topology, data):
+@given(plan=plans(), world_layout=layouts, data=st.data())
+def test_length(plan, world_layout, data):
     """The minibatches of a rank are those of its workers, and only its last one may be short."""
-    world_size, num_workers = topology
+    world_size, num_workers = world_layout
     rank = data.draw(st.integers(0, world_size - 1))
     yielded = []
     for w in range(num_workers):
@@ -59,32 +59,32 @@ def test_length(plan, topology, data):
 
 
 @settings(max_examples=500)
-@given(plan=plans(), topology=topologies, data=st.data())
-def test_worker_set(plan, topology, data):
+@given(plan=plans(), world_layout=layouts, data=st.data())
+def test_worker_set(plan, world_layout, data):
     """A rank's cells do not depend on the number of its workers."""
-    world_size, num_workers = topology
+    world_size, num_workers = world_layout
     rank = data.draw(st.integers(0, world_size - 1))
     alone = rank_cells(plan, rank, world_size, 1)
     assert sorted(rank_cells(plan, rank, world_size, num_workers)) == sorted(alone)
 
 
-@given(plan=plans(), topology=topologies, data=st.data())
-def test_seek(plan, topology, data):
+@given(plan=plans(), world_layout=layouts, data=st.data())
+def test_seek(plan, world_layout, data):
     """A walk begun anywhere is the rest of the whole one, and windows start where they say."""
-    world_size, num_workers = topology
+    world_size, num_workers = world_layout
     world = World(data.draw(st.integers(0, world_size - 1)), world_size, 0, num_workers)
-    whole = list(leavers(walk_of(plan, world).windows()))
+    whole = list(chunks_leaving(walk_of(plan, world).windows()))
     walk = walk_of(plan, world)
     assert [walk.first_cell(k) for k in range(walk.find(0), len(walk) + 1)] == np.cumsum([0, *map(len, whole)]).tolist()
     line = [cell for left in whole for cell in left]
     left = data.draw(st.integers(0, len(line)))
-    assert [cell for part in leavers(walk_of(plan, world).windows(left)) for cell in part] == line[left:]
+    assert [cell for part in chunks_leaving(walk_of(plan, world).windows(left)) for cell in part] == line[left:]
 
 
-@given(plan=plans(), topology=topologies, data=st.data())
-def test_held(plan, topology, data):
+@given(plan=plans(), world_layout=layouts, data=st.data())
+def test_held(plan, world_layout, data):
     """What is held, and what has not arrived, is what has not left; each chunk's part is told rightly."""
-    world_size, num_workers = topology
+    world_size, num_workers = world_layout
     world = World(data.draw(st.integers(0, world_size - 1)), world_size, 0, num_workers)
     walk = walk_of(plan, world)
     line = cells(plan, world).tolist()
@@ -92,7 +92,7 @@ def test_held(plan, topology, data):
         return
     left = data.draw(st.integers(0, len(line) - 1))
     positions, _, end = walk.held(left)
-    later = Walk(plan, end, walk.stop)
+    later = ShardWindows(plan, end, walk.stop)
     assert sorted([*positions.tolist(), *cells_of(later)]) == sorted(line[left:])
     k = walk.find(left)
     chunks, parts = walk.held_parts(k)
@@ -101,16 +101,16 @@ def test_held(plan, topology, data):
 
 
 def cells_of(walk):
-    return [p for left in leavers(walk.windows()) for p, _ in left]
+    return [p for left in chunks_leaving(walk.windows()) for p, _ in left]
 
 
 @given(plan=plans())
 def test_windows_read_ascending_positions_and_leave_as_a_permutation(plan):
     walk = walk_of(plan, World())
     for k, window in enumerate(walk.windows(), start=walk.find(0)):
-        assert all(np.all(np.diff(arrival.positions) > 0) for arrival in window.arrivals)
+        assert all(np.all(np.diff(fetch.positions) > 0) for fetch in window.fetches)
         assert np.array_equal(np.sort(window.order), np.arange(walk.first_cell(k + 1) - walk.first_cell(k)))
-        assert walk.leavers(k)[1].sum() == len(window.order)
+        assert walk.chunks_leaving(k)[1].sum() == len(window.order)
 
 
 @given(plan=plans(shuffle=(False,), remainder=("drop",)))
@@ -121,14 +121,14 @@ def test_without_shuffle_cells_come_in_joinid_order(plan):
 
 def test_determinism():
     """The same inputs give the same order in a fresh plan; another seed gives another."""
-    make = lambda seed: EpochPlan(chunk_bounds(100, 4), seed, 3, True, 8, Mixing(5))  # noqa: E731
+    make = lambda seed: EpochOrder(chunk_bounds(100, 4), seed, 3, True, 8, ShufflePlan(5))  # noqa: E731
     assert np.array_equal(cells(make(1), World()), cells(make(1), World()))
     assert not np.array_equal(cells(make(1), World()), cells(make(2), World()))
 
 
 def test_epoch():
     """Epochs have different orders, ranks have different cells in them, and other cells are left out."""
-    plans = [EpochPlan(chunk_bounds(103, 4), 0, epoch, True, 8, Mixing(5)) for epoch in range(6)]
+    plans = [EpochOrder(chunk_bounds(103, 4), 0, epoch, True, 8, ShufflePlan(5)) for epoch in range(6)]
     orders = {tuple(cells(p, World())) for p in plans}
     assert len(orders) == 6
     sets = {frozenset(cells(p, World(0, 2))) for p in plans}
@@ -141,10 +141,10 @@ def test_epoch():
 def test_golden_plan():
     """A saved state goes on with the order of the version that wrote it: this order never changes."""
     values = np.array([9, 1, 8, 2, 7, 3, 6, 4, 5, 5], np.float64)
-    plan = EpochPlan(chunk_bounds(19, 2), 42, 7, True, 4, Mixing(3), values=values)
+    plan = EpochOrder(chunk_bounds(19, 2), 42, 7, True, 4, ShufflePlan(3), values=values)
     assert plan.chunk_order.tolist() == [7, 2, 9, 1, 0, 6, 8, 5, 3, 4]
     assert cells(plan, World(1, 2)).tolist() == [17, 16, 10, 13, 11, 12, 7, 8, 6]
-    sliced = EpochPlan(chunk_bounds(19, 2), 42, 7, True, 4, Mixing(2, 3, first=2), values=values)
+    sliced = EpochOrder(chunk_bounds(19, 2), 42, 7, True, 4, ShufflePlan(2, 3, first=2), values=values)
     assert cells(sliced, World(1, 2)).tolist() == [13, 16, 17, 10, 12, 11, 6, 7, 8]
 
 
@@ -156,7 +156,7 @@ def test_ranks_get_nearly_equal_work():
     for epoch in range(20):
         shares = {}
         for values in (None, depth * 50):
-            plan = EpochPlan(bounds, 0, epoch, True, 8, Mixing(5), values=values)
+            plan = EpochOrder(bounds, 0, epoch, True, 8, ShufflePlan(5), values=values)
             sums = [depth[cells(plan, World(r, 8)) // 50].sum() for r in range(8)]
             shares[values is None] = max(sums) / min(sums)
         assert shares[False] < 1.1
@@ -164,42 +164,42 @@ def test_ranks_get_nearly_equal_work():
 
 
 def test_no_rank_keeps_a_region_of_the_store():
-    plan = EpochPlan(chunk_bounds(10_000, 10), 0, 0, True, 8, Mixing(5))
+    plan = EpochOrder(chunk_bounds(10_000, 10), 0, 0, True, 8, ShufflePlan(5))
     halves = [np.mean(cells(plan, World(r, 2)) < 5000) for r in range(2)]
     assert all(0.4 < half < 0.6 for half in halves)
 
 
 def test_two_shares_do_not_shuffle_alike():
     """Ranks and windows draw from streams of their own."""
-    plan = EpochPlan(chunk_bounds(80, 10), 0, 0, True, 8, Mixing(2))
+    plan = EpochOrder(chunk_bounds(80, 10), 0, 0, True, 8, ShufflePlan(2))
     orders = {tuple(window.order) for r in range(2) for window in walk_of(plan, World(r, 2)).windows()}
     assert len(orders) == 4
 
 
 def test_the_published_scatter_gather():
     """Given chunk size and count: so many whole chunks from random places, all their rows shuffled."""
-    plan = EpochPlan(chunk_bounds(1000, 10), 0, 0, True, 64, Mixing(20))
+    plan = EpochOrder(chunk_bounds(1000, 10), 0, 0, True, 64, ShufflePlan(20))
     windows = list(walk_of(plan, World()).windows())
     assert len(windows) == 5
     for window in windows:
-        (arrival,) = window.arrivals
-        chunks, counts = np.unique(arrival.positions // 10, return_counts=True)
+        (fetch,) = window.fetches
+        chunks, counts = np.unique(fetch.positions // 10, return_counts=True)
         assert len(chunks) == 20
         assert set(counts) == {10}
         assert np.diff(chunks).max() > 1
-        left = arrival.positions[window.order] // 10
+        left = fetch.positions[window.order] // 10
         assert np.mean(left[1:] == left[:-1]) < 0.2  # rows of a chunk do not leave side by side
 
 
 def test_published_distribution_over_ranks_and_workers():
     """As the published loader's tests have it: 6 cells, chunks of 2, rank 1 of 3; 12 cells, worker 1 of 2."""
-    plan = lambda n: EpochPlan(chunk_bounds(n, 2), 0, 0, False, 1, Mixing(1))  # noqa: E731
+    plan = lambda n: EpochOrder(chunk_bounds(n, 2), 0, 0, False, 1, ShufflePlan(1))  # noqa: E731
     assert cells(plan(6), World(1, 3)).tolist() == [2, 3]
     assert cells(plan(12), World(1, 3, 1, 2)).tolist() == [6, 7]
 
 
 def test_pad_repeats_cells_and_says_which():
-    plan = EpochPlan(chunk_bounds(10, 3), 0, 0, True, 4, Mixing(2), remainder="pad")
+    plan = EpochOrder(chunk_bounds(10, 3), 0, 0, True, 4, ShufflePlan(2), remainder="pad")
     per_rank = [rank_cells(plan, r, 4, 1) for r in range(4)]
     assert [len(p) for p in per_rank] == [3, 3, 3, 3]
     real = np.concatenate([rank_cells(plan, r, 4, 1, real_cells) for r in range(4)])

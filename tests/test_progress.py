@@ -6,25 +6,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellfeed.plan.epoch import World
-from cellfeed.plan.resume import Rest, Stage, Topology, deal, n_minibatches, received_from_workers, windows_of
-from tests.support.fakes import cells, leavers
+from cellfeed.plan.resume import (
+    Leftover,
+    ResumeSegment,
+    WorldLayout,
+    assign_shards,
+    n_minibatches,
+    received_from_workers,
+    windows_of,
+)
+from tests.support.fakes import cells, chunks_leaving
 from tests.support.strategies import mixings, plans
 
 worlds = st.tuples(st.integers(1, 8), st.integers(1, 4))
-topologies = st.builds(Topology, st.integers(1, 8), st.integers(1, 4), mixings())
+layouts = st.builds(WorldLayout, st.integers(1, 8), st.integers(1, 4), mixings())
 
 
 def stream(pieces, plan):
     """Minibatches of one worker: (position, is_real) of each cell."""
-    line = [cell for left in leavers(windows_of(pieces, plan)) for cell in left]
+    line = [cell for left in chunks_leaving(windows_of(pieces, plan)) for cell in left]
     return [line[k : k + plan.batch_size] for k in range(0, len(line), plan.batch_size)]
 
 
-def rank_streams(plan, stages, topology):
+def rank_streams(plan, segments, world_layout):
     """Minibatches of each rank in the order of a DataLoader, worked out step by step."""
-    now = replace(plan, mixing=topology.mixing)
+    now = replace(plan, mixing=world_layout.mixing)
     streams = []
-    for workers in deal(plan, stages, topology).ranks:
+    for workers in assign_shards(plan, segments, world_layout).ranks:
         queues, received = [stream(pieces, now) for pieces in workers], []
         assert [len(queue) for queue in queues] == [n_minibatches(pieces, plan.batch_size) for pieces in workers]
         while any(queues):
@@ -42,7 +50,7 @@ def cells_of(minibatches):
 @given(plan=plans(), world=worlds)
 def test_an_epoch_that_was_not_begun_is_the_plan(plan, world):
     world_size, num_workers = world
-    dealt = deal(plan, [], Topology(world_size, num_workers, plan.mixing))
+    dealt = assign_shards(plan, [], WorldLayout(world_size, num_workers, plan.mixing))
     for r in range(world_size):
         for w in range(num_workers):
             world = World(r, world_size, w, num_workers)
@@ -52,55 +60,61 @@ def test_an_epoch_that_was_not_begun_is_the_plan(plan, world):
 
 
 @settings(max_examples=500)
-@given(plan=plans(), topology=topologies)
-def test_resume_at_every_step(plan, topology):
+@given(plan=plans(), world_layout=layouts)
+def test_resume_at_every_step(plan, world_layout):
     """On the same ranks and workers the rest of each rank's stream is equal, wherever it stopped."""
-    plan = replace(plan, mixing=topology.mixing)
-    before = rank_streams(plan, [], topology)
+    plan = replace(plan, mixing=world_layout.mixing)
+    before = rank_streams(plan, [], world_layout)
     for k in range(max(map(len, before)) + 1):
-        assert rank_streams(plan, [Stage(topology, k)], topology) == [stream[k:] for stream in before]
+        assert rank_streams(plan, [ResumeSegment(world_layout, k)], world_layout) == [stream[k:] for stream in before]
 
 
 @settings(max_examples=500)
-@given(plan=plans(), walks=st.lists(topologies, min_size=2, max_size=4), data=st.data())
+@given(plan=plans(), walks=st.lists(layouts, min_size=2, max_size=4), data=st.data())
 def test_other_ranks_and_workers_lose_and_repeat_nothing(plan, walks, data):
-    """Stage after stage on other topologies: each cell once, up to the remainder of the last one."""
-    stages, met = [], []
-    for topology in walks:
-        streams = rank_streams(plan, stages, topology)
-        if plan.remainder != "uneven" and (not stages or stages[-1].topology.world_size != topology.world_size):
+    """Stage after segment on other layouts: each cell once, up to the remainder of the last one."""
+    segments, met = [], []
+    for world_layout in walks:
+        streams = rank_streams(plan, segments, world_layout)
+        if plan.remainder != "uneven" and (
+            not segments or segments[-1].world_layout.world_size != world_layout.world_size
+        ):
             assert len({len(cells_of(s)) for s in streams}) == 1
-        last = len(stages) == len(walks) - 1
+        last = len(segments) == len(walks) - 1
         # Ranks that train together have received as many minibatches each; others, as they like.
         together = data.draw(st.booleans())
         most = min(map(len, streams))
         k = data.draw(st.integers(0, most)) if together and not last else None
         received = tuple(len(s) if last else k if k is not None else data.draw(st.integers(0, len(s))) for s in streams)
         met += [cell for s, n in zip(streams, received, strict=True) for cell in cells_of(s[:n])]
-        stages.append(Stage(topology, k if k is not None else received))
+        segments.append(ResumeSegment(world_layout, k if k is not None else received))
     real = [p for p, is_real in met if is_real]
     assert len(set(real)) == len(real)
     if not plan.drop_last and plan.remainder != "drop":
         assert len(real) == plan.n_cells
     ranks_since = [t.world_size for t in walks][::-1]
     last_deal = next((k for k, n in enumerate(ranks_since) if n != ranks_since[0]), len(walks)) - 1
-    stages_before = stages[: len(walks) - 1 - last_deal]
-    dealt = deal(plan, stages_before, walks[len(walks) - 1 - last_deal])
+    stages_before = segments[: len(walks) - 1 - last_deal]
+    dealt = assign_shards(plan, stages_before, walks[len(walks) - 1 - last_deal])
     left_out = sum(map(len, dealt.left_out))
     assert left_out < max(1, walks[-1].world_size) * (plan.batch_size if plan.drop_last else 1) + walks[-1].world_size
     assert plan.n_cells - len(real) <= left_out
 
 
-@given(plan=plans(), topology=topologies, now=topologies, data=st.data())
-def test_windows_of_a_rest_are_no_larger_than_what_is_held(plan, topology, now, data):
+@given(plan=plans(), world_layout=layouts, now=layouts, data=st.data())
+def test_windows_of_a_rest_are_no_larger_than_what_is_held(plan, world_layout, now, data):
     """Others may hold less than those before: what was under way comes in windows of their size."""
-    before = rank_streams(plan, [], topology)
-    stage = Stage(topology, data.draw(st.integers(0, max(map(len, before)))))
+    before = rank_streams(plan, [], world_layout)
+    segment = ResumeSegment(world_layout, data.draw(st.integers(0, max(map(len, before)))))
     planned = replace(plan, mixing=now.mixing)
-    if now == topology:
+    if now == world_layout:
         return
     rests = [
-        p for workers in deal(plan, [stage], now).ranks for pieces in workers for p in pieces if isinstance(p, Rest)
+        p
+        for workers in assign_shards(plan, [segment], now).ranks
+        for pieces in workers
+        for p in pieces
+        if isinstance(p, Leftover)
     ]
     for rest in rests:
         assert all(len(window.order) <= planned.cells_held for window in rest.windows(planned))

@@ -24,7 +24,7 @@ CALQUES = (
 REPLACED = (
     "walk", "walks", "walked", "lap", "stretch", "stretches", "leavers", "shelf", "shelves", "arrival", "arrivals",
     "topology", "workbench", "a pass", "each pass", "every pass", "one pass", "next pass", "first pass", "last pass",
-    "the pass", "this pass", "later passes", "told_as", "PlacedRows", "RowSpace", "EpochPlan",
+    "the pass", "this pass", "later passes", "told_as", "PlacedRows", "RowSpace",
 )  # fmt: skip
 """Terms that the glossary replaces by those of the field."""
 

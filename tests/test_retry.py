@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellfeed import ReadError
-from cellfeed.errors import GaveUp
+from cellfeed.errors import RetryTimeout
 from cellfeed.sources.backoff import FIRST_S, LONGEST_S, delays
 from cellfeed.sources.failures import advice_for, is_transient
-from cellfeed.sources.redact import told_as
-from cellfeed.sources.retry import ONCE, Retries
+from cellfeed.sources.redact import reraise_as
+from cellfeed.sources.retry import NO_RETRY, Retries
 from cellfeed.sources.soma.address import ArrayAddress
 from cellfeed.sources.soma.experiment import retrying
 from cellfeed.stats import Meter
@@ -127,7 +127,7 @@ def test_at_the_deadline_the_error_tells_how_often_how_long_and_why():
     retries, clock = with_clock(10)
     with (
         pytest.raises(ReadError, match=r"reading cells failed: gave up after 9 attempts in 10\.1 s") as caught,
-        told_as(ReadError, "reading cells failed"),
+        reraise_as(ReadError, "reading cells failed"),
     ):
         retries.call(failing(1000, clock=clock, work_s=0.1))
     assert "(retry_deadline_s=10)" in str(caught.value)
@@ -142,7 +142,7 @@ def test_final_errors_are_not_tried_again():
     assert clock.now == meter.snapshot().n_retries == 0
 
 
-@pytest.mark.parametrize("retries", [ONCE, Retries(0)])
+@pytest.mark.parametrize("retries", [NO_RETRY, Retries(0)])
 def test_without_a_deadline_there_is_one_attempt(retries):
     with pytest.raises(RuntimeError, match="SlowDown"):
         retries.call(failing(1))
@@ -186,7 +186,7 @@ def test_several_requests_are_under_way(threads):
 def test_nobody_waits_for_an_attempt_that_does_not_return(threads, monkeypatch):
     monkeypatch.setattr("cellfeed.sources.retry.GRACE_S", 0.1)
     retries, release = threads(0.2), threading.Event()
-    with pytest.raises(GaveUp, match=r"gave up after 1 attempt in 0\.\d s .*was not answered"):
+    with pytest.raises(RetryTimeout, match=r"gave up after 1 attempt in 0\.\d s .*was not answered"):
         retries.call(release.wait)
     release.set()
 
@@ -201,7 +201,7 @@ def test_one_request_that_is_given_up_ends_all(threads):
 
     requests = [retries.start(partial(attempt, k)) for k in range(20)]
     for request in requests:
-        with pytest.raises(GaveUp, match="SlowDown"):
+        with pytest.raises(RetryTimeout, match="SlowDown"):
             request.result()
     assert attempts[0] > 1
     assert all(attempts[k] <= 1 for k in range(1, 20))
@@ -218,7 +218,7 @@ def test_closing_ends_all_waiting(threads):
     begun.wait()
     retries.close()
     for request in requests:
-        with pytest.raises(GaveUp, match="reading was ended"):
+        with pytest.raises(RetryTimeout, match="reading was ended"):
             request.result()
 
 
@@ -249,7 +249,7 @@ def test_what_a_setting_mends_is_final_and_names_the_setting(text, setting):
         attempts.append(1)
         raise RuntimeError(text)
 
-    with pytest.raises(ReadError) as raised, told_as(ReadError, "reading failed"):
+    with pytest.raises(ReadError) as raised, reraise_as(ReadError, "reading failed"):
         Retries(60.0, sleep=Clock().sleep).call(attempt)
     assert setting in str(raised.value)
     assert len(attempts) == 1
@@ -283,12 +283,12 @@ def test_a_store_was_reached_after_the_first_success_and_by_whoever_selected_fro
 def test_at_the_deadline_a_network_that_needs_a_proxy_names_its_settings():
     """Nothing is final there, as the network may be down; many clusters reach S3 through a proxy only."""
     retries, _ = with_clock(10)
-    with pytest.raises(GaveUp, match=r"Timeout was reached. If this machine.*vfs.s3.proxy_host"):
+    with pytest.raises(RetryTimeout, match=r"Timeout was reached. If this machine.*vfs.s3.proxy_host"):
         retries.call(failing(1000, "[HTTP Response Code: -1] : curlCode: 28, Timeout was reached"))
 
 
 def test_an_error_says_what_tiledb_says_without_the_heads_of_the_response():
-    with pytest.raises(ReadError) as caught, told_as(ReadError, "reading failed"):
+    with pytest.raises(ReadError) as caught, reraise_as(ReadError, "reading failed"):
         raise RuntimeError("S3: no [HTTP Response Code: 418] [Remote IP: 127.0.0.1] [Headers: 'date' = 'x'] : teapot")
     assert str(caught.value) == "reading failed: S3: no [HTTP Response Code: 418] : teapot"
 

@@ -7,17 +7,17 @@ from hypothesis import strategies as st
 
 from cellfeed.errors import ReadError
 from cellfeed.rows.row_builder import GeneTable, RowBuilder
-from tests.support.fakes import as_csr, row_space
+from tests.support.fakes import as_csr, row_allocator
 
 
 def build(rows, columns, values, joinids, genes, dtype=np.float32, page=7):
     """Build rows from pages; also return what holds their memory."""
-    space, shelves = row_space(np.zeros(len(joinids), np.int64))
+    space, arenas = row_allocator(np.zeros(len(joinids), np.int64))
     builder = RowBuilder(np.asarray(joinids, np.int64), genes, dtype)
     for at in range(0, len(rows), page):
         here = slice(at, at + page)
         builder.add(np.ascontiguousarray(rows[here]), np.ascontiguousarray(columns[here]), values[here])
-    return as_csr(builder.finish(space), max(genes.n_vars, 1)), shelves
+    return as_csr(builder.finish(space), max(genes.n_vars, 1)), arenas
 
 
 @settings(max_examples=200)

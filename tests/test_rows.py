@@ -9,17 +9,17 @@ import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellfeed.rows.cell_rows import Rows
-from tests.support.fakes import matrix, place, row_space
+from cellfeed.rows.cell_rows import CellRows
+from tests.support.fakes import matrix, place, row_allocator
 from tests.support.stores import addressed
 
 
 def rows_of(X, dtype, first=0):
     """Rows of a matrix, as cells from ``first`` on."""
     n = X.shape[0]
-    space, shelves = row_space(np.zeros(n, np.int64))
-    rows = Rows.of(place(X, space, dtype), np.arange(first, first + n), np.ones(n, np.bool_))
-    return replace(rows, held=shelves[0].held if shelves else ())
+    space, arenas = row_allocator(np.zeros(n, np.int64))
+    rows = CellRows.of(place(X, space, dtype), np.arange(first, first + n), np.ones(n, np.bool_))
+    return replace(rows, held=arenas[0].held if arenas else ())
 
 
 @given(
@@ -35,10 +35,10 @@ def test_gather_after_any_order_and_cuts(sizes, dtypes, data):
     reads = [rows_of(X[a:b], t, a) for a, b, t in zip(bounds[:-1], bounds[1:], dtypes, strict=False)]
     n = X.shape[0]
     order = np.array(data.draw(st.permutations(range(n))), np.int64)
-    rows = Rows.join(reads).take(order)
+    rows = CellRows.join(reads).take(order)
     edges = sorted([0, n, *data.draw(st.lists(st.integers(0, n), max_size=3))])
     parts = [rows.cut(low, high) for low, high in zip(edges[:-1], edges[1:], strict=True)]
-    whole = Rows.join(parts)
+    whole = CellRows.join(parts)
     assert np.array_equal(whole.positions, order)
     assert (matrix(whole, 9) != X[order]).nnz == 0
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellfeed.rows.row_space import RowSpace
-from cellfeed.rows.slabs import SLAB_BYTES, Shelf, Slab
+from cellfeed.rows.row_allocator import RowAllocator
+from cellfeed.rows.slabs import SLAB_BYTES, Arena, Slab
 from cellfeed.stats import Meter
 
 
@@ -34,11 +34,11 @@ def test_rows_share_no_byte_and_lie_on_the_shelves_of_their_parts(
 ):
     """Of several reads at once, whatever fits in a slab or does not; any type may be written where it lies."""
     meter, lock, rng = Meter(), threading.Lock(), np.random.default_rng(seed)
-    shelves = [Shelf(slab_bytes, meter) for _ in range(n_parts)]
+    arenas = [Arena(slab_bytes, meter) for _ in range(n_parts)]
     parts = [rng.integers(0, n_parts, len(rows)) for rows in sizes]
 
     def place(rows, part):
-        return RowSpace(shelves, part, lock).place(np.array(rows, np.int64), gene_dtype, value_dtype)
+        return RowAllocator(arenas, part, lock).place(np.array(rows, np.int64), gene_dtype, value_dtype)
 
     with ThreadPoolExecutor(4) as threads:
         placed = list(threads.map(place, sizes, parts))
@@ -49,10 +49,10 @@ def test_rows_share_no_byte_and_lie_on_the_shelves_of_their_parts(
     for rows, part in zip(placed, parts, strict=True):
         low, high = (edge.reshape(2, -1) for edge in spans(rows))
         for row, p in enumerate(part):
-            slabs = [(slab.address, slab.address + slab.n_bytes) for slab in shelves[p].held]
+            slabs = [(slab.address, slab.address + slab.n_bytes) for slab in arenas[p].held]
             for kind in range(2 if rows.sizes[row] else 0):
                 assert any(a <= low[kind, row] and high[kind, row] <= b for a, b in slabs)
-    held = sum(slab.n_bytes for shelf in shelves for slab in shelf.held)
+    held = sum(slab.n_bytes for arena in arenas for slab in arena.held)
     assert meter.snapshot().peak_pool_bytes == held
 
 

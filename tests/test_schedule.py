@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellfeed.plan.schedule import GROWTH, MAX_SLICES, Mixing, best_mixing, schedule
+from cellfeed.plan.schedule import GROWTH, MAX_SLICES, ShufflePlan, best_shuffle_plan, schedule
 from tests.support.strategies import mixings
 
 
@@ -46,7 +46,9 @@ def test_a_walk_begins_no_larger_than_it_is_told(n, mixing):
         assert (made.arrive == 0).sum() <= max(mixing.first + 1, 1)
 
 
-@pytest.mark.parametrize("mixing", [Mixing(2, 29, first=9), Mixing(15, 29, first=40), Mixing(6, 32, first=30)])
+@pytest.mark.parametrize(
+    "mixing", [ShufflePlan(2, 29, first=9), ShufflePlan(15, 29, first=40), ShufflePlan(6, 32, first=30)]
+)
 def test_growing_asks_for_no_more_than_it_says(mixing):
     """From any window on: a training loop that takes little less than can be read does not wait for the growth."""
     made = schedule(1000, mixing)
@@ -60,18 +62,18 @@ def test_growing_asks_for_no_more_than_it_says(mixing):
 
 
 def test_golden_growth():
-    made = schedule(30, Mixing(2, 29, first=9))
+    made = schedule(30, ShufflePlan(2, 29, first=9))
     assert np.bincount(made.arrive).tolist() == [9, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 1, 1, 2, 1, 2]
 
 
 @given(room=st.floats(1, 5000), ahead=st.booleans())
 def test_best_mixing_keeps_within_its_room(room, ahead):
-    mixing = best_mixing(room, ahead=ahead)
+    mixing = best_shuffle_plan(room, ahead=ahead)
     assert mixing.slices <= MAX_SLICES
     assert mixing.held + mixing.arriving * ahead <= max(room, 1 + ahead)
-    assert best_mixing(room * 1.5, ahead=ahead).mixed >= mixing.mixed
+    assert best_shuffle_plan(room * 1.5, ahead=ahead).mixed >= mixing.mixed
 
 
 @given(room=st.floats(40, 5000))
 def test_slices_mix_more_than_is_held(room):
-    assert best_mixing(room, ahead=True).mixed > 1.4 * room
+    assert best_shuffle_plan(room, ahead=True).mixed > 1.4 * room

@@ -337,10 +337,10 @@ def test_two_ranks_train_one_model_and_embed_all_cells(uri, tmp_path):
     torchrun(2, "tests.programs.scvi_ranks", uri, tmp_path)
     ranks = [json.loads((tmp_path / f"rank{r}.json").read_text()) for r in range(2)]
     whole = make(uri, split={"train": 0.8, "validation": 0.2})
-    for stage, part in (("train", "train"), ("validate", "validation")):
+    for segment, part in (("train", "train"), ("validate", "validation")):
         own = set(whole.parts[part].obs_joinids.tolist())
         for epoch in range(2):
-            one, other = (rank[stage][epoch] for rank in ranks)
+            one, other = (rank[segment][epoch] for rank in ranks)
             assert len(one) == len(other)
             assert len({*one, *other}) == len(one) + len(other) > len(own) - 2
             assert {*one, *other} <= own

@@ -70,7 +70,7 @@ def test_contents_are_small_and_plain(store):
     next(iterator)
     state = dataset.state_dict()
     assert state["epoch"] == 0
-    assert state["stages"] == [{"world_size": 1, "num_workers": 1, "mixing": MIXING, "received": 1}]
+    assert state["segments"] == [{"world_size": 1, "num_workers": 1, "mixing": MIXING, "received": 1}]
     assert len(json.dumps(state)) < 1000
     assert through_json(state) == state
 
@@ -80,12 +80,12 @@ def test_a_state_is_that_of_the_training_loop_not_of_what_was_read_ahead(store):
     dataset = make(store)
     first = iter(dataset)
     cells(first, 3)
-    assert dataset.state_dict()["stages"][0]["received"] == 3
+    assert dataset.state_dict()["segments"][0]["received"] == 3
     second = iter(dataset)
     cells(second, 2)
     next(first)
     state = dataset.state_dict()
-    assert (state["epoch"], state["stages"][0]["received"]) == (1, 2)
+    assert (state["epoch"], state["segments"][0]["received"]) == (1, 2)
 
 
 def test_before_between_and_behind_passes(store):
@@ -116,7 +116,7 @@ def test_a_restored_state_that_nobody_iterates_is_the_same_state(store):
 
 
 def test_restoring_again_and_again_keeps_one_stage(store):
-    """Restores on the same topology add up: a state does not grow with them."""
+    """Restores on the same world_layout add up: a state does not grow with them."""
     whole = cells(make(store))
     state = make(store).state_dict()
     for k in range(len(whole)):
@@ -124,7 +124,7 @@ def test_restoring_again_and_again_keeps_one_stage(store):
         dataset.load_state_dict(state)
         assert cells(iter(dataset), 1) == whole[k : k + 1]
         state = dataset.state_dict()
-        assert [stage["received"] for stage in state["stages"]] == [k + 1]
+        assert [segment["received"] for segment in state["segments"]] == [k + 1]
 
 
 @pytest.mark.slow
@@ -136,7 +136,7 @@ def test_worker_processes(store, before, after):
     received = cells(iterator, 4)
     state = through_json(loader.state_dict())
     rest = cells(iterator)
-    assert state["stages"][-1]["received"] == 4
+    assert state["segments"][-1]["received"] == 4
     restored = experiment_dataloader(make(store, return_sparse_X=True), num_workers=after)
     restored.load_state_dict(state)
     n = len(restored)
@@ -263,9 +263,9 @@ def test_what_is_no_state(store, state, message):
     [
         {"epoch": -1},
         {"epoch": "1"},
-        {"stages": [{"world_size": 2}]},
-        {"stages": [{"world_size": 2, "num_workers": 1, "mixing": MIXING, "received": [1]}]},
-        {"stages": [{"world_size": 0, "num_workers": 1, "mixing": MIXING, "received": 1}]},
+        {"segments": [{"world_size": 2}]},
+        {"segments": [{"world_size": 2, "num_workers": 1, "mixing": MIXING, "received": [1]}]},
+        {"segments": [{"world_size": 0, "num_workers": 1, "mixing": MIXING, "received": 1}]},
         {"fingerprint": {}},
     ],
 )
@@ -293,8 +293,8 @@ def test_too_many_restores(store):
     """Stages have a limit, and passing it is an error."""
     dataset = make(store)
     state = dataset.state_dict()
-    stage = {"world_size": 1, "num_workers": 1, "mixing": MIXING, "received": 0}
-    state["stages"] = [{**stage, "num_workers": 1 + k % 2} for k in range(5000)]
+    segment = {"world_size": 1, "num_workers": 1, "mixing": MIXING, "received": 0}
+    state["segments"] = [{**segment, "num_workers": 1 + k % 2} for k in range(5000)]
     with pytest.raises(StateError, match="5000 restores"):
         dataset.load_state_dict(state)
 
@@ -305,7 +305,7 @@ def test_numbers_of_numpy_are_numbers(store):
     next(iter(dataset))
     state = dataset.state_dict()
     state["epoch"] = np.int64(state["epoch"])
-    state["stages"] = [{**stage, "received": np.int64(stage["received"])} for stage in state["stages"]]
+    state["segments"] = [{**segment, "received": np.int64(segment["received"])} for segment in state["segments"]]
     restored = make(store)
     restored.load_state_dict(state)
     assert through_json(restored.state_dict()) == dataset.state_dict()

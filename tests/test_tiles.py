@@ -21,7 +21,7 @@ from cellfeed.sources.soma.tiles.fragments import UnknownLayout, parse_fragment,
 from cellfeed.sources.soma.tiles.index import TileLayout, _load_fragments
 from cellfeed.sources.soma.tiles.reader import TileReader
 from cellfeed.stats import Meter
-from tests.support.fakes import as_csr, row_space
+from tests.support.fakes import as_csr, row_allocator
 from tests.support.stores import addressed, write_experiment
 
 LATEST = 2**62
@@ -46,10 +46,10 @@ def reader(uri, var_joinids=None, dtype=np.float32):
 
 def read(reader, joinids, n_vars):
     """Rows of joinids as a matrix."""
-    space, shelves = row_space(np.arange(len(joinids)) % 3)
+    space, arenas = row_allocator(np.arange(len(joinids)) % 3)
     rows = reader.read(joinids, space)
     X = as_csr(rows, n_vars).astype(np.float64).toarray()
-    del shelves  # they held the rows until here
+    del arenas  # they held the rows until here
     return X
 
 
@@ -204,11 +204,11 @@ def genes_read(uri):
         index, _ = opened(uri)
         if index is None:
             return None
-        space, shelves = row_space(np.zeros(40))
+        space, arenas = row_allocator(np.zeros(40))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             genes = as_csr(reader(uri).read(np.arange(40), space), 30).indices
-        del shelves  # they held the rows until here
+        del arenas  # they held the rows until here
         return genes
     except (soma.SOMAError, UnicodeDecodeError, ReadError):
         return None

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellfeed import ExperimentDataset, PlanError, SelectionError, experiment_dataloader
-from cellfeed.rows.cell_rows import Rows
+from cellfeed.rows.cell_rows import CellRows
 from cellfeed.rows.minibatch import Assembler, DenseBuffers
 from cellfeed.transforms import Compose, Log1p, NormalizeTotal, OfValues, Scaling, SelectGenes, split_scaling, to_device
-from tests.support.fakes import place, row_space
+from tests.support.fakes import place, row_allocator
 from tests.support.stores import addressed
 
 N, G = 100, 30
@@ -70,13 +70,13 @@ def test_halves_hold_totals_that_are_too_large_for_them():
 
 def assembled(X, dtype, scaling):
     """Dense and CSR minibatches of the rows of X, which lie in the pool as values of a type."""
-    space, shelves = row_space(np.zeros(len(X)))
-    rows = Rows.of(place(sp.csr_matrix(X), space, dtype), np.arange(len(X)), np.ones(len(X), bool))
+    space, arenas = row_allocator(np.zeros(len(X)))
+    rows = CellRows.of(place(sp.csr_matrix(X), space, dtype), np.arange(len(X)), np.ones(len(X), bool))
     buffers = DenseBuffers(keep=1)
     with contextlib.closing(Assembler(X.shape[1], "float32", n_threads=2, buffers=buffers, scaling=scaling)) as make:
         yield make.dense_X(rows)
         yield make.sparse_X(rows)
-    del shelves
+    del arenas
 
 
 @given(matrices(), st.sampled_from([(np.uint8, 1), (np.uint16, 150), (np.float32, 0.3)]), st.floats(1e-2, 1e5))

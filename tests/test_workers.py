@@ -141,7 +141,7 @@ def test_of_two_iterators_begun_together_the_later_is_counted(store):
     for iterator in (first, second, first, first):
         next(iterator)
     assert dataset.state_dict()["epoch"] == 1
-    assert dataset.state_dict()["stages"][0]["received"] == 1
+    assert dataset.state_dict()["segments"][0]["received"] == 1
 
 
 def test_a_copy_in_another_process_counts_passes_by_itself(store):

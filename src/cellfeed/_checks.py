@@ -16,22 +16,22 @@ from cellfeed.errors import CellfeedError, PlanError, SelectionError
 T = TypeVar("T")
 
 
-def is_real(value: object) -> TypeGuard[float]:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether an argument is a number; ``True`` and ``False`` are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def is_whole(value: object) -> TypeGuard[int]:
+def is_integer(value: object) -> TypeGuard[int]:
     """Whether an argument is a whole number, of Python or NumPy; ``True`` and ``False`` are none, nor is ``2.0``."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def nearest(name: object, candidates: Iterable[str]) -> str:
+def suggest(name: object, candidates: Iterable[str]) -> str:
     """Say which of the candidates a misspelt name may have meant.
 
     Examples
     --------
-    >>> nearest("cell_typ", ["cell_type", "assay"])
+    >>> suggest("cell_typ", ["cell_type", "assay"])
     "did you mean 'cell_type'? There are: 'assay', 'cell_type'"
     """
     known = sorted(candidates)
@@ -45,12 +45,12 @@ MAX_SHOWN = 5
 """Names that a message lists."""
 
 
-def some(names: Sequence[object]) -> str:
+def abbreviate(names: Sequence[object]) -> str:
     """List the first of some names, and say how many there are besides.
 
     Examples
     --------
-    >>> some(["A1BG", "A2M"]), some(range(8))
+    >>> abbreviate(["A1BG", "A2M"]), abbreviate(range(8))
     ("'A1BG', 'A2M'", '0, 1, 2, 3, 4 and 3 others')
     """
     shown = ", ".join(map(repr, names[:MAX_SHOWN]))
@@ -62,7 +62,7 @@ def shortened(text: str, n: int = 200) -> str:
     return text if len(text) <= n else f"{text[: n - 3]}..."
 
 
-def lacking(names: Sequence[T], among: Sequence[T]) -> list[T]:
+def missing_from(names: Sequence[T], among: Sequence[T]) -> list[T]:
     """Return the names that are not among others, in their order."""
     known = set(among)
     return [name for name in names if name not in known]
@@ -171,7 +171,7 @@ def parse_bytes(value: int | str, *, argument: str = "memory_budget") -> int:
     >>> parse_bytes("2 GiB")
     2147483648
     """
-    if is_whole(value):
+    if is_integer(value):
         n_bytes = int(value)
     elif not isinstance(value, str):
         raise PlanError(f'{argument}={value!r} must be a number of bytes or text such as "2 GiB"')

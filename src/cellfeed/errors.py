@@ -91,7 +91,7 @@ class ReadError(CellfeedError, RuntimeError):
     """
 
 
-class GaveUp(Exception):  # noqa: N818 - what failed is told by others, as a ReadError
+class RetryTimeout(Exception):  # noqa: N818 - what failed is told by others, as a ReadError
     """Nothing came from an object store until the deadline, or until it was not wanted any more."""
 
 

@@ -1,4 +1,4 @@
-"""Where the time goes: counters that the stages of a dataset fill while it is iterated."""
+"""Where the time goes: counters that the segments of a dataset fill while it is iterated."""
 
 from __future__ import annotations
 

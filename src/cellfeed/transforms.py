@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cellfeed._checks import check_transform, is_real, ordered
+from cellfeed._checks import check_transform, is_number, ordered
 from cellfeed.errors import PlanError
 from cellfeed.rows.densify import densified
 from cellfeed.rows.minibatch import Scaling
@@ -68,7 +68,7 @@ class NormalizeTotal(OfValues):
     """
 
     def __init__(self, target_sum: float = 1e4) -> None:
-        if not is_real(target_sum) or not 0 < target_sum < float("inf"):
+        if not is_number(target_sum) or not 0 < target_sum < float("inf"):
             raise PlanError(f"target_sum={target_sum!r} must be a number above 0, such as 1e4")
         self._target = float(target_sum)
 

@@ -8,10 +8,10 @@ import time
 import numpy as np
 import scipy.sparse as sp
 
-from cellfeed.plan.windows import Walk
+from cellfeed.plan.windows import ShardWindows
 from cellfeed.rows import kernels
-from cellfeed.rows.row_space import PlacedRows, RowSpace
-from cellfeed.rows.slabs import Shelf
+from cellfeed.rows.row_allocator import RowAllocator, RowPointers
+from cellfeed.rows.slabs import Arena
 from cellfeed.stats import Meter
 
 
@@ -19,14 +19,14 @@ def leaving(windows):
     """What leaves in each window, without the feed: positions, and whether they are real."""
     pool = []
     for window in windows:
-        for arrival in window.arrivals:
-            n_parts = int(arrival.leaves.max(initial=-1)) + 1
+        for fetch in window.fetches:
+            n_parts = int(fetch.leaves.max(initial=-1)) + 1
             pool += [[] for _ in range(n_parts - len(pool))]
-            by_window = np.argsort(arrival.leaves, kind="stable")
-            edges = np.searchsorted(arrival.leaves[by_window], np.arange(n_parts + 1))
+            by_window = np.argsort(fetch.leaves, kind="stable")
+            edges = np.searchsorted(fetch.leaves[by_window], np.arange(n_parts + 1))
             for after in range(n_parts):
                 here = by_window[edges[after] : edges[after + 1]]
-                pool[after].append((arrival.positions[here], arrival.is_real[here]))
+                pool[after].append((fetch.positions[here], fetch.is_real[here]))
         parts = pool.pop(0) if pool else []
         order = window.order[window.gone :]
         yield (
@@ -35,7 +35,7 @@ def leaving(windows):
         )
 
 
-def leavers(windows):
+def chunks_leaving(windows):
     """The same, as a list of pairs for each window."""
     for positions, is_real in leaving(windows):
         yield list(zip(positions.tolist(), is_real.tolist(), strict=True))
@@ -43,7 +43,7 @@ def leavers(windows):
 
 def walk_of(plan, world):
     """The walk of one worker of an epoch that nobody has begun."""
-    return Walk(plan, *plan.stretch(world))
+    return ShardWindows(plan, *plan.stretch(world))
 
 
 def cells(plan, world):
@@ -58,13 +58,13 @@ def real_cells(plan, world):
     return np.concatenate([*parts, np.empty(0, np.int64)])
 
 
-def row_space(part, *, slab_bytes=4096):
-    """Room for rows of some parts, and the shelves that hold them."""
-    shelves = [Shelf(slab_bytes, Meter()) for _ in range(int(max(part, default=-1)) + 1)]
-    return RowSpace(shelves, np.asarray(part, np.int64), threading.Lock()), shelves
+def row_allocator(part, *, slab_bytes=4096):
+    """Room for rows of some parts, and the arenas that hold them."""
+    arenas = [Arena(slab_bytes, Meter()) for _ in range(int(max(part, default=-1)) + 1)]
+    return RowAllocator(arenas, np.asarray(part, np.int64), threading.Lock()), arenas
 
 
-def place(X: sp.csr_matrix, space: RowSpace, dtype: np.typing.DTypeLike) -> PlacedRows:
+def place(X: sp.csr_matrix, space: RowAllocator, dtype: np.typing.DTypeLike) -> RowPointers:
     """Put the rows of a matrix where there is room."""
     indptr = X.indptr.astype(np.int64)
     rows = space.place(np.diff(indptr), np.uint16, dtype)
@@ -73,7 +73,7 @@ def place(X: sp.csr_matrix, space: RowSpace, dtype: np.typing.DTypeLike) -> Plac
     return rows
 
 
-def as_csr(rows: PlacedRows, n_vars: int) -> sp.csr_matrix:
+def as_csr(rows: RowPointers, n_vars: int) -> sp.csr_matrix:
     """What some rows hold, as it is; values keep their type."""
     indptr = np.append(0, np.cumsum(rows.sizes))
     gene_type, value_type = rows.types
@@ -110,7 +110,7 @@ class FakeReader:
         self.closed = False
         self._lock = threading.Lock()
 
-    def read(self, joinids: np.ndarray, space: RowSpace) -> PlacedRows:
+    def read(self, joinids: np.ndarray, space: RowAllocator) -> RowPointers:
         with self._lock:
             self.reads.append(joinids)
         time.sleep(self.delay_s)

@@ -3,8 +3,8 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from cellfeed.plan.epoch import EpochPlan
-from cellfeed.plan.schedule import Mixing
+from cellfeed.plan.epoch import EpochOrder
+from cellfeed.plan.schedule import ShufflePlan
 
 sizes = st.lists(st.integers(1, 9), max_size=30)
 
@@ -14,7 +14,7 @@ def mixings(draw):
     """In slices, or blocks that are read together; beginning small, or not."""
     slices = draw(st.sampled_from([1, 1, 2, 3, 8, 32]))
     together = draw(st.integers(1, 4)) if slices == 1 else 1
-    return Mixing(draw(st.integers(1, 8)), slices, first=draw(st.integers(0, 6)), together=together)
+    return ShufflePlan(draw(st.integers(1, 8)), slices, first=draw(st.integers(0, 6)), together=together)
 
 
 @st.composite
@@ -23,17 +23,17 @@ def plans(draw, remainder=("drop", "pad", "uneven"), shuffle=(True, False)):
     kind = draw(st.sampled_from(remainder))
     cells, shuffled = draw(sizes), draw(st.sampled_from(shuffle))
     depths = st.lists(st.integers(0, 20), min_size=len(cells), max_size=len(cells))
-    return EpochPlan(
+    return EpochOrder(
         bounds=np.concatenate(([0], np.cumsum(cells))).astype(np.int64),
         seed=draw(st.integers(0, 2**32)),
         epoch=draw(st.integers(0, 5)),
         shuffle=shuffled,
         batch_size=draw(st.integers(1, 12)),
-        mixing=draw(mixings()) if shuffled else Mixing(draw(st.integers(1, 8))),
+        mixing=draw(mixings()) if shuffled else ShufflePlan(draw(st.integers(1, 8))),
         drop_last=kind != "pad" and draw(st.booleans()),
         remainder=kind,
         values=np.array(draw(depths), np.float64) if draw(st.booleans()) else None,
     )
 
 
-topologies = st.tuples(st.integers(1, 8), st.integers(1, 4))
+layouts = st.tuples(st.integers(1, 8), st.integers(1, 4))

@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader
 
-from cellfeed._checks import is_whole
+from cellfeed._checks import is_integer
 from cellfeed.errors import CellfeedError, PlanError, ReadError
 from cellfeed.loader.datapipe import is_chained, plain
 from cellfeed.loader.dataset import ExperimentDataset
 from cellfeed.loader.epochs import Pass
 from cellfeed.loader.frameworks import EpochSampler, mark_last
-from cellfeed.loader.worker_monitor import Alarm
+from cellfeed.loader.worker_monitor import Watchdog
 from cellfeed.loader.workers import WorkerGroup, check_sendable, sending
 from cellfeed.plan.epoch import MAX_WORKERS
 from cellfeed.rows.minibatch import Minibatch, PaddedMinibatch
@@ -54,7 +54,7 @@ class ExperimentDataLoader(DataLoader[Minibatch | PaddedMinibatch]):
     # Lightning makes a loader again from its attributes by the names of these parameters, and then gives a
     # ``batch_sampler``, which :func:`experiment_dataloader` refuses.
     def __init__(self, dataset: ExperimentDataset, num_workers: int = 0, **kwargs: Any) -> None:
-        self._passes, self._delivered = dataset._passes, dataset._delivered
+        self._passes, self._label_counter = dataset._passes, dataset._label_counter
         self._workers: WorkerGroup | None = None
         self._address = dataset._selection.source
         self._repeats = "batch_sampler" in kwargs
@@ -87,7 +87,7 @@ class ExperimentDataLoader(DataLoader[Minibatch | PaddedMinibatch]):
             return self._of_torch() if self.pin_memory else iter(self.dataset)
         this = self._passes.begin(self.num_workers)  # each worker has a copy of the dataset, and cannot do it
         received = self._received(*self._begin(this))
-        return self._passes.epochs.counted(self._delivered.counted(received), this)
+        return self._passes.epochs.counted(self._label_counter.counted(received), this)
 
     def _of_torch(self) -> Iterator[Minibatch | PaddedMinibatch]:
         with torch.device("cpu"):  # PyTorch draws a seed, on a default device that may not have values
@@ -123,16 +123,16 @@ class ExperimentDataLoader(DataLoader[Minibatch | PaddedMinibatch]):
                 del minibatch
 
     @contextlib.contextmanager
-    def _guarded(self, minibatches: Any, workers: WorkerGroup) -> Iterator[Alarm]:
+    def _guarded(self, minibatches: Any, workers: WorkerGroup) -> Iterator[Watchdog]:
         """When a worker dies or hangs in the body, end all of them and say what they were reading."""
-        alarm = Alarm(self.timeout, workers.end)
+        alarm = Watchdog(self.timeout, workers.end)
         try:
             with alarm:
                 yield alarm
         except (RuntimeError, OSError, EOFError) as cause:
             if not (alarm.rang or _tells_of_a_lost_worker(cause)):
                 raise
-            reading = workers.watch.told()
+            reading = workers.watch.describe()
             with contextlib.suppress(Exception):  # PyTorch reports each worker that it finds dead
                 minibatches._shutdown_workers()
             workers.end()  # one that is stopped would hold up the end of this process
@@ -230,7 +230,7 @@ def make_dataloader(
             f"dataset is a {type(dataset).__name__}; {kind.made_by} takes an ExperimentDataset or an ExperimentDataPipe"
         )
     _refuse_decided(kind.made_by, kwargs)
-    if not is_whole(num_workers) or not 0 <= num_workers <= MAX_WORKERS:
+    if not is_integer(num_workers) or not 0 <= num_workers <= MAX_WORKERS:
         raise PlanError(f"num_workers={num_workers!r} must be an integer from 0 to {MAX_WORKERS}")
     num_workers = int(num_workers)
     if num_workers > 0:

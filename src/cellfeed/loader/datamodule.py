@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cellfeed._checks import nearest
+from cellfeed._checks import suggest
 from cellfeed.errors import PlanError
 from cellfeed.loader.dataloader import ExperimentDataLoader, experiment_dataloader
 from cellfeed.loader.dataset import ExperimentDataset
@@ -42,7 +42,7 @@ def divide(
     parts: dict[str, Any] = dict(split if isinstance(split, Mapping) else zip(PARTS, split, strict=False))
     unknown = [name for name in parts if name not in PARTS]
     if unknown or len(parts) < (0 if isinstance(split, Mapping) else len(split)) or "train" not in parts:
-        what = nearest(unknown[0], PARTS) if unknown else f"there must be a train part, and at most {len(PARTS)} parts"
+        what = suggest(unknown[0], PARTS) if unknown else f"there must be a train part, and at most {len(PARTS)} parts"
         raise PlanError(f"split={split!r} must name parts: {what}")
     if any(isinstance(part, ExperimentDataset) for part in parts.values()):
         _check_given(parts, stratify, group)
@@ -95,7 +95,7 @@ class Loaders:
         self._num_workers = num_workers
         self._options = dict(dataloader_options or {})
         if predict != "all" and predict not in parts:
-            raise PlanError(f"predict={predict!r} must be 'all' or a part of the split; {nearest(predict, parts)}")
+            raise PlanError(f"predict={predict!r} must be 'all' or a part of the split; {suggest(predict, parts)}")
 
     @property
     def n_obs(self) -> int:

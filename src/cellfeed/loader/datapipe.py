@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.data import IterDataPipe
 from torch.utils.data.graph import traverse_dps
 
-from cellfeed._checks import nearest, ordered, warn_user
+from cellfeed._checks import ordered, suggest, warn_user
 from cellfeed.errors import PlanError
 from cellfeed.loader.dataset import ExperimentDataset
 from cellfeed.select.encoders import Encoder
@@ -124,7 +124,7 @@ class ExperimentDataPipe(ExperimentDataset, IterDataPipe[Any]):
         weights = weights if isinstance(weights, Mapping) else ordered("weights", weights, PlanError)
         names = list(weights) if isinstance(weights, Mapping) else list(range(len(weights)))
         if target is not None and target not in names:
-            raise PlanError(f"target={target!r} must be a part: {nearest(str(target), map(str, names))}")
+            raise PlanError(f"target={target!r} must be a part: {suggest(str(target), map(str, names))}")
         parts = super().random_split(_normalised(weights), seed, stratify=stratify, group=group)
         return parts if target is None else parts[names.index(target)]
 

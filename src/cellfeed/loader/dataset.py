@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset
 
 from cellfeed._joinids import IntArray
 from cellfeed._tabular import Tabular
-from cellfeed.loader.label_counts import Delivered
+from cellfeed.loader.label_counts import LabelCounter
 from cellfeed.loader.passes import Passes
 from cellfeed.loader.pipeline import stream
 from cellfeed.loader.provenance import make_record, summarize
@@ -242,10 +242,10 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
             allow_empty=allow_empty,
             meter=meter,
         )
-        return cls._made_of(selection, settings, meter)
+        return cls._from_parts(selection, settings, meter)
 
     @classmethod
-    def _made_of(cls, selection: Selection, settings: Settings, meter: Meter | None = None) -> Self:
+    def _from_parts(cls, selection: Selection, settings: Settings, meter: Meter | None = None) -> Self:
         """Make a dataset of cells that have been selected; nothing is read for it."""
         self = cls.__new__(cls)
         self._set_up(selection, settings, meter or Meter())
@@ -255,10 +255,10 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
         self._selection = selection
         self._settings = settings
         self._meter = meter
-        self._delivered = Delivered(selection.label_names, selection.codes, settings.batch_size)
-        self._settle()
+        self._label_counter = LabelCounter(selection.label_names, selection.codes, settings.batch_size)
+        self._init_process_state()
         self._planner = Planner(selection, settings)
-        self._planner.epoch_plan(0)  # a budget that is too small is said now, not at the first read
+        self._planner.epoch_order(0)  # a budget that is too small is said now, not at the first read
         self._passes = Passes(selection, settings, self._planner)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -268,9 +268,9 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._settle()
+        self._init_process_state()
 
-    def _settle(self) -> None:
+    def _init_process_state(self) -> None:
         """Make what belongs to this process."""
         self._buffers = DenseBuffers(keep=budget.MINIBATCHES_HELD)
         self._pid = os.getpid()
@@ -283,7 +283,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
     def shape(self) -> tuple[int, int]:
         """Selected cells, and columns of ``X``: the selected genes, unless a transform that tells chooses others."""
         n_vars = self._selection.n_vars
-        for transform in (self._selection.arrange, self._settings.transform):
+        for transform in (self._selection.column_transform, self._settings.transform):
             n_vars = columns_after(transform, n_vars)
         return self._selection.n_obs, n_vars
 
@@ -444,7 +444,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
         names = list(weights) if isinstance(weights, Mapping) else list(range(len(parts)))
         told = {"weights": shares.tolist(), "seed": int(seed), "stratify": stratify, "group": group}
         return [
-            self._made_of(self._selection.take(part, {**told, "part": name}), self._settings)
+            self._from_parts(self._selection.take(part, {**told, "part": name}), self._settings)
             for name, part in zip(names, parts, strict=True)
         ]
 
@@ -513,11 +513,11 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
         present = np.sort(places[places >= 0])
         with warnings.catch_warnings(action="ignore"):  # of what is missing was told
             chosen = SelectGenes(genes, names[present], missing)
-        return self._made_of(self._selection.take_vars(present, chosen), self._settings)
+        return self._from_parts(self._selection.take_vars(present, chosen), self._settings)
 
     def _with(self, **parameters: Any) -> Self:
         """Make a dataset of the same cells with other settings."""
-        return self._made_of(self._selection, self._settings.changed(**parameters))
+        return self._from_parts(self._selection, self._settings.replace(**parameters))
 
     # ------------------------------------------------------------------ telling
 
@@ -581,7 +581,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
 
         ``effective_batch_sizes`` also tells of the minibatches of worker processes; the rest does not.
         """
-        return replace(self._meter.snapshot(), effective_batch_sizes=self._delivered.effective_batch_sizes())
+        return replace(self._meter.snapshot(), effective_batch_sizes=self._label_counter.effective_batch_sizes())
 
     # ------------------------------------------------------------------ iterating
 
@@ -597,9 +597,13 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
             self._selection,
             self._settings,
             self._passes.windows(this, worker),
-            self._planner.resources(this.topology.num_workers, available_threads()),
+            self._planner.resources(this.world_layout.num_workers, available_threads()),
             buffers=self._buffers,
             meter=self._meter,
             watched=lambda reader: self._workers.watch.watched(reader, worker) if self._workers else reader,
         )
-        return minibatches if self._workers else self._passes.epochs.counted(self._delivered.counted(minibatches), this)
+        return (
+            minibatches
+            if self._workers
+            else self._passes.epochs.counted(self._label_counter.counted(minibatches), this)
+        )

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from cellfeed._checks import is_whole
+from cellfeed._checks import is_integer
 from cellfeed.errors import PlanError, ReadError, StateError
-from cellfeed.plan.resume import Stage, Topology
+from cellfeed.plan.resume import ResumeSegment, WorldLayout
 
 T = TypeVar("T")
 
@@ -18,7 +18,7 @@ MAX_EPOCH = 1 << 62
 _OF_PARENT: list[Any] = []
 """Iterators that a forked process has from its parent: collected, PyTorch's would end the workers of the parent."""
 
-MAX_STAGES = 1000
+MAX_SEGMENTS = 1000
 """Restores within one epoch: each makes planning the rest take longer."""
 
 
@@ -30,17 +30,17 @@ class Pass:
     ----------
     epoch
         Its epoch.
-    stages
+    segments
         What had been walked of the epoch before the pass began.
-    topology
+    world_layout
         The ranks and workers that walk the rest.
     rank
         The rank whose cells the pass yields.
     """
 
     epoch: int
-    stages: tuple[Stage, ...]
-    topology: Topology
+    segments: tuple[ResumeSegment, ...]
+    world_layout: WorldLayout
     rank: int
 
 
@@ -52,7 +52,7 @@ class Epochs:
 
     def __init__(self) -> None:
         self._next = 0
-        self._next_stages: tuple[Stage, ...] = ()
+        self._next_segments: tuple[ResumeSegment, ...] = ()
         self._pass: Pass | None = None
         self._received = 0
 
@@ -62,38 +62,38 @@ class Epochs:
         return self._next
 
     @property
-    def next_stages(self) -> tuple[Stage, ...]:
+    def next_segments(self) -> tuple[ResumeSegment, ...]:
         """What will have been walked of the epoch of the next pass before that begins."""
-        return self._next_stages
+        return self._next_segments
 
     @property
-    def position(self) -> tuple[int, tuple[Stage, ...]]:
-        """Epoch and stages from which a restored dataset goes on; the last stage is counted by this rank."""
+    def position(self) -> tuple[int, tuple[ResumeSegment, ...]]:
+        """Epoch and segments from which a restored dataset goes on; the last segment is counted by this rank."""
         this = self._pass
         if this is None:
-            return self._next, self._next_stages
-        stages, received = this.stages, self._received
-        if stages and stages[-1].topology == this.topology:  # it went on where it had stopped
-            received += stages[-1].received_by(this.rank)
-            stages = stages[:-1]
-        return this.epoch, (*stages, Stage(this.topology, received))
+            return self._next, self._next_segments
+        segments, received = this.segments, self._received
+        if segments and segments[-1].world_layout == this.world_layout:  # it went on where it had stopped
+            received += segments[-1].received_by(this.rank)
+            segments = segments[:-1]
+        return this.epoch, (*segments, ResumeSegment(this.world_layout, received))
 
     def set(self, epoch: int) -> None:
         """Choose the epoch of the next pass."""
-        if not is_whole(epoch) or not 0 <= epoch < MAX_EPOCH:
+        if not is_integer(epoch) or not 0 <= epoch < MAX_EPOCH:
             raise PlanError(f"epoch={epoch!r} must be an integer of at least 0, and less than 2**62")
         self.resume(int(epoch), ())
 
-    def resume(self, epoch: int, stages: Sequence[Stage]) -> None:
-        """Make the next pass walk what some stages left of an epoch."""
-        if len(stages) > MAX_STAGES:
-            raise StateError(f"the state counts {len(stages)} restores within one epoch, more than {MAX_STAGES}")
-        self._next, self._next_stages, self._pass = epoch, tuple(stages), None
+    def resume(self, epoch: int, segments: Sequence[ResumeSegment]) -> None:
+        """Make the next pass walk what some segments left of an epoch."""
+        if len(segments) > MAX_SEGMENTS:
+            raise StateError(f"the state counts {len(segments)} restores within one epoch, more than {MAX_SEGMENTS}")
+        self._next, self._next_segments, self._pass = epoch, tuple(segments), None
 
-    def begin_pass(self, topology: Topology, rank: int) -> Pass:
-        """Turn to the next epoch, on a topology, as one of its ranks."""
-        this = Pass(self._next, self._next_stages, topology, rank)
-        self._next, self._next_stages = self._next + 1, ()
+    def begin_pass(self, world_layout: WorldLayout, rank: int) -> Pass:
+        """Turn to the next epoch, on a world_layout, as one of its ranks."""
+        this = Pass(self._next, self._next_segments, world_layout, rank)
+        self._next, self._next_segments = self._next + 1, ()
         self._pass, self._received = this, 0
         return this
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cellfeed._joinids import IntArray, JoinIds
-from cellfeed.plan.windows import Arrival, Window
-from cellfeed.rows.cell_rows import Rows
-from cellfeed.rows.row_space import PlacedRows, Reader, RowSpace
-from cellfeed.rows.slabs import Shelf
+from cellfeed.plan.windows import Fetch, Window
+from cellfeed.rows.cell_rows import CellRows
+from cellfeed.rows.row_allocator import Reader, RowAllocator, RowPointers
+from cellfeed.rows.slabs import Arena
 from cellfeed.stats import Meter
 
 
@@ -28,7 +28,7 @@ def load_windows(
     ahead: int,
     slab_bytes: int,
     meter: Meter,
-) -> Generator[Rows, None, None]:
+) -> Generator[CellRows, None, None]:
     """Read what windows need with several reads in flight, ``ahead`` windows before they are asked for.
 
     Yields the cells of each window. Closing the generator ends its threads: reads that have not begun are dropped,
@@ -38,18 +38,18 @@ def load_windows(
     pending: deque[tuple[Window, list[_Read]]] = deque()
     pool = _Pool(slab_bytes, meter)
 
-    def submit(arrival: Arrival, shelves: list[Shelf]) -> Iterator[_Read]:
-        wanted = joinids[arrival.positions]
+    def submit(fetch: Fetch, arenas: list[Arena]) -> Iterator[_Read]:
+        wanted = joinids[fetch.positions]
         bounds = read_bounds(wanted)
         for low, high in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-            space = RowSpace(shelves, arrival.leaves[low:high], pool.lock)
-            yield _Read(arrival, low, high, threads.submit(reader.read, wanted[low:high], space))
+            space = RowAllocator(arenas, fetch.leaves[low:high], pool.lock)
+            yield _Read(fetch, low, high, threads.submit(reader.read, wanted[low:high], space))
 
     try:
         for k, window in enumerate(windows):
             reads: list[_Read] = []
-            for arrival in window.arrivals:
-                reads += submit(arrival, pool.shelves(k, int(arrival.leaves.max(initial=-1)) + 1))
+            for fetch in window.fetches:
+                reads += submit(fetch, pool.arenas(k, int(fetch.leaves.max(initial=-1)) + 1))
             pending.append((window, reads))
             if len(pending) > ahead:
                 yield pool.next_window(*pending.popleft())
@@ -61,12 +61,12 @@ def load_windows(
 
 @dataclass(frozen=True, eq=False)
 class _Read:
-    """A read under way: cells ``low`` to ``high`` of an arrival."""
+    """A read under way: cells ``low`` to ``high`` of an fetch."""
 
-    arrival: Arrival
+    fetch: Fetch
     low: int
     high: int
-    rows: Future[PlacedRows]
+    rows: Future[RowPointers]
 
 
 class _Pool:
@@ -76,38 +76,38 @@ class _Pool:
         self._slab_bytes = slab_bytes
         self._meter = meter
         self._gone = 0
-        self._leaving: deque[tuple[Shelf, list[Rows]]] = deque()
+        self._leaving: deque[tuple[Arena, list[CellRows]]] = deque()
         self.lock = threading.Lock()
 
-    def shelves(self, k: int, n: int) -> list[Shelf]:
-        """Return the shelves of ``n`` windows from window ``k`` on, counted from the first of the feed."""
+    def arenas(self, k: int, n: int) -> list[Arena]:
+        """Return the arenas of ``n`` windows from window ``k`` on, counted from the first of the feed."""
         while len(self._leaving) < k + n - self._gone:
-            self._leaving.append((Shelf(self._slab_bytes, self._meter), []))
+            self._leaving.append((Arena(self._slab_bytes, self._meter), []))
         return [self._leaving[after][0] for after in range(k - self._gone, k + n - self._gone)]
 
-    def next_window(self, window: Window, reads: list[_Read]) -> Rows:
+    def next_window(self, window: Window, reads: list[_Read]) -> CellRows:
         """Take in what was read for a window, and give out the cells that leave in it."""
         for read in reads:
             self._take(read)
-        self.shelves(self._gone, 1)
-        shelf, shares = self._leaving.popleft()
+        self.arenas(self._gone, 1)
+        arena, shares = self._leaving.popleft()
         self._gone += 1
-        return replace(Rows.join(shares).take(window.order[window.gone :]), held=shelf.held)
+        return replace(CellRows.join(shares).take(window.order[window.gone :]), held=arena.held)
 
     def _take(self, read: _Read) -> None:
-        arrival, rows = read.arrival, read.rows.result()
+        fetch, rows = read.fetch, read.rows.result()
         here = slice(read.low, read.high)
-        by_window = np.argsort(arrival.leaves[here], kind="stable")
-        share = Rows.of(rows, arrival.positions[here], arrival.is_real[here]).take(by_window)
-        edges = np.searchsorted(arrival.leaves[here][by_window], np.arange(len(self._leaving) + 1)).tolist()
+        by_window = np.argsort(fetch.leaves[here], kind="stable")
+        share = CellRows.of(rows, fetch.positions[here], fetch.is_real[here]).take(by_window)
+        edges = np.searchsorted(fetch.leaves[here][by_window], np.arange(len(self._leaving) + 1)).tolist()
         for (_, shares), low, high in zip(self._leaving, edges[:-1], edges[1:], strict=True):
             if low < high:
                 shares.append(share.cut(low, high))
 
 
-def cut(windows: Iterator[Rows], batch_size: int) -> Generator[Rows, None, None]:
+def rebatch(windows: Iterator[CellRows], batch_size: int) -> Generator[CellRows, None, None]:
     """Cut minibatches from the stream of windows; one may span several. The last may be short."""
-    parts: list[Rows] = []
+    parts: list[CellRows] = []
     n_held = 0
     for window in windows:
         size, low = len(window), 0
@@ -117,8 +117,8 @@ def cut(windows: Iterator[Rows], batch_size: int) -> Generator[Rows, None, None]
             n_held += high - low
             low = high
             if n_held == batch_size:
-                yield Rows.join(parts)
+                yield CellRows.join(parts)
                 parts, n_held = [], 0
         del window  # its memory is wanted for the next one
     if parts:
-        yield Rows.join(parts)
+        yield CellRows.join(parts)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from cellfeed._checks import is_whole
+from cellfeed._checks import is_integer
 from cellfeed.errors import PlanError, SelectionError
 from cellfeed.loader.dataset import ExperimentDataset
 from cellfeed.plan.settings import IN_ORDER
@@ -60,7 +60,7 @@ def highly_variable_genes(
     >>> dataset.select_genes(genes).shape
     (700, 50)
     """
-    if not is_whole(n_genes) or n_genes < 1 or dataset.shape[0] < 2:
+    if not is_integer(n_genes) or n_genes < 1 or dataset.shape[0] < 2:
         raise PlanError(f"n_genes={n_genes!r} must be an integer of at least 1, and the dataset have two cells or more")
     mean, variance = moments(dataset, NormalizeTotal(target_sum))
     dispersion = normalised_dispersion(mean, variance)

@@ -119,16 +119,16 @@ def _in_order(dataset: ExperimentDataset, batch_size: int | None) -> ExperimentD
     """Make a dataset of the same cells in their order, with their joinids as a last column of obs."""
     settings, selection = dataset._settings, dataset._selection
     size = settings.batch_size if batch_size is None else batch_size
-    ordered = settings.changed(**IN_ORDER, remainder="uneven", batch_size=size)
+    ordered = settings.replace(**IN_ORDER, remainder="uneven", batch_size=size)
     _, world_size = find_ranks(settings.rank, settings.world_size)
-    ordered = ordered.changed(batch_size=even_batch_size(selection.n_obs, world_size, size))
+    ordered = ordered.replace(batch_size=even_batch_size(selection.n_obs, world_size, size))
     return with_joinids(dataset, ordered)
 
 
 def with_joinids(dataset: ExperimentDataset, settings: Settings | None = None) -> ExperimentDataset:
     """Make a dataset of the same cells that has their joinids as a last column of obs, and may have other settings."""
     selection = replace(dataset._selection, codes=(*dataset._selection.codes, None))
-    return ExperimentDataset._made_of(selection, settings or dataset._settings)
+    return ExperimentDataset._from_parts(selection, settings or dataset._settings)
 
 
 def even_batch_size(n_obs: int, world_size: int, batch_size: int) -> int:

@@ -40,7 +40,7 @@ class HasObs(Protocol):
 M = TypeVar("M", bound=HasObs)
 
 
-class Delivered:
+class LabelCounter:
     """Counts the labels of minibatches as they are received.
 
     Parameters

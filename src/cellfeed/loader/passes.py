@@ -11,9 +11,9 @@ from cellfeed.errors import PlanError
 from cellfeed.loader.epochs import Epochs, Pass
 from cellfeed.loader.world import find_ranks, warn_of_unknown_rank
 from cellfeed.plan import state
-from cellfeed.plan.epoch import EpochPlan
+from cellfeed.plan.epoch import EpochOrder
 from cellfeed.plan.planner import Planner
-from cellfeed.plan.resume import Shares, Stage, Topology, deal, n_minibatches, windows_of
+from cellfeed.plan.resume import ResumeSegment, ShardAssignment, WorldLayout, assign_shards, n_minibatches, windows_of
 from cellfeed.plan.settings import Settings
 from cellfeed.plan.windows import Window
 from cellfeed.select.selection import Selection
@@ -61,56 +61,58 @@ class Passes:
 
     def windows(self, this: Pass, worker: int) -> Iterator[Window]:
         """Return the windows that one worker is to walk in a pass."""
-        plan, shares = self._deal(this.epoch, this.stages, this.topology)
+        plan, shares = self._assign(this.epoch, this.segments, this.world_layout)
         return windows_of(shares.ranks[this.rank][worker], plan)
 
     def n_minibatches(self, num_workers: int = 1) -> int:
         """Minibatches of this rank in the next pass; those that were received before a restore are counted."""
         received = (
-            max(stage.received_by(rank) for rank in range(stage.topology.world_size))
-            for stage in self.epochs.next_stages
+            max(segment.received_by(rank) for rank in range(segment.world_layout.world_size))
+            for segment in self.epochs.next_segments
         )
         return self.n_to_come(num_workers) + sum(received)
 
     def n_to_come(self, num_workers: int = 1) -> int:
         """Minibatches that the next pass yields to this rank."""
         rank, world_size = self._ranks()
-        topology = self._topology(world_size, num_workers)
-        _, shares = self._deal(self.epochs.next, self.epochs.next_stages, topology)
+        world_layout = self._topology(world_size, num_workers)
+        _, shares = self._assign(self.epochs.next, self.epochs.next_segments, world_layout)
         return sum(n_minibatches(pieces, self._settings.batch_size) for pieces in shares.ranks[rank])
 
     @property
     def is_at_end(self) -> bool:
         """Whether nothing is left of the epoch in which this rank is."""
-        epoch, stages = self.epochs.position
-        return not stages or self._is_finished(epoch, stages)
+        epoch, segments = self.epochs.position
+        return not segments or self._is_finished(epoch, segments)
 
     def save(self) -> dict[str, Any]:
         """Return the state of this rank."""
-        epoch, stages = self.epochs.position
-        return state.pack(epoch, stages, self._ranks()[0], self._fingerprint)
+        epoch, segments = self.epochs.position
+        return state.pack(epoch, segments, self._ranks()[0], self._fingerprint)
 
     def restore(self, saved: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
         """Go on behind the last minibatch that a state counts; at the end of an epoch, with the next one."""
-        epoch, stages = state.unpack(saved, self._fingerprint)
-        if stages and self._is_finished(epoch, stages):
-            epoch, stages = epoch + 1, ()
-        self.epochs.resume(epoch, stages)
+        epoch, segments = state.unpack(saved, self._fingerprint)
+        if segments and self._is_finished(epoch, segments):
+            epoch, segments = epoch + 1, ()
+        self.epochs.resume(epoch, segments)
 
-    def _is_finished(self, epoch: int, stages: Sequence[Stage]) -> bool:
-        *before, last = stages
-        _, shares = self._deal(epoch, before, last.topology)
+    def _is_finished(self, epoch: int, segments: Sequence[ResumeSegment]) -> bool:
+        *before, last = segments
+        _, shares = self._assign(epoch, before, last.world_layout)
         return all(
             last.received_by(rank) >= sum(n_minibatches(pieces, self._settings.batch_size) for pieces in workers)
             for rank, workers in enumerate(shares.ranks)
         )
 
-    def _deal(self, epoch: int, stages: Sequence[Stage], topology: Topology) -> tuple[EpochPlan, Shares]:
-        plan = self._planner.epoch_plan(epoch, topology.mixing)
-        return plan, deal(plan, stages, topology)
+    def _assign(
+        self, epoch: int, segments: Sequence[ResumeSegment], world_layout: WorldLayout
+    ) -> tuple[EpochOrder, ShardAssignment]:
+        plan = self._planner.epoch_order(epoch, world_layout.mixing)
+        return plan, assign_shards(plan, segments, world_layout)
 
-    def _topology(self, world_size: int, num_workers: int) -> Topology:
-        return Topology(world_size, num_workers, self._planner.mixing(num_workers))
+    def _topology(self, world_size: int, num_workers: int) -> WorldLayout:
+        return WorldLayout(world_size, num_workers, self._planner.mixing(num_workers))
 
     def _ranks(self) -> tuple[int, int]:
         return find_ranks(self._settings.rank, self._settings.world_size)

@@ -12,15 +12,22 @@ import torch
 from cellfeed._checks import format_bytes
 from cellfeed._joinids import read_bounds
 from cellfeed.errors import CellfeedError, ReadError
-from cellfeed.loader.feed import cut, load_windows
+from cellfeed.loader.feed import load_windows, rebatch
 from cellfeed.loader.prefetch import Prefetch
 from cellfeed.plan import budget
 from cellfeed.plan.planner import Resources
 from cellfeed.plan.settings import Settings
 from cellfeed.plan.windows import Window
-from cellfeed.rows.cell_rows import Rows
-from cellfeed.rows.minibatch import HALVES, Assembler, DenseBuffers, HalvingReader, Minibatch, PaddedMinibatch
-from cellfeed.rows.row_space import Reader
+from cellfeed.rows.cell_rows import CellRows
+from cellfeed.rows.minibatch import (
+    HALF_DTYPES,
+    Assembler,
+    DenseBuffers,
+    HalfPrecisionReader,
+    Minibatch,
+    PaddedMinibatch,
+)
+from cellfeed.rows.row_allocator import Reader
 from cellfeed.rows.slabs import choose_slab_bytes
 from cellfeed.select.selection import Selection
 from cellfeed.sources.failures import lacks_memory
@@ -108,8 +115,8 @@ def _produce(
     )
     if settings.verify == "error":
         reader = VerifyingReader(reader, selection)
-    if settings.X_dtype in HALVES:
-        reader = HalvingReader(reader, settings.X_dtype)
+    if settings.X_dtype in HALF_DTYPES:
+        reader = HalfPrecisionReader(reader, settings.X_dtype)
     reader = watched(reader)
     loaded = load_windows(
         windows,
@@ -126,10 +133,10 @@ def _produce(
         slab_bytes=choose_slab_bytes(resources.pool_bytes, resources.n_windows),
         meter=meter,
     )
-    cuts = cut(loaded, settings.batch_size)
+    cuts = rebatch(loaded, settings.batch_size)
     dtype = geometry.dtype if settings.X_dtype == "store" else settings.X_dtype
     scaling, transform = split_scaling(settings.transform) if dtype == "float32" else (None, settings.transform)
-    transforms = [step for step in (selection.arrange, transform) if step is not None]
+    transforms = [step for step in (selection.column_transform, transform) if step is not None]
     assembler = Assembler(selection.n_vars, dtype, n_threads=resources.n_threads, buffers=buffers, scaling=scaling)
     with contextlib.ExitStack() as stack:
         for open_ in (reader, assembler, loaded, cuts):
@@ -144,7 +151,7 @@ def _produce(
 
 
 def _assemble(
-    rows: Rows, selection: Selection, settings: Settings, assembler: Assembler, transforms: Sequence[Transform]
+    rows: CellRows, selection: Selection, settings: Settings, assembler: Assembler, transforms: Sequence[Transform]
 ) -> Yielded:
     sparse = settings.return_sparse_X
     X = assembler.sparse_X(rows) if sparse else assembler.dense_X(rows)

@@ -7,7 +7,7 @@ import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cellfeed._checks import lacking, some
+from cellfeed._checks import abbreviate, missing_from
 from cellfeed.errors import StateError
 from cellfeed.plan.settings import Settings
 from cellfeed.plan.state import digest
@@ -78,9 +78,9 @@ def check_record(
         It names the genes.
     """
     if list(saved_genes) != list(own_genes):
-        missing, more = lacking(saved_genes, own_genes), lacking(own_genes, saved_genes)
-        told = [f"{len(missing)} are missing ({some(missing)})"] * bool(missing)
-        told += [f"{len(more)} are new ({some(more)})"] * bool(more)
+        missing, more = missing_from(saved_genes, own_genes), missing_from(own_genes, saved_genes)
+        told = [f"{len(missing)} are missing ({abbreviate(missing)})"] * bool(missing)
+        told += [f"{len(more)} are new ({abbreviate(more)})"] * bool(more)
         raise StateError(
             f"the genes are not those that the model was trained on: {', '.join(told) or 'their order differs'}; "
             f"take them by name, in its order, with dataset.select_genes(genes)"
@@ -106,6 +106,6 @@ def check_classes(saved: Mapping[str, Sequence[Any]], own: Mapping[str, Sequence
             continue
         differing = [value for value in [*known, *met] if value not in known or value not in met]
         raise StateError(
-            f"codes of {name!r} stand for other values than those that the model was trained on: {some(differing)} "
+            f"codes of {name!r} differ from those of the model's training data: {abbreviate(differing)} "
             f"are on one side only; give encoders=[LabelEncoder({name!r}, classes=...)] with the model's values"
         )

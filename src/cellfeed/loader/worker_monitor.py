@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 import torch
 
 from cellfeed._joinids import IntArray
-from cellfeed.rows.row_space import PlacedRows, Reader, RowSpace
+from cellfeed.rows.row_allocator import Reader, RowAllocator, RowPointers
 
 MAX_READS = 64
 """Reads of one worker that are told apart."""
 
 
-class Watch:
+class WorkerMonitor:
     """Shared memory in which workers write their process number and the runs that they are reading.
 
     Parameters
@@ -50,7 +50,7 @@ class Watch:
         """Whether no worker has begun to iterate."""
         return not self._pids.any()
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """Say what is being read, worker by worker."""
         lines = []
         for worker, pid in enumerate(self._pids.tolist()):
@@ -67,7 +67,7 @@ class Watch:
                     os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
-class Alarm:
+class Watchdog:
     """A thread that rings once if it was not put off for some seconds.
 
     Parameters
@@ -85,11 +85,11 @@ class Alarm:
         self._done = threading.Event()
         self.rang = False
 
-    def __enter__(self) -> Alarm:
+    def __enter__(self) -> Watchdog:
         """Start the thread, which ends with the body."""
         try:
             if self._seconds > 0:
-                threading.Thread(target=self._run, name="cellfeed-alarm", daemon=True).start()
+                threading.Thread(target=self._run, name="cellfeed-watchdog", daemon=True).start()
         except BaseException:  # an interrupt, as the thread starts
             self._done.set()
             raise
@@ -122,7 +122,7 @@ class _WatchedReader:
         self._free = list(range(len(runs)))
         self._lock = threading.Lock()
 
-    def read(self, joinids: IntArray, space: RowSpace) -> PlacedRows:
+    def read(self, joinids: IntArray, space: RowAllocator) -> RowPointers:
         if len(joinids) == 0:
             return self._reader.read(joinids, space)
         with self._lock:

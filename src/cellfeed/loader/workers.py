@@ -29,7 +29,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from cellfeed.errors import PlanError, StateError
 from cellfeed.loader.epochs import Pass
-from cellfeed.loader.worker_monitor import Watch
+from cellfeed.loader.worker_monitor import WorkerMonitor
 from cellfeed.select.encoders import Encoder
 
 CAPACITY = 1 << 18
@@ -58,7 +58,7 @@ class WorkerGroup:
     """
 
     def __init__(self, num_workers: int) -> None:
-        self.watch = Watch(num_workers)
+        self.watch = WorkerMonitor(num_workers)
         self.processes: Sequence[Any] = ()
         shared = torch.zeros(CAPACITY, dtype=torch.uint8, device="cpu")
         self._pass = shared.share_memory_()  # type: ignore[no-untyped-call]
@@ -68,7 +68,7 @@ class WorkerGroup:
         described = pickle.dumps(this)
         if len(described) > CAPACITY:
             raise StateError(
-                f"the state counts {len(this.stages)} restores within one epoch on {this.topology.world_size} ranks, "
+                f"the state has {len(this.segments)} restores in one epoch on {this.world_layout.world_size} ranks, "
                 f"too many for worker processes; use num_workers=0 until the epoch ends"
             )
         self._pass.numpy()[: len(described)] = np.frombuffer(described, np.uint8)

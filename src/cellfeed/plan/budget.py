@@ -164,7 +164,7 @@ def buffer_bytes(budget: int) -> int:
     return max(1 << 16, min(MAX_BUFFER_BYTES, budget // 24))
 
 
-def decode_amplification(joinids: JoinIds, arrivals: list[IntArray], geometry: ArrayGeometry) -> float:
+def decode_amplification(joinids: JoinIds, fetches: list[IntArray], geometry: ArrayGeometry) -> float:
     """Values decoded for each value wanted, from the geometry of the tiles.
 
     A data tile holds ``capacity`` values in the order of row-block, gene band, row. A visit to a
@@ -175,7 +175,7 @@ def decode_amplification(joinids: JoinIds, arrivals: list[IntArray], geometry: A
 
     Parameters
     ----------
-    arrivals
+    fetches
         Ascending positions of the windows to judge by; rows of one window that share a row-block are
         decoded once.
     """
@@ -183,7 +183,7 @@ def decode_amplification(joinids: JoinIds, arrivals: list[IntArray], geometry: A
     tiles = values_per_block / geometry.capacity
     bands = -(-geometry.n_columns // max(geometry.column_extent, 1))
     decoded = wanted = 0.0
-    for positions in arrivals:
+    for positions in fetches:
         ids = joinids[positions]
         if len(ids) == 0:
             continue

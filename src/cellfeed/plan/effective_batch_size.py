@@ -21,8 +21,8 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from cellfeed._joinids import IntArray, expand
-from cellfeed.plan.schedule import Mixing
-from cellfeed.plan.windows import Walk
+from cellfeed.plan.schedule import ShufflePlan
+from cellfeed.plan.windows import ShardWindows
 
 MINIBATCHES_SAMPLED = 256
 """Minibatches of a walk by which it is judged."""
@@ -96,7 +96,7 @@ def worst(bounds: IntArray) -> Composition:
     return Composition(np.arange(n_chunks + 1), np.arange(n_chunks), np.diff(bounds))
 
 
-def expected_batch_size(walk: Walk, batch_size: int, made_of: Composition) -> float:
+def expected_batch_size(walk: ShardWindows, batch_size: int, made_of: Composition) -> float:
     """Return the effective batch size to expect of a shuffled walk: at most ``batch_size``, which a full shuffle has.
 
     Parameters
@@ -116,11 +116,11 @@ def expected_batch_size(walk: Walk, batch_size: int, made_of: Composition) -> fl
     n_sampled = min(MINIBATCHES_SAMPLED, n_minibatches)
     chosen = (2 * np.arange(n_sampled) + 1) * n_minibatches // (2 * n_sampled)
     distance = sum(_distance(walk, k * batch_size, batch_size, made_of) for k in chosen.tolist())
-    return delivered_batch_size(distance, n_sampled, made_of.squares, batch_size)
+    return measured_batch_size(distance, n_sampled, made_of.squares, batch_size)
 
 
-def _distance(walk: Walk, low: int, batch_size: int, made_of: Composition) -> float:
-    """Squared distance of proportions from those of all cells that is expected of the leavers from ``low`` on."""
+def _distance(walk: ShardWindows, low: int, batch_size: int, made_of: Composition) -> float:
+    """Return the expected squared distance of a minibatch's proportions from those of all cells."""
     parts = [_taken(walk, k, low, low + batch_size) for k in range(walk.find(low), walk.find(low + batch_size - 1) + 1)]
     chunks, place = np.unique(np.concatenate([part.chunks for part in parts]), return_inverse=True)
     labels = [made_of.of(part.chunks, part.expected) for part in parts]
@@ -157,8 +157,8 @@ class _Taken:
         return self.n * self.share
 
 
-def _taken(walk: Walk, k: int, low: int, high: int) -> _Taken:
-    chunks, n = walk.leavers(k)
+def _taken(walk: ShardWindows, k: int, low: int, high: int) -> _Taken:
+    chunks, n = walk.chunks_leaving(k)
     begin, size = walk.first_cell(k), int(n.sum())
     taken = min(begin + size, high) - max(begin, low)
     both = taken * (taken - 1) / max(size * (size - 1), 1)  # the probability that two cells of the window are taken
@@ -231,10 +231,10 @@ class Tally:
         # Sum over minibatches of the squared distance of their proportions from those of all cells.
         distance = self._squares / self._batch_size**2 + self.n_minibatches * squares
         distance -= 2 * float((self._counts * of_all).sum()) / self._batch_size
-        return delivered_batch_size(distance, self.n_minibatches, squares, self._batch_size)
+        return measured_batch_size(distance, self.n_minibatches, squares, self._batch_size)
 
 
-def steady_batch_size(mixing: Mixing, sizes: npt.NDArray[np.integer], batch_size: int, n_chunks: float) -> float:
+def steady_batch_size(mixing: ShufflePlan, sizes: npt.NDArray[np.integer], batch_size: int, n_chunks: float) -> float:
     """Tell what to expect of a long walk at worst, without one.
 
     Parameters
@@ -259,7 +259,7 @@ def steady_batch_size(mixing: Mixing, sizes: npt.NDArray[np.integer], batch_size
     repeats = together * in_window + (both - together) * apart
     squares = float((sizes.astype(np.float64) ** 2).sum()) / float(sizes.sum()) ** 2
     distance = 1 / batch_size + (1 - 1 / batch_size) * repeats - squares
-    return delivered_batch_size(distance, 1, squares, batch_size)
+    return measured_batch_size(distance, 1, squares, batch_size)
 
 
 def _near(batch_size: int, reach: float) -> float:
@@ -269,7 +269,7 @@ def _near(batch_size: int, reach: float) -> float:
     return reach / batch_size * (1 - reach / (3 * batch_size))
 
 
-def delivered_batch_size(distance: float, n_minibatches: int, squares: float, batch_size: int) -> float:
+def measured_batch_size(distance: float, n_minibatches: int, squares: float, batch_size: int) -> float:
     """Return the effective batch size of some minibatches, at most their size.
 
     Parameters
@@ -285,7 +285,7 @@ def delivered_batch_size(distance: float, n_minibatches: int, squares: float, ba
 
     Examples
     --------
-    >>> delivered_batch_size(0.5, 10, squares=0.5, batch_size=64)  # two labels in equal shares
+    >>> measured_batch_size(0.5, 10, squares=0.5, batch_size=64)  # two labels in equal shares
     10.0
     """
     if n_minibatches == 0:

@@ -15,11 +15,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from cellfeed._checks import is_whole
+from cellfeed._checks import is_integer
 from cellfeed._joinids import IntArray
 from cellfeed.errors import PlanError
-from cellfeed.plan.permutation import Purpose, permutation, stratified
-from cellfeed.plan.schedule import Mixing
+from cellfeed.plan.permutation import Purpose, interleave_by_weight, permutation
+from cellfeed.plan.schedule import ShufflePlan
 
 Remainder = Literal["drop", "pad", "uneven"]
 
@@ -66,14 +66,14 @@ def check_ranks(rank: object, world_size: object) -> tuple[int, int] | tuple[Non
     if rank is None:
         return None, None
     for name, value in (("rank", rank), ("world_size", world_size)):
-        if not is_whole(value):
+        if not is_integer(value):
             raise PlanError(f"{name}={value!r} must be an integer")
     world = World(int(rank), int(world_size))  # type: ignore[call-overload]
     return world.rank, world.world_size
 
 
 @dataclass(frozen=True)
-class EpochPlan:
+class EpochOrder:
     """The plan of one epoch over the chunks of a selection.
 
     Parameters
@@ -104,7 +104,7 @@ class EpochPlan:
     epoch: int
     shuffle: bool
     batch_size: int
-    mixing: Mixing
+    mixing: ShufflePlan
     drop_last: bool = False
     remainder: Remainder = "drop"
     values: npt.NDArray[np.float64] | None = None
@@ -124,7 +124,7 @@ class EpochPlan:
         if self.shuffle and self.values is not None and n_chunks:
             sizes = np.diff(self.bounds)
             excess = self.values - sizes * (self.values.sum() / self.n_cells)
-            order = stratified(order, excess, N_STRATA)
+            order = interleave_by_weight(order, excess, N_STRATA)
         return np.concatenate((order, order)) if self.remainder == "pad" else order
 
     @cached_property
@@ -138,7 +138,7 @@ class EpochPlan:
         """Cells that are held when a window begins, about."""
         return max(1, int(self.mixing.held * self.n_cells / max(len(self.bounds) - 1, 1)))
 
-    def rank_shares(self, n_cells: int, world_size: int) -> IntArray:
+    def rank_shards(self, n_cells: int, world_size: int) -> IntArray:
         """Divide a line of cells among ranks.
 
         Returns
@@ -156,7 +156,7 @@ class EpochPlan:
             stops = stops - (stops - starts) % self.batch_size
         return np.stack((starts, stops), axis=1)
 
-    def worker_shares(self, n_cells: int, num_workers: int) -> IntArray:
+    def worker_shards(self, n_cells: int, num_workers: int) -> IntArray:
         """Divide a rank's cells among its workers: whole minibatches, the last one's rest apart.
 
         Returns
@@ -174,11 +174,11 @@ class EpochPlan:
 
     def stretch(self, world: World) -> tuple[int, int]:
         """Half-open stretch of the epoch order that belongs to one worker."""
-        begin, end = self.rank_shares(self.n_cells, world.world_size)[world.rank].tolist()
-        start, stop = self.worker_shares(end - begin, world.num_workers)[world.worker].tolist()
+        begin, end = self.rank_shards(self.n_cells, world.world_size)[world.rank].tolist()
+        start, stop = self.worker_shards(end - begin, world.num_workers)[world.worker].tolist()
         return begin + start, begin + stop
 
-    def lap(self, start: int) -> int:
+    def epoch_offset(self, start: int) -> int:
         """Cells of the whole epoch that padding has gone through before ``start``."""
         return start // max(self.n_cells, 1) * self.n_cells
 

@@ -8,9 +8,9 @@ import numpy.typing as npt
 from cellfeed.plan import budget
 from cellfeed.plan.cells import Cells
 from cellfeed.plan.effective_batch_size import batch_size_in_order, composition, expected_batch_size, worst
-from cellfeed.plan.epoch import EpochPlan, World
+from cellfeed.plan.epoch import EpochOrder, World
 from cellfeed.plan.summary import Plan
-from cellfeed.plan.windows import Walk
+from cellfeed.plan.windows import ShardWindows
 
 WINDOWS_SAMPLED = 128
 """Windows of a walk by which its memory is judged."""
@@ -20,7 +20,7 @@ ARRIVALS_SAMPLED = 16
 
 
 def forecast(
-    plan: EpochPlan,
+    plan: EpochOrder,
     world: World,
     cells: Cells,
     memory: budget.MemoryModel,
@@ -40,7 +40,7 @@ def forecast(
     label, codes
         A column of obs, and the label of each cell, from 0; ``None`` for the worst labels that there can be.
     """
-    walk = Walk(plan, *plan.stretch(world))
+    walk = ShardWindows(plan, *plan.stretch(world))
     sizes, pool = np.diff(plan.bounds), largest_pool(walk, memory)
     return Plan(
         n_obs=cells.n_obs,
@@ -60,7 +60,7 @@ def forecast(
     )
 
 
-def effective_batch_size(plan: EpochPlan, walk: Walk, codes: npt.NDArray[np.integer] | None) -> float:
+def effective_batch_size(plan: EpochOrder, walk: ShardWindows, codes: npt.NDArray[np.integer] | None) -> float:
     """Return the effective batch size of a walk for the labels of cells; for the worst ones if ``None``."""
     if plan.n_cells == 0:
         return float(plan.batch_size)
@@ -72,22 +72,22 @@ def effective_batch_size(plan: EpochPlan, walk: Walk, codes: npt.NDArray[np.inte
     return batch_size_in_order(codes, walk.start, min(walk.stop, plan.n_cells), plan.batch_size)
 
 
-def largest_pool(walk: Walk, memory: budget.MemoryModel) -> float:
+def largest_pool(walk: ShardWindows, memory: budget.MemoryModel) -> float:
     """Bytes of the pool at most: what is there when a window begins, and what arrives while it leaves."""
     return max((_pool(walk, k, memory) for k in evenly(len(walk), WINDOWS_SAMPLED)), default=0.0)
 
 
-def _pool(walk: Walk, k: int, memory: budget.MemoryModel) -> float:
+def _pool(walk: ShardWindows, k: int, memory: budget.MemoryModel) -> float:
     chunks, part = walk.held_parts(k)
     coming = [walk.arriving(k + 1 + n) for n in range(walk.plan.mixing.ahead if memory.ahead else 0)]
     return float((memory.chunks[chunks] * part).sum()) + float(sum(memory.chunks[more].sum() for more in coming))
 
 
-def decode_amplification(walk: Walk, cells: Cells) -> float:
-    """Values decoded for each one wanted, judged by some arrivals."""
+def decode_amplification(walk: ShardWindows, cells: Cells) -> float:
+    """Values decoded for each one wanted, judged by some fetches."""
     when = np.unique(walk.schedule.arrive)
     chosen = [int(when[k]) for k in evenly(len(when), ARRIVALS_SAMPLED)]
-    positions = [arrival.positions for k in chosen for arrival in walk.arrivals(k, since=k)]
+    positions = [fetch.positions for k in chosen for fetch in walk.fetches(k, since=k)]
     return budget.decode_amplification(cells.joinids, positions, cells.geometry)
 
 

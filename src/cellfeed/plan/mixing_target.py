@@ -13,9 +13,9 @@ from cellfeed._joinids import IntArray
 from cellfeed.errors import PlanError
 from cellfeed.plan.budget import MemoryModel
 from cellfeed.plan.effective_batch_size import expected_batch_size, steady_batch_size, worst
-from cellfeed.plan.epoch import EpochPlan
-from cellfeed.plan.schedule import Mixing, best_mixing
-from cellfeed.plan.windows import Walk
+from cellfeed.plan.epoch import EpochOrder
+from cellfeed.plan.schedule import ShufflePlan, best_shuffle_plan
+from cellfeed.plan.windows import ShardWindows
 
 LEAST_ROWS = 16
 """Chunks of fewer rows are not tried: each would be decoded with a whole row-block all the same."""
@@ -52,7 +52,7 @@ class Candidate:
         memory = self.memory_within(memory_budget)
         if memory.room(memory_budget) < memory.least_pool:
             return 0.0
-        found = best_mixing(memory.chunks_that_fit(memory_budget), ahead=memory.ahead)
+        found = best_shuffle_plan(memory.chunks_that_fit(memory_budget), ahead=memory.ahead)
         return worst_ratio(found, self.bounds, batch_size)
 
 
@@ -66,7 +66,7 @@ def fractions(row_extent: int) -> Iterator[int]:
         rows //= 2
 
 
-def worst_ratio(mixing: Mixing, bounds: IntArray, batch_size: int, n_shares: int = 1) -> float:
+def worst_ratio(mixing: ShufflePlan, bounds: IntArray, batch_size: int, n_shares: int = 1) -> float:
     """Effective over nominal batch size where each chunk has a label of its own.
 
     Parameters
@@ -82,15 +82,18 @@ def worst_ratio(mixing: Mixing, bounds: IntArray, batch_size: int, n_shares: int
 
     Examples
     --------
-    >>> round(worst_ratio(Mixing(2000), np.arange(10**6 + 1) * 64, 128), 2)
+    >>> round(worst_ratio(ShufflePlan(2000), np.arange(10**6 + 1) * 64, 128), 2)
     0.94
     """
     n_cells = int(bounds[-1])
     if n_cells == 0:
         return 1.0
     if len(bounds) <= MAX_WALKED:
-        plan = EpochPlan(bounds, seed=0, epoch=0, shuffle=True, batch_size=batch_size, mixing=mixing)
-        return expected_batch_size(Walk(plan, 0, max(1, n_cells // n_shares)), batch_size, worst(bounds)) / batch_size
+        plan = EpochOrder(bounds, seed=0, epoch=0, shuffle=True, batch_size=batch_size, mixing=mixing)
+        return (
+            expected_batch_size(ShardWindows(plan, 0, max(1, n_cells // n_shares)), batch_size, worst(bounds))
+            / batch_size
+        )
     return steady_batch_size(mixing, np.diff(bounds), batch_size, len(bounds) / n_shares) / batch_size
 
 
@@ -149,7 +152,7 @@ def _budget_for(ratio: float, candidate: Candidate, batch_size: int) -> str:
     return format_bytes(high)
 
 
-def check(ratio: float, mixing: Mixing, bounds: IntArray, batch_size: int, num_workers: int) -> None:
+def check(ratio: float, mixing: ShufflePlan, bounds: IntArray, batch_size: int, num_workers: int) -> None:
     """Refuse workers among which budget and chunks are divided too far: each makes minibatches of its own."""
     reached = worst_ratio(mixing, bounds, batch_size, num_workers)
     if reached < ratio - ROUNDING:

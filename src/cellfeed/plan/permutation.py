@@ -13,7 +13,7 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
-from cellfeed._checks import is_whole
+from cellfeed._checks import is_integer
 from cellfeed.errors import PlanError
 
 
@@ -28,12 +28,12 @@ class Purpose(IntEnum):
 
 def check_seed(seed: object) -> int:
     """Return the seed as an int, or say why it is none."""
-    if not is_whole(seed) or seed < 0:
+    if not is_integer(seed) or seed < 0:
         raise PlanError(f"seed={seed!r} must be an integer of at least 0 (or None for a fresh one)")
     return int(seed)
 
 
-def fresh_seed() -> int:
+def new_seed() -> int:
     """Draw a seed from the operating system; small enough for JSON readers that hold numbers as doubles."""
     return int(np.random.SeedSequence().generate_state(1, np.uint64)[0]) >> 11
 
@@ -69,7 +69,9 @@ def permutation(n: int, seed: int, *key: int) -> npt.NDArray[np.int64]:
     return np.argsort(random_bits(n, seed, *key), kind="stable").astype(np.int64, copy=False)
 
 
-def stratified(order: npt.NDArray[np.int64], weights: npt.NDArray[np.float64], n_strata: int) -> npt.NDArray[np.int64]:
+def interleave_by_weight(
+    order: npt.NDArray[np.int64], weights: npt.NDArray[np.float64], n_strata: int
+) -> npt.NDArray[np.int64]:
     """Rearrange a random order so that every stretch of it has nearly its share of the weight.
 
     Items are divided by weight into strata of equal size. The result is made of groups of one item from each stratum:
@@ -91,7 +93,7 @@ def stratified(order: npt.NDArray[np.int64], weights: npt.NDArray[np.float64], n
 
     Examples
     --------
-    >>> stratified(np.array([0, 1, 2, 3]), np.array([1.0, 1.0, 9.0, 9.0]), 2).tolist()
+    >>> interleave_by_weight(np.array([0, 1, 2, 3]), np.array([1.0, 1.0, 9.0, 9.0]), 2).tolist()
     [0, 2, 1, 3]
     """
     n = len(order)

@@ -14,9 +14,9 @@ from cellfeed._joinids import IntArray
 from cellfeed.errors import PlanError
 from cellfeed.plan import budget, mixing_target
 from cellfeed.plan.cells import Cells
-from cellfeed.plan.epoch import EpochPlan, World, chunk_bounds
+from cellfeed.plan.epoch import EpochOrder, World, chunk_bounds
 from cellfeed.plan.forecast import evenly, forecast
-from cellfeed.plan.schedule import Mixing, best_mixing
+from cellfeed.plan.schedule import ShufflePlan, best_shuffle_plan
 from cellfeed.plan.settings import Settings
 from cellfeed.plan.summary import Plan
 
@@ -71,7 +71,7 @@ class Planner:
     def __init__(self, cells: Cells, settings: Settings) -> None:
         self._cells = cells
         self._settings = settings
-        self._mixings: dict[int, Mixing] = {}
+        self._mixings: dict[int, ShufflePlan] = {}
 
     # ------------------------------------------------------------------ chunks
 
@@ -243,13 +243,13 @@ class Planner:
 
     # ------------------------------------------------------------------ mixing
 
-    def mixing(self, num_workers: int = 1) -> Mixing:
+    def mixing(self, num_workers: int = 1) -> ShufflePlan:
         """Say how chunks are mixed: as given, else as well as the budget permits; worked out once."""
         if num_workers not in self._mixings:
             self._mixings[num_workers] = self._choose_mixing(num_workers)
         return self._mixings[num_workers]
 
-    def _choose_mixing(self, num_workers: int) -> Mixing:
+    def _choose_mixing(self, num_workers: int) -> ShufflePlan:
         settings, n_chunks = self._settings, max(len(self.bounds) - 1, 1)
         share = settings.memory_budget // num_workers
         memory = self._memory(share)
@@ -259,18 +259,18 @@ class Planner:
         if memory.room(share) < memory.least_pool:
             self._refuse_budget(share, num_workers)
         if not settings.shuffle:
-            return Mixing(max(1, min(memory.neighbours_that_fit(share), self._chunks_of(budget.ORDERED_VALUES))))
+            return ShufflePlan(max(1, min(memory.neighbours_that_fit(share), self._chunks_of(budget.ORDERED_VALUES))))
         at_first = budget.FIRST_REMOTE_VALUES if self._cells.is_remote else budget.FIRST_VALUES
         first = 0 if settings.mixing is not None else self._chunks_of(at_first)
-        found = best_mixing(room, ahead=memory.ahead, first=first)
+        found = best_shuffle_plan(room, ahead=memory.ahead, first=first)
         if settings.mixing is not None:
             mixing_target.check(settings.mixing, found, self.bounds, settings.batch_size, num_workers)
         return found
 
-    def _published(self, count: int, room: float) -> Mixing:
+    def _published(self, count: int, room: float) -> ShufflePlan:
         """Blocks of so many chunks; several are read together where chunks are parts of row-blocks and fit."""
         together = int(min(room, len(self.bounds) - 1) / count)
-        return Mixing(count, together=max(1, together) if self.chunk_rows == 0 else 1)
+        return ShufflePlan(count, together=max(1, together) if self.chunk_rows == 0 else 1)
 
     def _chunks_of(self, n_values: float) -> int:
         """Chunks that have so many values, about."""
@@ -297,10 +297,10 @@ class Planner:
 
     # ------------------------------------------------------------------ plans
 
-    def epoch_plan(self, epoch: int, mixing: Mixing | None = None) -> EpochPlan:
+    def epoch_order(self, epoch: int, mixing: ShufflePlan | None = None) -> EpochOrder:
         """Plan one epoch, mixed as is told or else as one process mixes."""
         settings = self._settings
-        return EpochPlan(
+        return EpochOrder(
             bounds=self.bounds,
             seed=settings.seed,
             epoch=epoch,
@@ -314,5 +314,5 @@ class Planner:
 
     def report(self, epoch: int, world: World, label: str | None, codes: npt.NDArray[np.integer] | None) -> Plan:
         """Say what a pass will do and cost, and how well it mixes the cells of some label; of the worst if ``None``."""
-        plan, memory = self.epoch_plan(epoch), self._memory(self._settings.memory_budget)
+        plan, memory = self.epoch_order(epoch), self._memory(self._settings.memory_budget)
         return forecast(plan, world, self._cells, memory, label, codes)

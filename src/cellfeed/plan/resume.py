@@ -1,7 +1,7 @@
 """What is left of an epoch that was begun, perhaps by other ranks and workers: a pure function of a few integers.
 
-An epoch is walked in *stages*: each restore on another topology begins one. A stage is its topology and how many
-minibatches each rank received. From these and the plan follow the cells that have left, and so the *pieces* of the
+An epoch has *segments*: each restore on another layout of ranks and workers begins one. A segment is its layout and
+the number of minibatches that each rank received. From these and the plan follow the cells that have left, and so the *pieces* of the
 epoch that are still to be dealt out.
 """
 
@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cellfeed.plan.epoch import EpochPlan
-from cellfeed.plan.schedule import Mixing
-from cellfeed.plan.windows import Arrival, Walk, Window
+from cellfeed.plan.epoch import EpochOrder
+from cellfeed.plan.schedule import ShufflePlan
+from cellfeed.plan.windows import Fetch, ShardWindows, Window
 
 
 @dataclass(frozen=True)
-class Topology:
-    """Who walks an epoch, and how much each holds: the same topology walks on in the same order.
+class WorldLayout:
+    """Who walks an epoch, and how much each holds: the same world_layout walks on in the same order.
 
     Attributes
     ----------
@@ -32,22 +32,22 @@ class Topology:
 
     world_size: int
     num_workers: int
-    mixing: Mixing
+    mixing: ShufflePlan
 
 
 @dataclass(frozen=True)
-class Stage:
+class ResumeSegment:
     """A part of an epoch that was walked.
 
     Attributes
     ----------
-    topology
+    world_layout
         Who walked.
     received
         Minibatches that the training loop of each rank received; one number if it is the same for all.
     """
 
-    topology: Topology
+    world_layout: WorldLayout
     received: int | tuple[int, ...]
 
     def received_by(self, rank: int) -> int:
@@ -56,7 +56,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Shard:
     """Cells ``start`` to ``stop`` of the epoch order, of which ``left`` have left."""
 
     start: int
@@ -66,68 +66,68 @@ class Stretch:
     def __len__(self) -> int:
         return self.stop - self.start - self.left
 
-    def cut(self, n: int) -> tuple[Stretch, Stretch]:
+    def cut(self, n: int) -> tuple[Shard, Shard]:
         """Divide behind ``n`` cells; none may have left."""
         return replace(self, stop=self.start + n), replace(self, start=self.start + n)
 
-    def behind(self, n: int) -> Stretch:
+    def behind(self, n: int) -> Shard:
         """Return what is left once ``n`` more cells have left."""
         return replace(self, left=self.left + n)
 
-    def windows(self, plan: EpochPlan) -> Iterator[Window]:
+    def windows(self, plan: EpochOrder) -> Iterator[Window]:
         """Yield the windows in which the cells leave."""
-        return Walk(plan, self.start, self.stop).windows(self.left)
+        return ShardWindows(plan, self.start, self.stop).windows(self.left)
 
-    def loose(self, plan: EpochPlan) -> Pieces:
+    def splittable(self, plan: EpochOrder) -> Pieces:
         """Return the same cells in pieces that can be cut anywhere: what is held, and what has not arrived."""
         if self.left == 0:
             return [self]
-        positions, _, end = Walk(plan, self.start, self.stop).held(self.left)
-        pieces: Pieces = [Rest(plan, self, 0, len(positions))] if len(positions) else []
-        return pieces + [Stretch(end, self.stop)] * (end < self.stop)
+        positions, _, end = ShardWindows(plan, self.start, self.stop).held(self.left)
+        pieces: Pieces = [Leftover(plan, self, 0, len(positions))] if len(positions) else []
+        return pieces + [Shard(end, self.stop)] * (end < self.stop)
 
 
 @dataclass(frozen=True, eq=False)
-class Rest:
+class Leftover:
     """Cells ``low`` to ``high`` of those that a stretch held where it was left, in their order of leaving."""
 
-    plan: EpochPlan
-    stretch: Stretch
+    plan: EpochOrder
+    stretch: Shard
     low: int
     high: int
 
     def __len__(self) -> int:
         return self.high - self.low
 
-    def cut(self, n: int) -> tuple[Rest, Rest]:
+    def cut(self, n: int) -> tuple[Leftover, Leftover]:
         """Divide behind ``n`` cells."""
         return replace(self, high=self.low + n), replace(self, low=self.low + n)
 
-    def behind(self, n: int) -> Rest:
+    def behind(self, n: int) -> Leftover:
         """Return what is left once ``n`` more cells have left."""
         return replace(self, low=self.low + n)
 
-    def windows(self, plan: EpochPlan) -> Iterator[Window]:
+    def windows(self, plan: EpochOrder) -> Iterator[Window]:
         """Yield windows of these cells; several where more were held than is planned now."""
-        walk = Walk(self.plan, self.stretch.start, self.stretch.stop)
+        walk = ShardWindows(self.plan, self.stretch.start, self.stretch.stop)
         positions, is_real, _ = walk.held(self.stretch.left)
         n_windows = -(-len(self) * (1 + plan.mixing.ahead) // plan.cells_held)  # as many are read ahead
         for part in np.array_split(np.arange(self.low, self.high), n_windows):
             by_position = part[np.argsort(positions[part], kind="stable")]
-            arrival = Arrival(positions[by_position], np.zeros(len(part), np.int64), is_real[by_position])
-            yield Window((arrival,), np.argsort(by_position))
+            fetch = Fetch(positions[by_position], np.zeros(len(part), np.int64), is_real[by_position])
+            yield Window((fetch,), np.argsort(by_position))
 
-    def loose(self, plan: EpochPlan) -> Pieces:
+    def splittable(self, plan: EpochOrder) -> Pieces:
         """Return the piece itself, which can be cut anywhere."""
         return [self]
 
 
-Piece = Stretch | Rest
+Piece = Shard | Leftover
 Pieces = list[Piece]
 
 
 @dataclass(frozen=True)
-class Shares:
+class ShardAssignment:
     """An epoch dealt out.
 
     Attributes
@@ -142,31 +142,31 @@ class Shares:
     left_out: Pieces
 
 
-def deal(plan: EpochPlan, stages: Sequence[Stage], topology: Topology) -> Shares:
-    """Deal out what some stages left of an epoch.
+def assign_shards(plan: EpochOrder, segments: Sequence[ResumeSegment], world_layout: WorldLayout) -> ShardAssignment:
+    """Deal out what some segments left of an epoch.
 
     Parameters
     ----------
     plan
         Of the epoch.
-    stages
+    segments
         What was walked so far; none at the beginning.
-    topology
-        Who is to walk the rest. The same topology goes on in the same order. Another number of workers leaves each
+    world_layout
+        Who is to walk the rest. The same world_layout goes on in the same order. Another number of workers leaves each
         rank its cells; another number of ranks shares out anew, together with what the last one left out.
     """
-    topologies = [*(stage.topology for stage in stages), topology]
-    shares = _deal_first(plan, topologies[0])
-    for stage, following in zip(stages, topologies[1:], strict=True):
+    layouts = [*(segment.world_layout for segment in segments), world_layout]
+    shares = _assign_first(plan, layouts[0])
+    for segment, following in zip(segments, layouts[1:], strict=True):
         left = [
-            _workers_behind(workers, stage.received_by(rank), plan.batch_size)
+            _workers_behind(workers, segment.received_by(rank), plan.batch_size)
             for rank, workers in enumerate(shares.ranks)
         ]
-        shares = _deal_again(plan, Shares(left, shares.left_out), stage.topology, following)
+        shares = _reassign(plan, ShardAssignment(left, shares.left_out), segment.world_layout, following)
     return shares
 
 
-def windows_of(pieces: Pieces, plan: EpochPlan) -> Iterator[Window]:
+def windows_of(pieces: Pieces, plan: EpochOrder) -> Iterator[Window]:
     """Yield the windows of some pieces."""
     for piece in pieces:
         yield from piece.windows(plan)
@@ -177,32 +177,33 @@ def n_minibatches(pieces: Pieces, batch_size: int) -> int:
     return -(-sum(map(len, pieces)) // batch_size)
 
 
-def _deal_first(plan: EpochPlan, topology: Topology) -> Shares:
-    bounds = plan.rank_shares(plan.n_cells, topology.world_size)
+def _assign_first(plan: EpochOrder, world_layout: WorldLayout) -> ShardAssignment:
+    bounds = plan.rank_shards(plan.n_cells, world_layout.world_size)
     stop = max(plan.n_cells, int(bounds.max(initial=0)))  # further than the last cell, to pad
-    ranks, left_out = _cut([Stretch(0, stop)], bounds.tolist())
-    return Shares([_to_workers(plan, line, topology.num_workers) for line in ranks], left_out)
+    ranks, left_out = _cut([Shard(0, stop)], bounds.tolist())
+    return ShardAssignment([_to_workers(plan, line, world_layout.num_workers) for line in ranks], left_out)
 
 
-def _deal_again(plan: EpochPlan, shares: Shares, before: Topology, now: Topology) -> Shares:
+def _reassign(plan: EpochOrder, shares: ShardAssignment, before: WorldLayout, now: WorldLayout) -> ShardAssignment:
     if now == before:
         return shares
     walked = replace(plan, mixing=before.mixing)
     lines = [
-        [loose for pieces in workers for piece in pieces for loose in piece.loose(walked)] for workers in shares.ranks
+        [splittable for pieces in workers for piece in pieces for splittable in piece.splittable(walked)]
+        for workers in shares.ranks
     ]
     left_out = shares.left_out
     if now.world_size != before.world_size:
         line = [piece for rank in lines for piece in rank] + left_out
-        bounds = plan.rank_shares(sum(map(len, line)), now.world_size)
+        bounds = plan.rank_shards(sum(map(len, line)), now.world_size)
         missing = int(bounds.max(initial=0)) - sum(map(len, line))
         again = (plan.n_cells + k % plan.n_cells for k in range(missing))  # to pad: the first cells once more
-        lines, left_out = _cut(line + [Stretch(cell, cell + 1) for cell in again], bounds.tolist())
-    return Shares([_to_workers(plan, line, now.num_workers) for line in lines], left_out)
+        lines, left_out = _cut(line + [Shard(cell, cell + 1) for cell in again], bounds.tolist())
+    return ShardAssignment([_to_workers(plan, line, now.num_workers) for line in lines], left_out)
 
 
-def _to_workers(plan: EpochPlan, line: Pieces, num_workers: int) -> list[Pieces]:
-    return _cut(line, plan.worker_shares(sum(map(len, line)), num_workers).tolist())[0]
+def _to_workers(plan: EpochOrder, line: Pieces, num_workers: int) -> list[Pieces]:
+    return _cut(line, plan.worker_shards(sum(map(len, line)), num_workers).tolist())[0]
 
 
 def _cut(line: Pieces, stretches: list[list[int]]) -> tuple[list[Pieces], Pieces]:

@@ -33,7 +33,7 @@ MAX_SLICES = 32
 
 
 @dataclass(frozen=True)
-class Mixing:
+class ShufflePlan:
     """How chunks are mixed.
 
     Attributes
@@ -77,7 +77,7 @@ class Mixing:
         return self.chunks * self.ahead
 
 
-def best_mixing(room: float, *, ahead: bool, first: int = 0) -> Mixing:
+def best_shuffle_plan(room: float, *, ahead: bool, first: int = 0) -> ShufflePlan:
     """Choose what mixes most while at most ``room`` chunks are held: one, and one ahead, at least.
 
     Parameters
@@ -85,17 +85,17 @@ def best_mixing(room: float, *, ahead: bool, first: int = 0) -> Mixing:
     ahead
         Whether chunks are read ahead; otherwise they are read when they are wanted.
     first
-        As for :class:`Mixing`.
+        As for :class:`ShufflePlan`.
 
     Examples
     --------
-    >>> best_mixing(256, ahead=True)
-    Mixing(chunks=15, slices=29, first=0, together=1)
+    >>> best_shuffle_plan(256, ahead=True)
+    ShufflePlan(chunks=15, slices=29, first=0, together=1)
     """
-    choices = [Mixing(max(1, int(room / 2) if ahead else int(room)))]
+    choices = [ShufflePlan(max(1, int(room / 2) if ahead else int(room)))]
     for slices in range(2, MAX_SLICES + 1):
         largest = int(2 * room / (slices + 1 + 4 * ahead))  # at least two windows are read ahead
-        fitting = (Mixing(chunks, slices, first) for chunks in range(largest, 0, -1))
+        fitting = (ShufflePlan(chunks, slices, first) for chunks in range(largest, 0, -1))
         choices += next(([m] for m in fitting if m.held + m.arriving * ahead <= room), [])
     return max(choices, key=lambda mixing: (mixing.mixed, mixing.chunks))
 
@@ -122,12 +122,12 @@ class Schedule:
     n_windows: int
 
 
-def schedule(n_chunks: int, mixing: Mixing) -> Schedule:
-    """Plan the arrivals and departures of the chunks of a walk, in their order.
+def schedule(n_chunks: int, mixing: ShufflePlan) -> Schedule:
+    """Plan the fetches and departures of the chunks of a walk, in their order.
 
     Examples
     --------
-    >>> made = schedule(7, Mixing(chunks=2, slices=2))
+    >>> made = schedule(7, ShufflePlan(chunks=2, slices=2))
     >>> made.arrive.tolist(), made.slices.tolist(), made.n_windows
     ([0, 0, 0, 1, 1, 2, 2], [1, 2, 2, 2, 2, 2, 2], 3)
     """
@@ -147,7 +147,7 @@ def schedule(n_chunks: int, mixing: Mixing) -> Schedule:
     return Schedule(arrive, leave, slices, int(leave[-1]) + 1)
 
 
-def _arrivals(windows: IntArray, mixing: Mixing) -> IntArray:
+def _arrivals(windows: IntArray, mixing: ShufflePlan) -> IntArray:
     """When the chunks of windows arrive: those of the first alone, then so many windows' together."""
     return np.where(windows == 0, 0, 1 + (windows - 1) // mixing.together * mixing.together)
 
@@ -164,7 +164,7 @@ def _limited(groups: Iterator[Group], n_chunks: int) -> Iterator[Group]:
         n_chunks -= size
 
 
-def _begin(mixing: Mixing) -> Iterator[Group]:
+def _begin(mixing: ShufflePlan) -> Iterator[Group]:
     """Yield groups of chunks up to where every further window is like the one before."""
     if mixing.slices == 1:
         size, window = min(mixing.chunks, mixing.first or mixing.chunks), 0

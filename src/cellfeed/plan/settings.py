@@ -9,10 +9,10 @@ from typing import Any, ClassVar, get_args
 
 import numpy as np
 
-from cellfeed._checks import check_transform, is_real, is_whole, nearest, parse_bytes
+from cellfeed._checks import check_transform, is_integer, is_number, parse_bytes, suggest
 from cellfeed.errors import PlanError
 from cellfeed.plan.epoch import Remainder, check_ranks
-from cellfeed.plan.permutation import check_seed, fresh_seed
+from cellfeed.plan.permutation import check_seed, new_seed
 
 X_DTYPES = ("float32", "float16", "bfloat16", "store")
 """Types that X can have; "store" is that of the layer."""
@@ -65,7 +65,7 @@ class Settings:
             value = given[name]
             if value is None and name != "batch_size":
                 continue
-            if not is_whole(value) or not 1 <= value <= MAX_CELLS:
+            if not is_integer(value) or not 1 <= value <= MAX_CELLS:
                 optional = "" if name == "batch_size" else ", or None to have it planned"
                 raise PlanError(f"{name}={value!r} must be an integer of at least 1, and less than 2**31{optional}")
             given[name] = int(value)
@@ -89,13 +89,13 @@ class Settings:
         _check_alone(**given)
         given["rank"], given["world_size"] = check_ranks(given["rank"], given["world_size"])
         return cls(
-            seed=fresh_seed() if seed is None else check_seed(seed),
+            seed=new_seed() if seed is None else check_seed(seed),
             seed_given=seed is not None,
             memory_budget=parse_bytes(memory_budget),
             **given,
         )
 
-    def changed(self, **parameters: Any) -> Settings:
+    def replace(self, **parameters: Any) -> Settings:
         """Make settings that differ in some parameters, which are checked as those of a new dataset are."""
         kept = {name: getattr(self, name) for name in self.PARAMETERS}
         made = self.check(**{**kept, **parameters})
@@ -125,7 +125,7 @@ def parse_share(given: Any) -> Any:
 
 def check_mixing(mixing: float) -> None:
     """Refuse what is no effective over nominal batch size."""
-    if not is_real(mixing) or not 0 < mixing <= 1:
+    if not is_number(mixing) or not 0 < mixing <= 1:
         raise PlanError(
             f"mixing={mixing!r} must be more than 0 and at most 1: the effective batch size over batch_size, which a "
             f"full shuffle brings to 1; or None to mix as well as memory_budget permits"
@@ -159,5 +159,5 @@ def with_defaults(function: Callable[..., Any], parameters: Mapping[str, Any]) -
     defaults = {name: signature.parameters[name].default for name in Settings.PARAMETERS}
     unknown = sorted(set(parameters) - set(defaults))
     if unknown:
-        raise PlanError(f"from_query does not take {unknown[0]!r}; {nearest(unknown[0], defaults)}")
+        raise PlanError(f"from_query does not take {unknown[0]!r}; {suggest(unknown[0], defaults)}")
     return {**defaults, **parameters}

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cellfeed._checks import is_whole
+from cellfeed._checks import is_integer
 from cellfeed.errors import StateError
 from cellfeed.plan.epoch import check_size
-from cellfeed.plan.resume import Stage, Topology
-from cellfeed.plan.schedule import MAX_SLICES, Mixing
+from cellfeed.plan.resume import ResumeSegment, WorldLayout
+from cellfeed.plan.schedule import MAX_SLICES, ShufflePlan
 
 VERSION = 2
 """Of what a state says and of the orders that it goes on with: another one would be read as another order."""
@@ -37,20 +37,20 @@ def digest(array: npt.NDArray[Any] | None) -> str | None:
     return hashlib.blake2b(data.view(np.uint8).data, digest_size=8).hexdigest()
 
 
-def pack(epoch: int, stages: Sequence[Stage], rank: int, fingerprint: Fingerprint) -> dict[str, Any]:
+def pack(epoch: int, segments: Sequence[ResumeSegment], rank: int, fingerprint: Fingerprint) -> dict[str, Any]:
     """Make a state: small, of numbers, text, lists and dicts only."""
     return {
         "version": VERSION,
         "epoch": epoch,
         "rank": rank,
-        "stages": [
+        "segments": [
             {
-                "world_size": stage.topology.world_size,
-                "num_workers": stage.topology.num_workers,
-                "mixing": asdict(stage.topology.mixing),
-                "received": stage.received if isinstance(stage.received, int) else list(stage.received),
+                "world_size": segment.world_layout.world_size,
+                "num_workers": segment.world_layout.num_workers,
+                "mixing": asdict(segment.world_layout.mixing),
+                "received": segment.received if isinstance(segment.received, int) else list(segment.received),
             }
-            for stage in stages
+            for segment in segments
         ],
         "fingerprint": dict(fingerprint),
     }
@@ -58,7 +58,7 @@ def pack(epoch: int, stages: Sequence[Stage], rank: int, fingerprint: Fingerprin
 
 def unpack(
     state: Mapping[str, Any] | Sequence[Mapping[str, Any]], fingerprint: Fingerprint
-) -> tuple[int, tuple[Stage, ...]]:
+) -> tuple[int, tuple[ResumeSegment, ...]]:
     """Read a state, or those of all ranks.
 
     Returns
@@ -80,37 +80,39 @@ def unpack(
     return unpacked[0] if len(state) == 1 else _merge([one["rank"] for one in state], unpacked)
 
 
-def _merge(ranks: list[int], states: list[tuple[int, tuple[Stage, ...]]]) -> tuple[int, tuple[Stage, ...]]:
-    (epoch, stages), *others = states
+def _merge(
+    ranks: list[int], states: list[tuple[int, tuple[ResumeSegment, ...]]]
+) -> tuple[int, tuple[ResumeSegment, ...]]:
+    (epoch, segments), *others = states
     for rank, (other_epoch, other_stages) in zip(ranks[1:], others, strict=True):
-        if (other_epoch, _apart_from_counts(other_stages)) != (epoch, _apart_from_counts(stages)):
+        if (other_epoch, _apart_from_counts(other_stages)) != (epoch, _apart_from_counts(segments)):
             raise StateError(
                 f"the states of ranks {ranks[0]} and {rank} do not belong together: epochs {epoch} and {other_epoch}, "
-                f"after {len(stages)} and {len(other_stages)} stages; give those that were saved at one step"
+                f"after {len(segments)} and {len(other_stages)} segments; give those that were saved at one step"
             )
-    if not stages:
-        return epoch, stages
-    *before, last = stages
-    if sorted(ranks) != list(range(last.topology.world_size)):
+    if not segments:
+        return epoch, segments
+    *before, last = segments
+    if sorted(ranks) != list(range(last.world_layout.world_size)):
         raise StateError(
-            f"states of ranks {sorted(ranks)} were given where {last.topology.world_size} ranks were at work; give "
+            f"states of ranks {sorted(ranks)} were given where {last.world_layout.world_size} ranks were at work; give "
             f"each rank's once, or a single one if all had received as many minibatches"
         )
     received = {rank: own[-1].received_by(rank) for rank, (_, own) in zip(ranks, states, strict=True)}
-    return epoch, (*before, Stage(last.topology, tuple(received[rank] for rank in range(len(ranks)))))
+    return epoch, (*before, ResumeSegment(last.world_layout, tuple(received[rank] for rank in range(len(ranks)))))
 
 
-def _apart_from_counts(stages: tuple[Stage, ...]) -> tuple[Any, ...]:
-    return (*stages[:-1], stages[-1].topology) if stages else ()
+def _apart_from_counts(segments: tuple[ResumeSegment, ...]) -> tuple[Any, ...]:
+    return (*segments[:-1], segments[-1].world_layout) if segments else ()
 
 
-def _unpack_one(state: Mapping[str, Any], fingerprint: Fingerprint) -> tuple[int, tuple[Stage, ...]]:
+def _unpack_one(state: Mapping[str, Any], fingerprint: Fingerprint) -> tuple[int, tuple[ResumeSegment, ...]]:
     try:
         if state["version"] != VERSION:
             raise StateError(f"the state has version {_short(state['version'])}; this cellfeed reads version {VERSION}")
         _compare(state["fingerprint"], fingerprint)
         epoch, _ = _whole(state["epoch"], 0), _whole(state["rank"], 0)
-        return epoch, tuple(_unpack_stage(stage) for stage in state["stages"])
+        return epoch, tuple(_unpack_stage(segment) for segment in state["segments"])
     except StateError:
         raise
     except Exception as cause:  # what was given may be anything, and fail in any way
@@ -129,27 +131,27 @@ def _outlined(state: object) -> str:
     return "an empty list" if isinstance(state, list) and not state else f"a {type(state).__name__}"
 
 
-def _unpack_stage(stage: Mapping[str, Any]) -> Stage:
-    mixing = Mixing(
+def _unpack_stage(stage: Mapping[str, Any]) -> ResumeSegment:
+    mixing = ShufflePlan(
         **{
             name: _whole(value, int(name != "first"), MOST.get(name, MAX_COUNT))
             for name, value in stage["mixing"].items()
         }
     )
-    topology = Topology(_whole(stage["world_size"], 1), _whole(stage["num_workers"], 1), mixing)
-    check_size(topology.world_size, topology.num_workers)
+    world_layout = WorldLayout(_whole(stage["world_size"], 1), _whole(stage["num_workers"], 1), mixing)
+    check_size(world_layout.world_size, world_layout.num_workers)
     received = stage["received"]
     if not isinstance(received, (list, tuple)):
-        return Stage(topology, _whole(received, 0))
-    if len(received) != topology.world_size:
+        return ResumeSegment(world_layout, _whole(received, 0))
+    if len(received) != world_layout.world_size:
         raise StateError(
-            f"the state counts the minibatches of {len(received)} ranks where there were {topology.world_size}"
+            f"the state counts the minibatches of {len(received)} ranks where there were {world_layout.world_size}"
         )
-    return Stage(topology, tuple(_whole(n, 0) for n in received))
+    return ResumeSegment(world_layout, tuple(_whole(n, 0) for n in received))
 
 
 def _whole(value: Any, least: int, most: int = MAX_COUNT) -> int:
-    if not is_whole(value) or not least <= value <= most:
+    if not is_integer(value) or not least <= value <= most:
         raise TypeError(f"{value!r} is not an integer from {least} to {most}")
     return int(value)
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cellfeed._joinids import IntArray, expand
-from cellfeed.plan.epoch import EpochPlan
+from cellfeed.plan.epoch import EpochOrder
 from cellfeed.plan.permutation import Purpose, permutation, random_bits
 from cellfeed.plan.schedule import Schedule, schedule
 
@@ -23,7 +23,7 @@ PHASE_BITS = 20
 
 
 @dataclass(frozen=True, eq=False)
-class Arrival:
+class Fetch:
     """Cells that are read together.
 
     Attributes
@@ -47,21 +47,21 @@ class Window:
 
     Attributes
     ----------
-    arrivals
+    fetches
         What is to be read before.
     order
-        int64, shape (n,): the order of leaving. The cells that leave in this window are numbered by arrival, and
-        within an arrival by position.
+        int64, shape (n,): the order of leaving. The cells that leave in this window are numbered by fetch, and
+        within an fetch by position.
     gone
         So many of them have left before a restore.
     """
 
-    arrivals: tuple[Arrival, ...]
+    fetches: tuple[Fetch, ...]
     order: IntArray
     gone: int = 0
 
 
-class Walk:
+class ShardWindows:
     """A stretch of the epoch order in windows.
 
     Parameters
@@ -72,7 +72,7 @@ class Walk:
         Cells of the epoch order.
     """
 
-    def __init__(self, plan: EpochPlan, start: int, stop: int) -> None:
+    def __init__(self, plan: EpochOrder, start: int, stop: int) -> None:
         self.plan = plan
         self.start = start
         self.stop = stop
@@ -82,9 +82,9 @@ class Walk:
         """Chunks of the epoch order that have cells in the stretch: half-open."""
         if self.stop <= self.start:
             return 0, 0
-        lap = self.plan.lap(self.start)
-        first = int(np.searchsorted(self.plan.starts, self.start - lap, side="right")) - 1
-        return first, int(np.searchsorted(self.plan.starts, self.stop - lap, side="left"))
+        offset = self.plan.epoch_offset(self.start)
+        first = int(np.searchsorted(self.plan.starts, self.start - offset, side="right")) - 1
+        return first, int(np.searchsorted(self.plan.starts, self.stop - offset, side="left"))
 
     @cached_property
     def chunks(self) -> IntArray:
@@ -97,9 +97,9 @@ class Walk:
         low, high = self.plan.bounds[self.chunks], self.plan.bounds[self.chunks + 1]
         if len(low):
             first, end = self._reach
-            lap = self.plan.lap(self.start)
-            low[0] += max(0, self.start - lap - int(self.plan.starts[first]))
-            high[-1] -= max(0, int(self.plan.starts[end]) - (self.stop - lap))
+            offset = self.plan.epoch_offset(self.start)
+            low[0] += max(0, self.start - offset - int(self.plan.starts[first]))
+            high[-1] -= max(0, int(self.plan.starts[end]) - (self.stop - offset))
         return low, high
 
     @cached_property
@@ -145,7 +145,7 @@ class Walk:
         left = np.clip(-(shift // (n_slices << PHASE_BITS)), 0, sizes)
         return np.where(j == 0, 0, np.where(j < n_slices, left, sizes))
 
-    def leavers(self, k: int) -> tuple[IntArray, IntArray]:
+    def chunks_leaving(self, k: int) -> tuple[IntArray, IntArray]:
         """Chunks, as places, of which cells leave in window ``k``, and how many: int64, shape (n,) each."""
         chunks = self._alive(k)
         return chunks, self._left(chunks, k + 1) - self._left(chunks, k)
@@ -179,28 +179,28 @@ class Walk:
         """Yield the windows from which cells leave once ``left`` have left."""
         first = self.find(left)
         for k in range(first, len(self)):
-            arrivals = self.arrivals(k, since=0 if k == first else k)
-            yield Window(arrivals, self._order(k), gone=left - self.first_cell(k) if k == first else 0)
+            fetches = self.fetches(k, since=0 if k == first else k)
+            yield Window(fetches, self._order(k), gone=left - self.first_cell(k) if k == first else 0)
 
-    def arrivals(self, k: int, *, since: int) -> tuple[Arrival, ...]:
+    def fetches(self, k: int, *, since: int) -> tuple[Fetch, ...]:
         """Return what arrived before window ``k``, not earlier than before window ``since``, and has not left."""
         made = self.schedule
         begin, end = np.searchsorted(made.arrive, [since, k + 1])
         begin = max(begin, np.searchsorted(self._ends, k, side="right"))
         when = np.unique(made.arrive[begin:end])
-        return tuple(self._arrival(int(a), k) for a in when)
+        return tuple(self._fetch(int(a), k) for a in when)
 
-    def _arrival(self, when: int, k: int) -> Arrival:
+    def _fetch(self, when: int, k: int) -> Fetch:
         """Cells that arrive before window ``when`` and leave in window ``k`` or later, counted from ``k``."""
         positions, leaves, chunk = self._cells(when)
         stays = leaves >= k
-        return Arrival(positions[stays], leaves[stays] - k, self._is_real[chunk[stays]])
+        return Fetch(positions[stays], leaves[stays] - k, self._is_real[chunk[stays]])
 
     @cached_property
     def _is_real(self) -> npt.NDArray[np.bool_]:
-        lap = self.plan.lap(self.start)
+        offset = self.plan.epoch_offset(self.start)
         first, end = self._reach
-        real: npt.NDArray[np.bool_] = self.plan.starts[first:end] + lap < self.plan.n_cells
+        real: npt.NDArray[np.bool_] = self.plan.starts[first:end] + offset < self.plan.n_cells
         return real
 
     def _cells(self, when: int) -> tuple[IntArray, IntArray, IntArray]:
@@ -237,7 +237,7 @@ class Walk:
 
     def _arrived(self, k: int) -> list[int]:
         """When the chunks arrived that leave in window ``k``."""
-        chunks, n = self.leavers(k)
+        chunks, n = self.chunks_leaving(k)
         arrived: list[int] = np.unique(self.schedule.arrive[chunks[n > 0]]).tolist()
         return arrived
 
@@ -250,11 +250,11 @@ class Walk:
         which on nothing has arrived.
         """
         k = self.find(left)
-        arrivals = self.arrivals(k, since=0)
+        fetches = self.fetches(k, since=0)
         positions, is_real = [], []
-        for after in range(int(max((a.leaves.max(initial=-1) for a in arrivals), default=-1)) + 1):
-            leaving = np.concatenate([a.positions[a.leaves == after] for a in arrivals])
-            real = np.concatenate([a.is_real[a.leaves == after] for a in arrivals])
+        for after in range(int(max((a.leaves.max(initial=-1) for a in fetches), default=-1)) + 1):
+            leaving = np.concatenate([a.positions[a.leaves == after] for a in fetches])
+            real = np.concatenate([a.is_real[a.leaves == after] for a in fetches])
             order = self._order(k + after)
             order = order[order < len(leaving)]  # those that arrive later come behind in the numbering
             order = order[left - self.first_cell(k) :] if after == 0 else order
@@ -262,5 +262,5 @@ class Walk:
             is_real.append(real[order])
         n_arrived = int(np.searchsorted(self.schedule.arrive, k, side="right"))
         first, _ = self._reach
-        end = min(self.stop, int(self.plan.starts[first + n_arrived]) + self.plan.lap(self.start))
+        end = min(self.stop, int(self.plan.starts[first + n_arrived]) + self.plan.epoch_offset(self.start))
         return np.concatenate(positions), np.concatenate(is_real), end

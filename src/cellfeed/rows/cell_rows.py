@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from cellfeed._joinids import IntArray
-from cellfeed.rows.row_space import PlacedRows
+from cellfeed.rows.row_allocator import RowPointers
 
 WIDTHS = {np.dtype(np.uint8): 1, np.dtype(np.uint16): 2}
 """How a row tells the type of its values; 0 is the type that the whole pool uses where these do not do."""
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class CellRows:
     """Some cells. Rows of X do not move until they leave: their addresses are kept.
 
     Attributes
@@ -49,7 +49,7 @@ class Rows:
     held: tuple[object, ...] = ()
 
     @classmethod
-    def of(cls, placed: PlacedRows, positions: IntArray, is_real: npt.NDArray[np.bool_]) -> Rows:
+    def of(cls, placed: RowPointers, positions: IntArray, is_real: npt.NDArray[np.bool_]) -> CellRows:
         """Say which cells some rows are; nothing holds their memory yet."""
         width = WIDTHS.get(placed.value_dtype, 0)
         return cls(
@@ -66,16 +66,16 @@ class Rows:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def take(self, order: IntArray) -> Rows:
+    def take(self, order: IntArray) -> CellRows:
         """Return rows by their indices, int64, shape (n,)."""
         return replace(self, **{name: getattr(self, name)[order] for name in _COLUMNS})
 
-    def cut(self, low: int, high: int) -> Rows:
+    def cut(self, low: int, high: int) -> CellRows:
         """Return the rows from ``low`` to ``high``."""
         return replace(self, **{name: getattr(self, name)[low:high] for name in _COLUMNS})
 
     @classmethod
-    def join(cls, parts: Sequence[Rows]) -> Rows:
+    def join(cls, parts: Sequence[CellRows]) -> CellRows:
         """Return the rows of several parts, end to end."""
         if not parts:
             return _NONE
@@ -91,6 +91,6 @@ class Rows:
 _COLUMNS = ("positions", "is_real", "genes", "values", "sizes", "widths")
 
 _NOTHING = np.empty(0, np.int64)
-_NONE = Rows.of(
-    PlacedRows(_NOTHING, _NOTHING, _NOTHING, np.dtype(np.uint16), np.dtype(np.uint8)), _NOTHING, np.empty(0, np.bool_)
+_NONE = CellRows.of(
+    RowPointers(_NOTHING, _NOTHING, _NOTHING, np.dtype(np.uint16), np.dtype(np.uint8)), _NOTHING, np.empty(0, np.bool_)
 )

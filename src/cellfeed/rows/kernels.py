@@ -170,7 +170,7 @@ def put_values(values_at, indptr, values):
 def gather_dense(genes, values, sizes, widths, gene_type, value_type, out):
     """Write rows, of which addresses are known, as rows of a dense matrix, zeros included.
 
-    ``genes`` to ``widths`` are those of :class:`~cellfeed.rows.cell_rows.Rows`; empty arrays give the two types.
+    ``genes`` to ``widths`` are those of :class:`~cellfeed.rows.cell_rows.CellRows`; empty arrays give the two types.
     """
     out = borrowed(out)
     for k in range(len(sizes)):

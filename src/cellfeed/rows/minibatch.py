@@ -17,8 +17,8 @@ import torch
 
 from cellfeed._joinids import IntArray
 from cellfeed.errors import ReadError
-from cellfeed.rows.cell_rows import Rows
-from cellfeed.rows.row_space import PlacedRows, Reader, RowSpace
+from cellfeed.rows.cell_rows import CellRows
+from cellfeed.rows.row_allocator import Reader, RowAllocator, RowPointers
 
 
 class Minibatch(NamedTuple):
@@ -170,7 +170,7 @@ class Assembler:
         self._n_threads = min(n_threads, MAX_GATHERERS)
         self._pool = ThreadPoolExecutor(self._n_threads, thread_name_prefix="cellfeed-assemble")
 
-    def dense_X(self, rows: Rows) -> torch.Tensor:
+    def dense_X(self, rows: CellRows) -> torch.Tensor:
         """Make dense X: shape (B, n_vars)."""
         out = self._buffers.borrow((len(rows), self._n_vars), self._stored)
         gather = self._kernels().gather_dense
@@ -178,7 +178,7 @@ class Assembler:
         self._share(rows, lambda part, low, high: gather(*_memory(part), *how, out[low:high]))
         return torch.from_numpy(out).view(self._as_torch)
 
-    def sparse_X(self, rows: Rows) -> torch.Tensor:
+    def sparse_X(self, rows: CellRows) -> torch.Tensor:
         """Make CSR X: int32 indices, shape (B, n_vars)."""
         indptr = np.zeros(len(rows) + 1, np.int64)
         np.cumsum(rows.sizes, out=indptr[1:])
@@ -203,7 +203,7 @@ class Assembler:
 
         return kernels if self._scaling is None else scaling_kernels
 
-    def _share(self, rows: Rows, gather: Callable[[Rows, int, int], None]) -> None:
+    def _share(self, rows: CellRows, gather: Callable[[CellRows, int, int], None]) -> None:
         edges = [len(rows) * k // self._n_threads for k in range(self._n_threads + 1)]
         parts = [(rows.cut(low, high), low, high) for low, high in itertools.pairwise(edges) if low < high]
         others = [self._pool.submit(gather, *part) for part in parts[1:]]
@@ -220,16 +220,16 @@ class Assembler:
         self._pool.shutdown(wait=True)
 
 
-def _memory(rows: Rows) -> tuple[Any, ...]:
+def _memory(rows: CellRows) -> tuple[Any, ...]:
     """Return what kernels need of rows."""
     types = np.empty(0, rows.gene_dtype), np.empty(0, rows.value_dtype)
     return rows.genes, rows.values, rows.sizes, rows.widths, *types
 
 
-ROWS_HALVED = 128
+ROWS_PER_STEP = 128
 """Rows whose values are rounded at once: theirs stay in the cache."""
 
-HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+HALF_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def _representation(dtype: str) -> tuple[npt.DTypeLike, torch.dtype]:
@@ -237,25 +237,25 @@ def _representation(dtype: str) -> tuple[npt.DTypeLike, torch.dtype]:
 
     NumPy has no bfloat16 and numba no float16: their bits travel as int16.
     """
-    if dtype in HALVES:
-        return np.int16, HALVES[dtype]
+    if dtype in HALF_DTYPES:
+        return np.int16, HALF_DTYPES[dtype]
     return np.dtype(dtype), getattr(torch, dtype)
 
 
-class HalvingReader:
+class HalfPrecisionReader:
     """A reader whose rows hold the bits of 16-bit floats: each value is rounded once, not once a minibatch."""
 
     def __init__(self, reader: Reader, dtype: str) -> None:
         self._reader = reader
-        self._half = HALVES[dtype]
+        self._half = HALF_DTYPES[dtype]
 
-    def read(self, joinids: IntArray, space: RowSpace) -> PlacedRows:
+    def read(self, joinids: IntArray, space: RowAllocator) -> RowPointers:
         """Put the rows of ascending ``joinids`` where there is room, values rounded to nearest, half to even."""
         from cellfeed.rows import kernels
 
         rows = self._reader.read(joinids, space.at_least(2))
-        for low in range(0, len(rows.sizes), ROWS_HALVED):
-            part = slice(low, low + ROWS_HALVED)
+        for low in range(0, len(rows.sizes), ROWS_PER_STEP):
+            part = slice(low, low + ROWS_PER_STEP)
             indptr = np.append(0, np.cumsum(rows.sizes[part]))
             wide = np.empty(indptr[-1], np.float32)
             kernels.collect_values(rows.values[part], indptr, rows.types[1], wide)

@@ -157,7 +157,7 @@ def add_sizes(run_row, run_size, sizes):
 def scatter_page(genes, values, run_row, run_size, genes_at, values_at, filled, gene_type, value_type):
     """Move the staged stretches of one page to their rows; tell whether any row came out of order.
 
-    The last five say where rows go, as :class:`~cellfeed.rows.row_space.PlacedRows` has it; ``filled`` is kept up.
+    The last five say where rows go, as :class:`~cellfeed.rows.row_allocator.RowPointers` has it; ``filled`` is kept up.
     """
     genes, values = borrowed(genes), borrowed(values)
     p = 0

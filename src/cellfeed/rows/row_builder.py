@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from cellfeed._joinids import IntArray, runs_of
 from cellfeed.errors import ReadError
-from cellfeed.rows.row_space import PlacedRows, RowSpace
+from cellfeed.rows.row_allocator import RowAllocator, RowPointers
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +148,7 @@ class RowBuilder:
             return width, values
         return 2, data.astype(self._value_dtypes[2])
 
-    def finish(self, space: RowSpace) -> PlacedRows:
+    def finish(self, space: RowAllocator) -> RowPointers:
         """Put the rows where there is room for them; the builder is empty afterwards."""
         from cellfeed.rows import page_kernels
 

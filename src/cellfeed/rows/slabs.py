@@ -84,7 +84,7 @@ def _give_back(memory: npt.NDArray[np.uint8], meter: Meter) -> None:
         _free.append(memory)
 
 
-class Shelf:
+class Arena:
     """The slabs of rows that leave together; filled one after another.
 
     Attributes

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cellfeed._checks import lacking, some
+from cellfeed._checks import abbreviate, missing_from
 from cellfeed.errors import EncodeError
 from cellfeed.select.encoders import BatchEncoder, NamedEncoder
 from cellfeed.select.labels import read_obs_column
@@ -82,13 +82,13 @@ class Categories(NamedEncoder):
         own = [text for text in met if text != self._other]
         if self._known is None:
             return own
-        unknown = lacking(own, known)
+        unknown = missing_from(own, known)
         if not unknown or self._other is not None:
             return known
         if self._unseen == "error":
             raise EncodeError(
                 f"{self._name}: {len(unknown)} categories are not among the {len(known)} of the reference: "
-                f'{some(unknown)}; leave their cells out by obs_query, or give unseen="extend" and '
+                f'{abbreviate(unknown)}; leave their cells out by obs_query, or give unseen="extend" and '
                 f"go on training with load_query_data"
             )
         return known + unknown

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cellfeed._checks import lacking, some
+from cellfeed._checks import abbreviate, missing_from
 from cellfeed.errors import StateError
 from cellfeed.scvi.covariates import SEPARATOR
 
@@ -98,8 +98,10 @@ def compare(known: Mapping[str, Any], own: Mapping[str, Any], *, extended: bool 
 def _compare(what: str, model: Sequence[str], data: Sequence[str], *, extended: bool = False) -> None:
     if list(data[: len(model)] if extended else data) == list(model):
         return
-    missing, more = lacking(model, data), lacking(data, model)
-    told = [f"the data lack {some(missing)}"] * bool(missing) + [f"the model lacks {some(more)}"] * bool(more)
+    missing, more = missing_from(model, data), missing_from(data, model)
+    told = [f"the data lack {abbreviate(missing)}"] * bool(missing) + [f"the model lacks {abbreviate(more)}"] * bool(
+        more
+    )
     raise StateError(
         f"{what} of the data are not those of the model: {', '.join(told) or 'their order differs'}; make the data "
         f"module with SCVIDataModule.from_reference(model, experiment)"

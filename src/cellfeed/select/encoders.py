@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cellfeed._checks import is_whole, ordered, raising
+from cellfeed._checks import is_integer, ordered, raising
 from cellfeed.errors import EncodeError
 from cellfeed.select.vocabulary import Vocabulary, code_dtype, plain_values
 
@@ -379,7 +379,7 @@ def _one_of(encoder: str, **named: Any) -> Any:
 def _check_unknown(unknown: int | str) -> int | str:
     if isinstance(unknown, str) and unknown == "error":
         return unknown
-    if not is_whole(unknown) or not -(2**63) <= unknown < 2**63:
+    if not is_integer(unknown) or not -(2**63) <= unknown < 2**63:
         raise EncodeError(f'unknown={unknown!r} must be "error" or the integer code (of 64 bits) of unseen values')
     return int(unknown)
 

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from cellfeed._checks import nearest, shortened, some
+from cellfeed._checks import abbreviate, shortened, suggest
 from cellfeed.errors import SelectionError
 
 FLIPPED = {ast.Lt: ast.Gt, ast.Gt: ast.Lt, ast.LtE: ast.GtE, ast.GtE: ast.LtE, ast.Eq: ast.Eq, ast.NotEq: ast.NotEq}
@@ -165,7 +165,7 @@ class _Fitting(ast.NodeTransformer):
                 f"attr('orig.ident') == 'a'"
             )
         if name not in self._frame.schema.names:
-            raise self._error(f"{self._table} has no column {name!r}; {nearest(name, self._frame.schema.names)}")
+            raise self._error(f"{self._table} has no column {name!r}; {suggest(name, self._frame.schema.names)}")
         values = self._values(name, operator, right)
         kind = self._frame.schema.field(name).type
         if values == [None] and isinstance(operator, (ast.Eq, ast.NotEq)):
@@ -216,10 +216,10 @@ class _Fitting(ast.NodeTransformer):
         """Refuse what TileDB-SOMA has no order for: a dictionary without one, and values that it lacks."""
         known = dictionary_of(self._frame, name)
         if not kind.ordered:
-            raise self._error(f"column {name!r} is categorical and has no order; list its values: {some(known)}")
+            raise self._error(f"column {name!r} is categorical and has no order; list its values: {abbreviate(known)}")
         if value not in known:
             raise self._error(
-                f"column {name!r} is categorical, and {value!r} has no place in the order of its values: {some(known)}"
+                f"column {name!r} is categorical, and {value!r} is not one of its ordered values: {abbreviate(known)}"
             )
 
     def _as_number(self, name: str, kind: Any, value: Any) -> Any:

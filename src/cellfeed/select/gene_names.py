@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cellfeed._checks import lacking, nearest, ordered, shortened, some, warn_user
+from cellfeed._checks import abbreviate, missing_from, ordered, shortened, suggest, warn_user
 from cellfeed._joinids import IntArray
 from cellfeed.errors import PlanError, SelectionError
 from cellfeed.select.selection import Selection
@@ -29,7 +29,7 @@ def gene_list(genes: Any) -> list[str]:
     if others:
         raise SelectionError(f"genes={shortened(repr(names))} must be names, as text; {others[0]!r} is none")
     if len(set(names)) != len(names):
-        raise SelectionError(f"genes={some(names)} must be a list of names, none of them twice")
+        raise SelectionError(f"genes={abbreviate(names)} must be a list of names, none of them twice")
     return names
 
 
@@ -47,12 +47,12 @@ def find_genes(
             twice.append(name)
     if twice:
         raise SelectionError(
-            f"genes {some(twice)} stand for several columns each; name genes by a column of var whose values differ, "
+            f"genes {abbreviate(twice)} stand for several columns each; name genes by a column of var with unique values, "
             f"such as feature_id"
         )
     absent = [name for name in genes if name not in place]
     if absent:
-        told = f"{len(absent)} of {len(genes)} genes are not in the store: {some(absent)}"
+        told = f"{len(absent)} of {len(genes)} genes are not in the store: {abbreviate(absent)}"
         if missing == "error" or len(absent) == len(genes):
             raise SelectionError(
                 f'{told}; leave them out, name genes by the right column of var, or take missing="zeros"'
@@ -74,7 +74,7 @@ def read_genes(selection: Selection, column: str | None = None) -> npt.NDArray[A
         chosen = next((name for name in NAMES if name in known), None) if column is None else column
         if chosen is None or chosen not in known:
             asked = f"no column {chosen!r}" if chosen else f"none of the columns {', '.join(NAMES)}"
-            raise SelectionError(f"var has {asked}; name genes by another: {nearest(column or NAMES[0], known)}")
+            raise SelectionError(f"var has {asked}; name genes by another: {suggest(column or NAMES[0], known)}")
         return chosen
 
     names = selection.source.read_var(selection.var_joinids, "names of genes", choose).astype(object)
@@ -102,7 +102,7 @@ def find_selected(
     try:
         return find_genes(genes, names, missing), names
     except SelectionError as error:
-        absent = lacking(genes, names.tolist())
+        absent = missing_from(genes, names.tolist())
         held = _columns_that_hold(selection, absent) if absent else {}
         if not held:
             raise
@@ -135,12 +135,12 @@ def _return(column: str, _known: Sequence[str]) -> str:
 
 def name_columns(selection: Selection, column: str | None = None) -> npt.NDArray[Any]:
     """Read the name of each column of X, before any transform; a missing gene has the name it was asked by."""
-    if selection.arrange is None:
+    if selection.column_transform is None:
         return read_genes(selection, column)
-    asked = np.array(selection.arrange.genes, dtype=object)
+    asked = np.array(selection.column_transform.genes, dtype=object)
     if column is None:
         return asked
-    source = selection.arrange.source
+    source = selection.column_transform.source
     return np.where(source >= 0, read_genes(selection, column)[np.maximum(source, 0)], asked)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy.typing as npt
 import pandas as pd
 
-from cellfeed._checks import check_name, nearest, warn_user
+from cellfeed._checks import check_name, suggest, warn_user
 from cellfeed.errors import SelectionError
 from cellfeed.select.encoders import Encoder, LabelEncoder
 from cellfeed.select.selection import Selection
@@ -58,7 +58,7 @@ def read_obs_column(selection: Selection, column: str) -> pd.Series[Any]:
 
     def choose(known: Sequence[str]) -> str:
         if column not in known:
-            raise SelectionError(f"obs has no column {column!r}; {nearest(column, known)}")
+            raise SelectionError(f"obs has no column {column!r}; {suggest(column, known)}")
         return column
 
     values: pd.Series[Any] = selection.source.read_obs(selection.joinids[:], f"column {column!r}", choose)

@@ -66,7 +66,7 @@ class Selection:
     nnz: npt.NDArray[Any] | None = None
     raw_sum: npt.NDArray[Any] | None = None
     raw_squares: npt.NDArray[Any] | None = None
-    arrange: Any = None
+    column_transform: Any = None
     queries: tuple[Any, Any] = (None, None)
     splits: tuple[Mapping[str, Any], ...] = ()
     all_genes: bool = False
@@ -103,10 +103,12 @@ class Selection:
         joinids = self.joinids.take(positions)
         return replace(self, joinids=joinids, codes=codes, splits=splits, **figures)
 
-    def take_vars(self, places: IntArray, arrange: Any) -> Selection:
+    def take_vars(self, places: IntArray, column_transform: Any) -> Selection:
         """Keep the genes at ascending places, and arrange them."""
         all_genes = self.all_genes and len(places) == self.n_vars
-        return replace(self, var_joinids=self.var_joinids[places], arrange=arrange, all_genes=all_genes)
+        return replace(
+            self, var_joinids=self.var_joinids[places], column_transform=column_transform, all_genes=all_genes
+        )
 
     def obs_rows(self, positions: IntArray) -> IntArray:
         """Codes of the cells at ``positions``: int64, shape (len(positions), n_encoders)."""

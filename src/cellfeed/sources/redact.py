@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from urllib.parse import quote, unquote
 
 from cellfeed._joinids import IntArray
-from cellfeed.errors import CellfeedError, GaveUp, ReadError
+from cellfeed.errors import CellfeedError, ReadError, RetryTimeout
 from cellfeed.sources.failures import advice_for, readable
 
 HIDDEN = "***"
@@ -83,7 +83,7 @@ def public_cause(cause: BaseException, secrets: frozenset[str]) -> BaseException
 
 
 @contextlib.contextmanager
-def told_as(
+def reraise_as(
     error: type[CellfeedError], what: str, secrets: frozenset[str] = frozenset(), advice: str = ""
 ) -> Iterator[None]:
     """Raise what goes wrong in the body as an error of ours, with its cause and without credentials."""
@@ -91,7 +91,7 @@ def told_as(
         yield
     except CellfeedError:
         raise
-    except GaveUp as cause:
+    except RetryTimeout as cause:
         raise ReadError(f"{redacted(what, secrets)}: {cause}") from cause.__cause__
     except Exception as cause:
         said = readable(redacted(cause, secrets)).partition("\n\nAt:\n")[0]  # behind it: a stack

@@ -13,8 +13,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from cellfeed._checks import is_real
-from cellfeed.errors import GaveUp, PlanError
+from cellfeed._checks import is_number
+from cellfeed.errors import PlanError, RetryTimeout
 from cellfeed.sources.backoff import delays
 from cellfeed.sources.failures import advice_for, is_transient, readable
 from cellfeed.sources.redact import public_cause, redacted
@@ -40,7 +40,7 @@ _threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
 def check_deadline(retry_deadline_s: float) -> None:
     """Check the seconds within which a request must succeed."""
-    if not is_real(retry_deadline_s) or not 0 <= retry_deadline_s <= MAX_DEADLINE_S:
+    if not is_number(retry_deadline_s) or not 0 <= retry_deadline_s <= MAX_DEADLINE_S:
         raise PlanError(
             f"retry_deadline_s={retry_deadline_s!r} must be a number of seconds from 0, which tries once, to "
             f"{MAX_DEADLINE_S:g}"
@@ -52,7 +52,7 @@ class Retries:
 
     TileDB tries a request five times within a second, but one that is answered by "slow down" for two minutes and a
     half, whatever it is told. So nobody waits for TileDB: whoever asked is told at the deadline, and the thread is left
-    to end when it can. What an attempt writes to must not be used again after :class:`GaveUp`.
+    to end when it can. What an attempt writes to must not be used again after :class:`RetryTimeout`.
 
     With one request all others are given up: nobody would use what they bring.
 
@@ -94,7 +94,7 @@ class Retries:
         self._meter = meter
         self._queue: queue.SimpleQueue[Request[Any] | None] = queue.SimpleQueue()
         self._closed = threading.Event()
-        self._ended_by: GaveUp | None = None
+        self._ended_by: RetryTimeout | None = None
         self.sleep = sleep or self._closed.wait
         self.changed = threading.Condition()
         self._failing = False
@@ -151,10 +151,10 @@ class Retries:
     def check_open(self) -> None:
         """Raise the reason for which all requests were ended, if they were."""
         if self._closed.is_set():
-            reason = self._ended_by or GaveUp("reading was ended")
-            raise GaveUp(str(reason)) from reason.__cause__
+            reason = self._ended_by or RetryTimeout("reading was ended")
+            raise RetryTimeout(str(reason)) from reason.__cause__
 
-    def give_up(self, reason: GaveUp) -> GaveUp:
+    def give_up(self, reason: RetryTimeout) -> RetryTimeout:
         """End all requests for some reason, and return it."""
         with self.changed:
             self._ended_by = self._ended_by or reason
@@ -223,13 +223,13 @@ class Request(Generic[T]):
         self._retries.note_success()
         return True
 
-    def _given_up(self, what: str) -> GaveUp:
+    def _given_up(self, what: str) -> RetryTimeout:
         retries, n = self._retries, self._n_attempts
         passed = retries.clock() - (self._began or 0.0)
         reason = "" if self._cause is None else f": {retries.told(self._cause)}"
         if self._cause is not None and (setting := advice_for(str(self._cause))) is not None:
             reason += f". {setting[0].upper()}{setting[1:]}"
-        error = GaveUp(
+        error = RetryTimeout(
             f"gave up after {n} attempt{'s' if n != 1 else ''} in {passed:.1f} s "
             f"(retry_deadline_s={retries.deadline_s:g}), {what}{reason}"
         )
@@ -263,13 +263,13 @@ def _end_threads() -> None:
         thread.join()
 
 
-ONCE = Retries(0.0)
+NO_RETRY = Retries(0.0)
 """Tries once, in the thread that asks."""
 
 
 def _renew_lock() -> None:
     """Give a forked child a lock of its own: a thread of the parent may have held it."""
-    ONCE.changed = threading.Condition()
+    NO_RETRY.changed = threading.Condition()
 
 
 if hasattr(os, "register_at_fork"):

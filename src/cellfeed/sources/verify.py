@@ -14,7 +14,7 @@ import numpy.typing as npt
 from cellfeed._joinids import IntArray
 from cellfeed.errors import ReadError
 from cellfeed.rows.cell_rows import WIDTHS
-from cellfeed.rows.row_space import PlacedRows, Reader, RowSpace
+from cellfeed.rows.row_allocator import Reader, RowAllocator, RowPointers
 from cellfeed.select.selection import Selection
 
 SUM_TOLERANCE = 1e-6
@@ -47,7 +47,7 @@ class VerifyingReader:
         self._selection = selection
         self._all_genes = selection.all_genes
 
-    def read(self, joinids: IntArray, space: RowSpace) -> PlacedRows:
+    def read(self, joinids: IntArray, space: RowAllocator) -> RowPointers:
         """Put the rows of ascending ``joinids`` where there is room; a mismatch is a :class:`ReadError`."""
         from cellfeed.rows import kernels
 
@@ -77,13 +77,13 @@ class VerifyingReader:
         positions = selection.joinids.positions_of(joinids)
         return [None if figure is None else figure[positions] for figure in figures]
 
-    def _check_sizes(self, joinids: IntArray, rows: PlacedRows, told: IntArray) -> None:
+    def _check_sizes(self, joinids: IntArray, rows: RowPointers, told: IntArray) -> None:
         wrong = rows.sizes != told if self._all_genes else rows.sizes > told
         if wrong.any():
             of_them = "" if self._all_genes else " of the selected genes"
             self._refuse(joinids, wrong, rows.sizes, f"values{of_them}", "nnz", told)
 
-    def _check_finite(self, joinids: IntArray, rows: PlacedRows, sums: npt.NDArray[np.float64]) -> None:
+    def _check_finite(self, joinids: IntArray, rows: RowPointers, sums: npt.NDArray[np.float64]) -> None:
         # A sum of finite values can be infinite, which no store of counts or logarithms holds.
         if not np.isfinite(sums).all():
             k = int(np.argmin(np.isfinite(sums)))
@@ -102,7 +102,7 @@ class VerifyingReader:
             self._refuse(joinids, wrong, sums, "as the sum of its values", "raw_sum", expected)
 
     def _check_squares(
-        self, joinids: IntArray, rows: PlacedRows, squares: npt.NDArray[np.float64], expected: npt.NDArray[np.float64]
+        self, joinids: IntArray, rows: RowPointers, squares: npt.NDArray[np.float64], expected: npt.NDArray[np.float64]
     ) -> None:
         """Compare sums of squares: values that change so that their number and sum stay have others."""
         if rows.value_dtype in WIDTHS:  # they are modulo 2**32

@@ -11,7 +11,7 @@ from typing import Any
 
 from cellfeed.errors import SelectionError
 from cellfeed.sources.redact import public_uri, secrets_of
-from cellfeed.sources.retry import ONCE, RETRY_DEADLINE_S, Retries
+from cellfeed.sources.retry import NO_RETRY, RETRY_DEADLINE_S, Retries
 from cellfeed.stats import Meter
 
 SAFE_SETTINGS = {
@@ -24,7 +24,7 @@ SAFE_SETTINGS = {
 READ_SETTINGS = {
     # Without it every finished query gives all free memory back to the system and faults it in again.
     "sm.mem.malloc_trim": "false",
-    # Threads of ours each run a query of one thread: queries overlap, the stages of one query do not.
+    # Threads of ours each run a query of one thread: queries overlap, the segments of one query do not.
     "sm.compute_concurrency_level": "1",
 }
 """Those for reading X."""
@@ -135,7 +135,7 @@ class ArrayAddress:
         ``was_reached`` is that of :class:`~cellfeed.sources.retry.Retries`: the arrays of a selection have been read.
         """
         if not self.is_remote:
-            return ONCE
+            return NO_RETRY
         return Retries(
             self.retry_deadline_s, n_threads=n_threads, meter=meter, secrets=self.secrets, was_reached=was_reached
         )

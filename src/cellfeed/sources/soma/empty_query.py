@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cellfeed._checks import shortened, some
+from cellfeed._checks import abbreviate, shortened
 from cellfeed.errors import SelectionError
 from cellfeed.select.filter_check import column_of, comparisons, constants, dictionary_of, given_filter, is_text
 from cellfeed.sources.soma import tiledb_private
@@ -116,4 +116,4 @@ def _not_held(compared: type[ast.cmpop], value: Any, known: list[Any], where: st
     by_case = {one.casefold(): one for one in sorted(known)}
     close = difflib.get_close_matches(value.casefold(), list(by_case), n=3, cutoff=0.5)
     guess = " or ".join(repr(by_case[one]) for one in close)
-    return f"{value!r}{where}: " + (f"did you mean {guess}?" if close else f"there are {some(sorted(known))}")
+    return f"{value!r}{where}: " + (f"did you mean {guess}?" if close else f"there are {abbreviate(sorted(known))}")

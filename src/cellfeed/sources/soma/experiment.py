@@ -12,8 +12,8 @@ from typing import Any
 
 from cellfeed.errors import SelectionError
 from cellfeed.sources.failures import advice_for
-from cellfeed.sources.redact import public_uri, secrets_of, told_as
-from cellfeed.sources.retry import ONCE, Retries
+from cellfeed.sources.redact import public_uri, reraise_as, secrets_of
+from cellfeed.sources.retry import NO_RETRY, Retries
 from cellfeed.sources.soma import tiledb_private
 from cellfeed.sources.soma.address import ArrayAddress, locate
 from cellfeed.stats import Meter
@@ -42,7 +42,7 @@ def _config(context: Any) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def open_experiment(experiment: Any, context: Any = None, retries: Retries = ONCE) -> Iterator[Any]:
+def open_experiment(experiment: Any, context: Any = None, retries: Retries = NO_RETRY) -> Iterator[Any]:
     """Give an open experiment: the one passed in, or that of a URI for as long as it is needed."""
     if isinstance(experiment, (str, PathLike)):
         with open_uri("experiment", experiment, context, retries) as opened:
@@ -56,7 +56,7 @@ def open_experiment(experiment: Any, context: Any = None, retries: Retries = ONC
         yield opened
 
 
-def open_uri(argument: str, given: str | PathLike[str], context: Any = None, retries: Retries = ONCE) -> Any:
+def open_uri(argument: str, given: str | PathLike[str], context: Any = None, retries: Retries = NO_RETRY) -> Any:
     """Open the object of tiledbsoma at a URI or path; ``argument`` is its name in errors."""
     import tiledbsoma as soma
 
@@ -64,7 +64,7 @@ def open_uri(argument: str, given: str | PathLike[str], context: Any = None, ret
     uri, shown = locate(given), public_uri(given)
     safe = tiledb_private.safe_context(context)
     what = f"{argument}={shown!r} is not a SOMA experiment that can be opened"
-    with told_as(SelectionError, what, secrets_of(uri, _config(context)), f"; {_GIVE}"):
+    with reraise_as(SelectionError, what, secrets_of(uri, _config(context)), f"; {_GIVE}"):
         try:
             return retries.call(lambda: soma.open(uri, context=safe))
         except soma.DoesNotExistError as cause:
@@ -175,4 +175,4 @@ def check_experiment(experiment: Any, given: str) -> Any:
 def reading(experiment: Any) -> contextlib.AbstractContextManager[None]:
     """Tell of what goes wrong while an experiment's obs, var and metadata are read."""
     secrets = secrets_of(experiment.uri, tiledb_private.user_config(experiment.context))
-    return told_as(SelectionError, f"experiment={public_uri(experiment.uri)!r} cannot be read", secrets)
+    return reraise_as(SelectionError, f"experiment={public_uri(experiment.uri)!r} cannot be read", secrets)

@@ -14,7 +14,7 @@ from cellfeed.sources.soma.vfs import files_of
 ADVICE = "it was overwritten or damaged since the dataset was made. Restore it, or make the dataset anew"
 
 
-def created_as(address: ArrayAddress) -> str | None:
+def array_id(address: ArrayAddress) -> str | None:
     """Name the creation of an array: its first schema, whose name is unique; ``None`` where that cannot be had."""
     try:
         (names,) = files_of(address).list_folders("__schema")
@@ -27,7 +27,7 @@ def created_as(address: ArrayAddress) -> str | None:
 
 def check_same(address: ArrayAddress, created: str | None, retries: Retries) -> None:
     """Refuse an array that is another than the one created under a name; one that is gone is for readers to tell."""
-    found = None if created is None else retries.call(partial(created_as, address))
+    found = None if created is None else retries.call(partial(array_id, address))
     if found is not None and found != created:
         raise ReadError(f"the array {str(address)!r} is not the one from which cells were selected: {ADVICE}")
 

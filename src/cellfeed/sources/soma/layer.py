@@ -15,11 +15,11 @@ from cellfeed._geometry import ArrayGeometry
 from cellfeed._joinids import IntArray, column_ranges
 from cellfeed.errors import ReadError
 from cellfeed.plan.planner import Resources
+from cellfeed.rows.row_allocator import Reader, RepeatedPlaceError, RowAllocator, RowPointers
 from cellfeed.rows.row_builder import GeneTable
-from cellfeed.rows.row_space import PlacedRows, Reader, RepeatedPlaceError, RowSpace
 from cellfeed.select.selection import Selection
-from cellfeed.sources.redact import redacted, told_as
-from cellfeed.sources.retry import ONCE, Retries
+from cellfeed.sources.redact import redacted, reraise_as
+from cellfeed.sources.retry import NO_RETRY, Retries
 from cellfeed.sources.soma.address import ArrayAddress
 from cellfeed.sources.soma.identity import check_count, check_same
 from cellfeed.sources.soma.tables import read_column
@@ -129,7 +129,7 @@ class SomaLayer:
 
     def _find_tiles(self, geometry: ArrayGeometry, retries: Retries) -> tuple[TileIndex | None, bool]:
         """Find the tiles of a layer, if they can be read directly; and say whether its number of values is known."""
-        with told_as(ReadError, f"reading {str(self.X)!r} failed", self.X.secrets):
+        with reraise_as(ReadError, f"reading {str(self.X)!r} failed", self.X.secrets):
             check_same(self.X, self.created, retries)
             try:
                 tiles = self.open_tiles(geometry, retries)
@@ -139,7 +139,7 @@ class SomaLayer:
             check_count(self.X, tiles.n_values, geometry.n_values)
         return tiles, True
 
-    def open_tiles(self, geometry: ArrayGeometry, retries: Retries = ONCE) -> TileIndex | None:
+    def open_tiles(self, geometry: ArrayGeometry, retries: Retries = NO_RETRY) -> TileIndex | None:
         """Find the tiles of X; ``None`` if TileDB has to read it. ``retries`` makes the requests, now and later."""
         if os.environ.get("CELLFEED_DIRECT", "1") in ("", "0"):
             return None
@@ -160,7 +160,7 @@ class NewestValueReader:
         self._files = files
         self._queries = queries
 
-    def read(self, joinids: IntArray, space: RowSpace) -> PlacedRows:
+    def read(self, joinids: IntArray, space: RowAllocator) -> RowPointers:
         """Put the rows of ascending ``joinids`` where there is room for them."""
         try:
             return self._files.read(joinids, space)

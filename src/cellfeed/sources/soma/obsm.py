@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cellfeed._checks import nearest
+from cellfeed._checks import suggest
 from cellfeed._joinids import IntArray, in_order
 from cellfeed.errors import SelectionError
 from cellfeed.rows.minibatch import array_of
-from cellfeed.sources.redact import public_uri, secrets_of, told_as
+from cellfeed.sources.redact import public_uri, reraise_as, secrets_of
 from cellfeed.sources.soma import tiledb_private
 from cellfeed.sources.soma.experiment import open_uri
 
@@ -89,7 +89,7 @@ def write_obsm(
         if not isinstance(experiment, soma.Experiment) or measurement_name not in experiment.ms:
             known = experiment.ms if isinstance(experiment, soma.Experiment) else []
             raise SelectionError(
-                f"measurement_name={measurement_name!r} is not in {shown!r}; {nearest(measurement_name, known)}"
+                f"measurement_name={measurement_name!r} is not in {shown!r}; {suggest(measurement_name, known)}"
             )
         measurement = experiment.ms[measurement_name]
         has_obsm = "obsm" in measurement
@@ -100,7 +100,7 @@ def write_obsm(
             )
         n_rows = _count_rows(experiment.obs, ids)
         uri = measurement.obsm.uri if has_obsm else measurement.uri
-    with told_as(SelectionError, f"experiment_uri={shown!r} cannot be written to", secrets):
+    with reraise_as(SelectionError, f"experiment_uri={shown!r} cannot be written to", secrets):
         if not has_obsm:
             uri = _add_obsm(uri, context)
         array_uri = _create(uri, name, (n_rows, rows.shape[1]), context)

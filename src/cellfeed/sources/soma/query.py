@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cellfeed._checks import check_name, nearest, ordered
+from cellfeed._checks import check_name, ordered, suggest
 from cellfeed._geometry import ArrayGeometry
 from cellfeed._joinids import IntArray, JoinIds
 from cellfeed.errors import EncodeError, SelectionError
@@ -20,20 +20,20 @@ from cellfeed.select.labels import warn_of_labels
 from cellfeed.select.row_figures import columns_of, figures_of
 from cellfeed.select.selection import Selection
 from cellfeed.sources.redact import public_uri, secrets_of
-from cellfeed.sources.retry import ONCE, Retries
+from cellfeed.sources.retry import NO_RETRY, Retries
 from cellfeed.sources.soma import tiledb_private
 from cellfeed.sources.soma.address import ArrayAddress, is_remote
 from cellfeed.sources.soma.axis_query import as_axis_query
 from cellfeed.sources.soma.empty_query import check_not_empty
 from cellfeed.sources.soma.experiment import check_experiment, reading
-from cellfeed.sources.soma.identity import created_as
+from cellfeed.sources.soma.identity import array_id
 from cellfeed.sources.soma.layer import SomaLayer
 from cellfeed.sources.soma.tables import JOINID, read_frame
 from cellfeed.sources.soma.tiles.index import TileLayout
 
 
 def make_axis_query(
-    experiment: Any, measurement_name: str, obs_query: Any, var_query: Any, retries: Retries = ONCE
+    experiment: Any, measurement_name: str, obs_query: Any, var_query: Any, retries: Retries = NO_RETRY
 ) -> Any:
     """Combine the parts of a query; what is not in the experiment is an error."""
     queries = as_axis_query("obs_query", obs_query), as_axis_query("var_query", var_query)
@@ -43,7 +43,7 @@ def make_axis_query(
         if measurement_name not in measurements:
             raise SelectionError(
                 f"measurement_name={measurement_name!r} is not in the experiment; "
-                f"{nearest(measurement_name, measurements)}"
+                f"{suggest(measurement_name, measurements)}"
             )
         return retries.call(partial(_fit, experiment, measurement_name, *queries))
 
@@ -58,7 +58,7 @@ def _fit(experiment: Any, measurement_name: str, obs_query: Any, var_query: Any)
     )
 
 
-def fit_axis_query(axis_query: Any, experiment: Any, retries: Retries = ONCE) -> Any:
+def fit_axis_query(axis_query: Any, experiment: Any, retries: Retries = NO_RETRY) -> Any:
     """Return a query of an experiment with the parts of another query; that query itself if it does not have parts.
 
     The parts are checked as those of :func:`make_axis_query` are.
@@ -79,7 +79,7 @@ def select(
     X_name: str,
     obs_column_names: Sequence[str],
     encoders: Sequence[Encoder] | None,
-    retries: Retries = ONCE,
+    retries: Retries = NO_RETRY,
     *,
     allow_empty: bool = False,
 ) -> Selection:
@@ -140,7 +140,7 @@ def _read(
             obs=address(experiment.obs),
             var=address(measurement.var),
             layout=layout,
-            created=created_as(address(array)),
+            created=array_id(address(array)),
         ),
         geometry=geometry,
         joinids=ids,
@@ -160,7 +160,7 @@ def _layer(measurement: Any, X_name: str) -> Any:
     import tiledbsoma as soma
 
     if X_name not in measurement.X:
-        raise SelectionError(f"X_name={X_name!r} is not a layer of X; {nearest(X_name, measurement.X)}")
+        raise SelectionError(f"X_name={X_name!r} is not a layer of X; {suggest(X_name, measurement.X)}")
     array = measurement.X[X_name]
     if not isinstance(array, soma.SparseNDArray):
         raise SelectionError(
@@ -235,5 +235,5 @@ def _check_columns(obs: Any, columns: list[str], chosen: Sequence[Encoder | None
             needed = [encoder.name for encoder in chosen if encoder and column in encoder.columns]
             raise SelectionError(
                 f"obs has no column {column!r}, which encoder {needed[0]!r} needs (obs_column_names or "
-                f"encoders); {nearest(column, known)}"
+                f"encoders); {suggest(column, known)}"
             )

@@ -13,7 +13,7 @@ import pandas as pd
 from cellfeed._joinids import IntArray
 from cellfeed.errors import SelectionError
 from cellfeed.select.obs_frame import FrameBuilder
-from cellfeed.sources.redact import told_as
+from cellfeed.sources.redact import reraise_as
 from cellfeed.sources.soma.address import ArrayAddress
 
 JOINID = "soma_joinid"
@@ -24,7 +24,7 @@ def read_frame(read: Any, columns: list[str], argument: str, secrets: frozenset[
     frame = FrameBuilder(columns)
     joinids: list[IntArray] = []
     advice = " (cellfeed.obs_filter writes value filters from Python values)"
-    with told_as(SelectionError, f"{argument} cannot be answered", secrets, advice):
+    with reraise_as(SelectionError, f"{argument} cannot be answered", secrets, advice):
         for table in read(column_names=[JOINID, *(c for c in columns if c != JOINID)]):
             joinids.append(table.column(JOINID).to_numpy())
             frame.add(table)
@@ -49,7 +49,7 @@ def read_column(
         Told the columns that there are; returns the one to read.
     """
     with (
-        told_as(SelectionError, f"{what} of {str(address)!r} cannot be read", address.secrets),
+        reraise_as(SelectionError, f"{what} of {str(address)!r} cannot be read", address.secrets),
         contextlib.closing(address.retries()) as retries,
     ):
         return retries.call(partial(_read_column, address, joinids, what, choose))

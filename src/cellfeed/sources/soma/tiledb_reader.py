@@ -14,10 +14,10 @@ import numpy.typing as npt
 
 from cellfeed._joinids import IntArray, merge_runs, runs_of
 from cellfeed.errors import ReadError
+from cellfeed.rows.row_allocator import RowAllocator, RowPointers
 from cellfeed.rows.row_builder import GeneTable, RowBuilder
-from cellfeed.rows.row_space import PlacedRows, RowSpace
-from cellfeed.sources.redact import failed_read, told_as
-from cellfeed.sources.retry import ONCE, Retries
+from cellfeed.sources.redact import failed_read, reraise_as
+from cellfeed.sources.retry import NO_RETRY, Retries
 from cellfeed.sources.soma import tiledb_private
 from cellfeed.sources.soma.address import ArrayAddress
 from cellfeed.stats import Meter
@@ -27,7 +27,7 @@ MAX_GAP = 64
 
 
 class SomaReader:
-    """A :class:`~cellfeed.rows.row_space.Reader` over one open SOMA array.
+    """A :class:`~cellfeed.rows.row_allocator.Reader` over one open SOMA array.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ class SomaReader:
         columns: IntArray | None = None,
         buffer_bytes: int,
         meter: Meter,
-        retries: Retries = ONCE,
+        retries: Retries = NO_RETRY,
         check: Callable[[int], None] | None = None,
     ) -> None:
         self._buffer_bytes = buffer_bytes
@@ -99,10 +99,10 @@ class SomaReader:
             with self._lock:
                 self._n_queries -= 1
 
-    def read(self, joinids: IntArray, space: RowSpace) -> PlacedRows:
+    def read(self, joinids: IntArray, space: RowAllocator) -> RowPointers:
         """Put the rows of ascending ``joinids`` where there is room for them."""
         started = time.perf_counter()
-        with told_as(ReadError, failed_read(joinids, self._address), self._secrets):
+        with reraise_as(ReadError, failed_read(joinids, self._address), self._secrets):
             builder, built_s = self._retries.call(partial(self._query, joinids))
             read_s = time.perf_counter() - started - built_s
             placed = builder.finish(space)

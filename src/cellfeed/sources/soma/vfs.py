@@ -18,7 +18,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from cellfeed.sources.retry import ONCE, Retries
+from cellfeed.sources.retry import NO_RETRY, Retries
 from cellfeed.sources.soma import tiledb_private
 from cellfeed.sources.soma.address import OBJECT_STORES, ArrayAddress
 from cellfeed.sources.soma.tiles.files import ArrayFiles, LocalFiles, Piece
@@ -205,7 +205,7 @@ class VfsFiles:
 
     max_gap: ClassVar[int] = MAX_REMOTE_GAP
 
-    def __init__(self, uri: str, shown: str, settings: Mapping[str, str], retries: Retries = ONCE) -> None:
+    def __init__(self, uri: str, shown: str, settings: Mapping[str, str], retries: Retries = NO_RETRY) -> None:
         self._uri = uri.rstrip("/")
         self._shown = shown
         self._settings = {**SETTINGS, **settings}
@@ -261,7 +261,7 @@ class VfsFiles:
             self._vfs = None
 
 
-def files_of(address: ArrayAddress, retries: Retries = ONCE) -> ArrayFiles:
+def files_of(address: ArrayAddress, retries: Retries = NO_RETRY) -> ArrayFiles:
     """Return the files of an array, if they can be had without TileDB's reader."""
     scheme, separator, rest = address.uri.partition("://")
     if not address.is_remote:

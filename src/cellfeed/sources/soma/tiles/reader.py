@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from cellfeed._joinids import IntArray, runs_of
 from cellfeed.errors import ReadError
+from cellfeed.rows.row_allocator import RowAllocator, RowPointers
 from cellfeed.rows.row_builder import GeneTable
-from cellfeed.rows.row_space import PlacedRows, RowSpace
-from cellfeed.sources.redact import failed_read, told_as
+from cellfeed.sources.redact import failed_read, reraise_as
 from cellfeed.sources.soma.tiles.files import Piece
 from cellfeed.sources.soma.tiles.fragments import FIELDS, Fragment
 from cellfeed.sources.soma.tiles.index import FRAGMENTS, TileIndex
@@ -32,7 +32,7 @@ VALUES_PER_CUT = 32
 MIN_CUTS = 4096
 
 
-class _Workbench:
+class _DecodeBuffers:
     """The memory that one thread needs to unpack tiles, kept for its next read."""
 
     def __init__(self, zstd: Zstd, index: TileIndex) -> None:
@@ -53,12 +53,12 @@ class _Workbench:
             room = self._rooms[name] = np.empty(size + size // 4, dtype)
         return room[:size]
 
-    def place(self, sizes: IntArray, gene_dtype: npt.DTypeLike, value_dtype: npt.DTypeLike) -> PlacedRows:
-        """Make room for rows until the next read, as :class:`~cellfeed.rows.row_space.RowSpace` does for longer."""
+    def place(self, sizes: IntArray, gene_dtype: npt.DTypeLike, value_dtype: npt.DTypeLike) -> RowPointers:
+        """Make room for rows until the next read, as a ``RowAllocator`` does for longer."""
         genes = self.room("genes of rows", int(sizes.sum()), gene_dtype)
         values = self.room("values of rows", int(sizes.sum()), value_dtype)
         before = np.cumsum(sizes) - sizes
-        return PlacedRows(
+        return RowPointers(
             genes.ctypes.data + before * genes.itemsize,
             values.ctypes.data + before * values.itemsize,
             sizes,
@@ -119,7 +119,7 @@ class _Cuts:
 
 
 class TileReader:
-    """A :class:`~cellfeed.rows.row_space.Reader` over the files of one array.
+    """A :class:`~cellfeed.rows.row_allocator.Reader` over the files of one array.
 
     Parameters
     ----------
@@ -160,14 +160,14 @@ class TileReader:
         self._holds_counts = True  # until a value says otherwise
         self._decoding = threading.Semaphore(n_decoding)
         self._lock = threading.Lock()
-        self._free: list[_Workbench] = []
+        self._free: list[_DecodeBuffers] = []
         self._closed = False
 
-    def read(self, joinids: IntArray, space: RowSpace) -> PlacedRows:
+    def read(self, joinids: IntArray, space: RowAllocator) -> RowPointers:
         """Put the rows of ascending ``joinids`` where there is room for them."""
         bench = self._take_bench()
         try:
-            with told_as(ReadError, failed_read(joinids, self._index.files), self._secrets):
+            with reraise_as(ReadError, failed_read(joinids, self._index.files), self._secrets):
                 rows = self._read(joinids, space, bench)
         except BaseException:
             bench.close()  # and not used again: a request that was given up may still write to it
@@ -175,7 +175,7 @@ class TileReader:
         self._give_bench(bench)
         return rows
 
-    def _read(self, joinids: IntArray, space: RowSpace, bench: _Workbench) -> PlacedRows:
+    def _read(self, joinids: IntArray, space: RowAllocator, bench: _DecodeBuffers) -> RowPointers:
         started = time.perf_counter()
         runs = runs_of(joinids)
         pieces: list[Piece] = []
@@ -201,7 +201,7 @@ class TileReader:
         return rows
 
     def _locate(
-        self, fragment: Fragment, tiles: IntArray, bench: _Workbench, name: str, pieces: list[Piece]
+        self, fragment: Fragment, tiles: IntArray, bench: _DecodeBuffers, name: str, pieces: list[Piece]
     ) -> _Packed:
         """Add the pieces of a fragment's files where tiles lie to those that are to be read."""
         data, places = [], np.empty((len(tiles), len(FIELDS), 2), np.int64)
@@ -218,7 +218,7 @@ class TileReader:
             data.append(target)
         return _Packed(fragment, tiles, (data[0], data[1], data[2]), places)
 
-    def _cut(self, joinids: IntArray, runs: IntArray, packed: list[_Packed], bench: _Workbench) -> _Cuts:
+    def _cut(self, joinids: IntArray, runs: IntArray, packed: list[_Packed], bench: _DecodeBuffers) -> _Cuts:
         """Unpack row numbers: how long each row is, and where its values lie in the tiles."""
         from cellfeed.sources.soma.tiles import row_kernels, unpack_kernels
 
@@ -247,8 +247,8 @@ class TileReader:
         return cuts
 
     def _fill(
-        self, space: RowSpace, joinids: IntArray, packed: list[_Packed], cuts: _Cuts, bench: _Workbench
-    ) -> PlacedRows | None:
+        self, space: RowAllocator, joinids: IntArray, packed: list[_Packed], cuts: _Cuts, bench: _DecodeBuffers
+    ) -> RowPointers | None:
         """Unpack the rest and make rows of it; ``None`` if values are no counts, as was assumed until now."""
         from cellfeed.sources.soma.tiles import row_kernels, unpack_kernels
 
@@ -309,13 +309,13 @@ class TileReader:
             f"bytes are not those of its {tiles.counts(self._index.capacity)[k]} values"
         )
 
-    def _take_bench(self) -> _Workbench:
+    def _take_bench(self) -> _DecodeBuffers:
         with self._lock:
             if self._closed:
                 raise ReadError(f"the reader of {str(self._index.files)!r} is closed")
-            return self._free.pop() if self._free else _Workbench(self._zstd, self._index)
+            return self._free.pop() if self._free else _DecodeBuffers(self._zstd, self._index)
 
-    def _give_bench(self, bench: _Workbench) -> None:
+    def _give_bench(self, bench: _DecodeBuffers) -> None:
         with self._lock:
             if not self._closed:
                 self._free.append(bench)

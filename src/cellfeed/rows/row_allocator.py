@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from cellfeed._joinids import IntArray
 from cellfeed.errors import ReadError
-from cellfeed.rows.slabs import Shelf
+from cellfeed.rows.slabs import Arena
 
 
 class RepeatedPlaceError(ReadError):
@@ -20,7 +20,7 @@ class RepeatedPlaceError(ReadError):
 
 
 @dataclass(frozen=True, eq=False)
-class PlacedRows:
+class RowPointers:
     """Rows of X at known addresses, canonical: each row's genes ascend, none twice.
 
     Attributes
@@ -56,7 +56,7 @@ class PlacedRows:
         """What kernels that fill rows need: addresses; how many values are there, none yet; and the two types."""
         return (self.genes, self.values, np.zeros(len(self.sizes), np.int64), *self.types)
 
-    def moved(self, space: RowSpace, sizes: IntArray) -> PlacedRows:
+    def moved(self, space: RowAllocator, sizes: IntArray) -> RowPointers:
         """Copy the first ``sizes`` values of each row to where there is room for them."""
         from cellfeed.rows import kernels
 
@@ -64,7 +64,7 @@ class PlacedRows:
         kernels.move_rows(self.genes, self.values, sizes, *self.types, placed.genes, placed.values)
         return placed
 
-    def sorted(self, joinids: IntArray) -> PlacedRows:
+    def sorted(self, joinids: IntArray) -> RowPointers:
         """Sort rows by gene, in place; a gene that a row holds twice is a :class:`RepeatedPlaceError`."""
         from cellfeed.rows import kernels
 
@@ -78,57 +78,57 @@ class PlacedRows:
         return self
 
 
-class RowSpace:
+class RowAllocator:
     """Memory for the rows of one read: those that leave together lie together, so that it can go with them.
 
     Parameters
     ----------
-    shelves
+    arenas
         Where rows go.
     part
-        int64, shape (n,): index of the shelf of each row.
+        int64, shape (n,): index of the arena of each row.
     lock
-        Held while room is made: several reads may share shelves.
+        Held while room is made: several reads may share arenas.
     value_bytes
         Room for each value at least.
     """
 
-    def __init__(self, shelves: Sequence[Shelf], part: IntArray, lock: threading.Lock, *, value_bytes: int = 1) -> None:
-        self._shelves = shelves
+    def __init__(self, arenas: Sequence[Arena], part: IntArray, lock: threading.Lock, *, value_bytes: int = 1) -> None:
+        self._shelves = arenas
         self._part = part
         self._lock = lock
         self._value_bytes = value_bytes
 
-    def at_least(self, value_bytes: int) -> RowSpace:
+    def at_least(self, value_bytes: int) -> RowAllocator:
         """Return the same space with room for so many bytes for each value at least."""
-        return RowSpace(self._shelves, self._part, self._lock, value_bytes=value_bytes)
+        return RowAllocator(self._shelves, self._part, self._lock, value_bytes=value_bytes)
 
-    def place(self, sizes: IntArray, gene_dtype: npt.DTypeLike, value_dtype: npt.DTypeLike) -> PlacedRows:
+    def place(self, sizes: IntArray, gene_dtype: npt.DTypeLike, value_dtype: npt.DTypeLike) -> RowPointers:
         """Make room for rows of so many values each: int64, shape (n,)."""
         from cellfeed.rows import kernels
 
         genes, values = np.empty(len(sizes), np.int64), np.empty(len(sizes), np.int64)
-        placed = PlacedRows(genes, values, sizes, np.dtype(gene_dtype), np.dtype(value_dtype))
+        placed = RowPointers(genes, values, sizes, np.dtype(gene_dtype), np.dtype(value_dtype))
         widths = placed.gene_dtype.itemsize, max(placed.value_dtype.itemsize, self._value_bytes)
         row = 0
         with self._lock:
-            at = np.array([shelf.at for shelf in self._shelves], np.int64)
-            end = np.array([shelf.end for shelf in self._shelves], np.int64)
+            at = np.array([arena.at for arena in self._shelves], np.int64)
+            end = np.array([arena.end for arena in self._shelves], np.int64)
             while row < len(sizes):
                 row, lacking = kernels.place_rows(sizes, self._part, row, *widths, at, end, genes, values)
                 if row < len(sizes):
                     p = self._part[row]
                     self._shelves[p].extend(lacking)
                     at[p], end[p] = self._shelves[p].at, self._shelves[p].end
-            for shelf, filled_to in zip(self._shelves, at.tolist(), strict=True):
-                shelf.at = filled_to
+            for arena, filled_to in zip(self._shelves, at.tolist(), strict=True):
+                arena.at = filled_to
         return placed
 
 
 class Reader(Protocol):
     """What the rest of cellfeed needs of a store: rows by joinid."""
 
-    def read(self, joinids: IntArray, space: RowSpace) -> PlacedRows:
+    def read(self, joinids: IntArray, space: RowAllocator) -> RowPointers:
         """Put the rows of ascending ``joinids`` where ``space`` has room for them, and say where. Thread-safe."""
 
     def close(self) -> None:
