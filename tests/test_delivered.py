@@ -40,7 +40,7 @@ def test_counted_is_received(seed, batch_size, n_minibatches, n_labels, at_once,
     minibatches = [torch.from_numpy(np.stack(columns, axis=1)) for columns in zip(others, codes, strict=True)]
     short = torch.zeros((1, 2), dtype=torch.int64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cellfeed.delivered, "CELLS_COUNTED", at_once)
+        patch.setattr(cellfeed.loader.label_counts, "CELLS_COUNTED", at_once)
         stream = (SimpleNamespace(obs=obs) for obs in [*minibatches, short])
         for k, minibatch in enumerate(counts.counted(stream)):
             minibatch.obs.fill_(-1)

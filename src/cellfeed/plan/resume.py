@@ -1,8 +1,8 @@
 """What is left of an epoch that was begun, perhaps by other ranks and workers: a pure function of a few integers.
 
 An epoch has *segments*: each restore on another layout of ranks and workers begins one. A segment is its layout and
-the number of minibatches that each rank received. From these and the plan follow the cells that have left, and so the *pieces* of the
-epoch that are still to be dealt out.
+the number of minibatches that each rank received. From these and the order of the epoch follow the cells that have been
+yielded, and so the parts of the epoch that are still to be assigned.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def find_genes(
             twice.append(name)
     if twice:
         raise SelectionError(
-            f"genes {abbreviate(twice)} stand for several columns each; name genes by a column of var with unique values, "
+            f"genes {abbreviate(twice)} stand for several columns each; name genes by a column of unique values, "
             f"such as feature_id"
         )
     absent = [name for name in genes if name not in place]
