@@ -204,7 +204,7 @@ def test_a_gene_without_a_name_has_no_text(tmp_path):
     assert dataset.select_genes(["None"]).var_joinids.tolist() == [2]
     assert dataset.gene_names("unnamed").tolist() == [None] * 4
     with pytest.raises(SelectionError, match="None"):
-        dataset.select_genes(["None"], column="unnamed")
+        dataset.select_genes(["None"], var_column="unnamed")
 
 
 def test_the_filter_of_a_message_takes_any_name_of_a_column(tmp_path):

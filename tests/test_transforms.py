@@ -222,7 +222,7 @@ def test_a_dataset_reads_the_genes_it_is_told(store, sparse, reading_path):
     X = torch.cat([X.to_dense() for X, obs in again]).numpy()
     np.testing.assert_allclose(X, np.log1p(counts[:, [20, 7]]), rtol=1e-6)
     with pytest.raises(SelectionError, match="var has no column 'symbol'"):
-        whole.select_genes(["G1"], column="symbol")
+        whole.select_genes(["G1"], var_column="symbol")
 
 
 def test_on_a_device():
