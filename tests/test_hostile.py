@@ -285,7 +285,7 @@ def test_encoders(column, name, unknown, obs, codes, several):
         if several:
             encoder = cellfeed.BatchEncoder([column, "label"], name=name, separator=unknown)
         else:
-            encoder = LabelEncoder(column, name=name, unknown=unknown)
+            encoder = LabelEncoder(column, name=name, handle_unknown="use_encoded_value", unknown_value=unknown)
     encoder = cellfeed.BatchEncoder(["label"]) if several else LabelEncoder("label")
     with only_ours():
         encoder.inverse_transform(codes)
