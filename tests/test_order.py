@@ -22,8 +22,8 @@ def test_sets_are_refused(store, kind):
     dataset = ExperimentDataset(store, seed=0)
     for call, error in {
         lambda: dataset.select_genes(kind(GENES), var_column="feature_name"): SelectionError,
-        lambda: SelectGenes(kind(GENES), among=[f"G{k}" for k in range(6)]): SelectionError,
-        lambda: SelectGenes(GENES, among=kind(f"G{k}" for k in range(6))): SelectionError,
+        lambda: SelectGenes(kind(GENES), var_names=[f"G{k}" for k in range(6)]): SelectionError,
+        lambda: SelectGenes(GENES, var_names=kind(f"G{k}" for k in range(6))): SelectionError,
         lambda: ExperimentDataset(store, obs_column_names=kind(["label", "donor"])): SelectionError,
         lambda: ExperimentDataset(store, encoders=kind([LabelEncoder("label")])): SelectionError,
         lambda: LabelEncoder("label", classes=kind(["a", "b"])): EncodeError,
@@ -56,10 +56,10 @@ def test_what_has_an_order_is_taken(store, kind):
 @pytest.mark.parametrize("kind", [iter, lambda shares: dict(enumerate(shares)).values()])
 @pytest.mark.parametrize("make", [ExperimentDataset, ExperimentDataPipe])
 def test_generators_and_views_of_dicts_keep_their_order(store, make, kind):
-    """ShardAssignment, and the genes among which some are selected, may come from a generator or a view of a dict."""
+    """ShardAssignment, and ``var_names``, may come from a generator or a view of a dict."""
     parts = make(store, seed=0).random_split(kind([0.3, 0.7]))
     assert [len(part.obs_joinids) for part in parts] == [6, 14]
-    assert SelectGenes(kind(GENES), among=kind([f"G{k}" for k in range(6)])).source.tolist() == [4, 1, 3]
+    assert SelectGenes(kind(GENES), var_names=kind([f"G{k}" for k in range(6)])).source.tolist() == [4, 1, 3]
 
 
 def test_genes_of_another_column_are_named_with_it(tmp_path):

@@ -72,5 +72,5 @@ def test_codes_that_stand_for_other_values_are_refused(store):
     assert next(iter(same)).obs[:, 0].tolist() == [1, 2, 1, 2]
     with pytest.raises(EncodeError, match="was not fitted on 'type 0'"):
         ExperimentDataset(store, encoders=[LabelEncoder("label", classes=["type 1", "type 2"])])
-    with pytest.raises(EncodeError, match="must differ, and None be the last"):
+    with pytest.raises(EncodeError, match="must be distinct, and None must be the last"):
         LabelEncoder("label", classes=["a", None, "b"])

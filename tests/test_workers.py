@@ -374,8 +374,8 @@ def test_torchdata_goes_on_without_workers_and_is_refused_with_them(store, stop_
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_default_device_changes_nothing(store, num_workers):
     """Tensors name their device: "meta", on which nothing has values, stands for any."""
-    among = [f"G{k}" for k in range(30)]
-    transform = Compose(NormalizeTotal(), SelectGenes(["G7", "G2", "new"], among, missing="zeros"), Log1p())
+    var_names = [f"G{k}" for k in range(30)]
+    transform = Compose(NormalizeTotal(), SelectGenes(["G7", "G2", "new"], var_names, missing="zeros"), Log1p())
     ways = {"return_sparse_X": True, "use_eager_fetch": False}, {"rank_remainder": "pad"}, {"batch_size": 1}
 
     def everything():
