@@ -31,7 +31,7 @@ def passed(uri, **parameters):
     return collect(ExperimentDataset(uri, obs_column_names=["soma_joinid"], seed=0, **parameters), N_VARS)
 
 
-@pytest.mark.parametrize("X_dtype", ["float32", "bfloat16", "store"])
+@pytest.mark.parametrize("X_dtype", ["float32", "bfloat16", "stored"])
 def test_rows_that_are_as_obs_tells_pass(tmp_path, path, X_dtype):
     X = addressed(N_OBS, N_VARS)
     X.data %= 250
@@ -58,7 +58,7 @@ def test_a_row_that_differs_is_named(tmp_path, path, column, by, message):
         passed(uri)
     with pytest.raises(ReadError, match=message):
         passed(uri, shuffle=False, X_dtype="float16")
-    got, joinids, _ = passed(uri, verify="off")
+    got, joinids, _ = passed(uri, verify=False)
     assert np.array_equal(got, X.toarray()[joinids[:, 0]])
 
 
@@ -81,7 +81,7 @@ def test_values_are_finite(tmp_path, path, value):
     uri = write_experiment(tmp_path / "s", sp.csr_matrix(X))
     with pytest.raises(ReadError, match=r"not finite \(NaN or infinite\) for soma_joinid 41"):
         passed(uri)
-    got, joinids, _ = passed(uri, verify="off")
+    got, joinids, _ = passed(uri, verify=False)
     assert np.array_equal(got, X.toarray()[joinids[:, 0]], equal_nan=True)
 
 

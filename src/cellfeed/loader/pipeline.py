@@ -111,9 +111,9 @@ def _produce(
 ) -> Generator[Yielded, None, None]:
     geometry = selection.geometry
     reader, rows_per_read, n_threads = selection.source.open_reader(
-        selection, resources, verify=settings.verify == "error", meter=meter, retries=retries
+        selection, resources, verify=settings.verify, meter=meter, retries=retries
     )
-    if settings.verify == "error":
+    if settings.verify:
         reader = VerifyingReader(reader, selection)
     if settings.X_dtype in HALF_DTYPES:
         reader = HalfPrecisionReader(reader, settings.X_dtype)
@@ -134,7 +134,7 @@ def _produce(
         meter=meter,
     )
     cuts = rebatch(loaded, settings.batch_size)
-    dtype = geometry.dtype if settings.X_dtype == "store" else settings.X_dtype
+    dtype = geometry.dtype if settings.X_dtype == "stored" else settings.X_dtype
     scaling, transform = split_scaling(settings.transform) if dtype == "float32" else (None, settings.transform)
     transforms = [step for step in (selection.column_transform, transform) if step is not None]
     assembler = Assembler(selection.n_vars, dtype, n_threads=resources.n_threads, buffers=buffers, scaling=scaling)
@@ -161,6 +161,6 @@ def _assemble(
     obs = torch.from_numpy(selection.obs_rows(rows.positions))
     if settings.batch_size == 1:
         X, obs = X if sparse else X[0], obs[0]
-    if settings.remainder == "pad":
+    if settings.rank_remainder == "pad":
         return PaddedMinibatch(X, obs, torch.from_numpy(rows.is_real.copy()))
     return Minibatch(X, obs)

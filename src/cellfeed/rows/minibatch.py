@@ -64,12 +64,12 @@ class Minibatch(NamedTuple):
 
 
 class PaddedMinibatch(NamedTuple):
-    """A minibatch under ``remainder="pad"``: ``mask`` (bool, shape (B,)) is False for repeated cells.
+    """A minibatch under ``rank_remainder="pad"``: ``mask`` (bool, shape (B,)) is False for repeated cells.
 
     Examples
     --------
     >>> dataset = cellfeed.ExperimentDataset(
-    ...     cellfeed.datasets.pbmc700(), remainder="pad", rank=2, world_size=3, seed=0
+    ...     cellfeed.datasets.pbmc700(), rank_remainder="pad", rank=2, world_size=3, seed=0
     ... )
     >>> [(len(mask), int(mask.sum())) for X, obs, mask in dataset]  # ranks get 234 of 700 cells; 2 are repeated
     [(128, 128), (106, 104)]

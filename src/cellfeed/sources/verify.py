@@ -88,10 +88,10 @@ class VerifyingReader:
         if not np.isfinite(sums).all():
             k = int(np.argmin(np.isfinite(sums)))
             narrowed = self._selection.geometry.dtype == "float64" and rows.value_dtype == np.float32
-            beyond = ', or beyond float32, in which it is read: float64 values come with X_dtype="store"' * narrowed
+            beyond = ', or beyond float32, in which it is read: float64 values come with X_dtype="stored"' * narrowed
             raise ReadError(
                 f"{self._name} holds a value that is not finite (NaN or infinite){beyond} for soma_joinid {joinids[k]}"
-                f': a model could not be trained with it; write the layer again, or take it as it is with verify="off"'
+                ": a model could not be trained with it; write the layer again, or take it as it is with verify=False"
             )
 
     def _check_sums(self, joinids: IntArray, sums: npt.NDArray[np.float64], told: npt.NDArray[Any]) -> None:
@@ -126,7 +126,7 @@ class VerifyingReader:
             f"{self._name} holds {found[k]:.12g} {what} for soma_joinid {joinids[k]} where obs tells "
             f"{column}={told[k]:.12g}{others}: X or obs is damaged, or that column is of another layer or of more "
             f"genes, as in a store made of some genes of a Census: drop nnz and raw_sum from obs, or take X as it is "
-            f'with verify="off"'
+            "with verify=False"
         )
 
     @property
