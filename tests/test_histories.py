@@ -100,7 +100,7 @@ def test_all_genes_are_those_of_var_whatever_the_shape_of_the_array(tmp_path, sh
         dataset = dataset_of(uri)
         assert dataset._selection.source.open_tiles(dataset._selection.geometry) is not None
         if more:
-            with pytest.raises(ReadError, match="for soma_joinid 17 where obs tells nnz="):
+            with pytest.raises(ReadError, match="for soma_joinid 17, but obs has nnz="):
                 passed(dataset)
         else:
             assert np.array_equal(passed(dataset), X.toarray())
