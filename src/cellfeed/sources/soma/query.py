@@ -95,6 +95,7 @@ def select(
     check_name("X_name", X_name)
     if not isinstance(allow_empty, bool):
         raise SelectionError(f"allow_empty={allow_empty!r} must be True or False")
+    encoders = [] if encoders is None else ordered("encoders", encoders)
     chosen = _choose_encoders(obs_column_names, encoders)
     with reading(experiment):
         selection, frame = retries.call(lambda: _read(axis_query, X_name, chosen, retries.deadline_s))
@@ -198,13 +199,12 @@ def _check_within(array: Any, joinids: IntArray, var_joinids: IntArray) -> None:
             )
 
 
-def _choose_encoders(obs_column_names: Sequence[str], encoders: Sequence[Encoder] | None) -> list[Encoder | None]:
-    """Return one encoder per column of the minibatch's obs; ``None`` stands for the joinid."""
+def _choose_encoders(obs_column_names: Sequence[str], encoders: Sequence[Encoder]) -> list[Encoder | None]:
+    """Return one encoder per column of the minibatch\'s obs; ``None`` stands for the joinid."""
     names = ordered("obs_column_names", obs_column_names)
     for name in names:
         check_name("obs_column_names: a column", name)
-    encoders = None if encoders is None else ordered("encoders", encoders)
-    if encoders is not None and len(encoders):
+    if encoders:
         if names:
             raise EncodeError(
                 f"encoders and obs_column_names={names} exclude each other: the encoders say which columns "
