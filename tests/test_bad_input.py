@@ -186,3 +186,8 @@ def test_ranks_without_a_common_seed(store, monkeypatch):
     monkeypatch.setenv("RANK", "x")
     with pytest.raises(PlanError, match="RANK='x'"):
         len(ExperimentDataset(store, seed=1))
+
+
+@pytest.mark.parametrize("none", [[], (), np.empty((0, 2))])
+def test_an_empty_collection_of_encoders_is_no_encoders(store, none):
+    assert ExperimentDataset(store, encoders=none).obs_encoders == {}

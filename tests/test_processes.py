@@ -38,7 +38,7 @@ def test_ranks_under_torchrun(store, tmp_path, n_ranks, rank_remainder):
             assert of[0] == of[1]
 
 
-@pytest.mark.parametrize(("num_workers", "n_kills"), [(0, 6), (2, 2)])
+@pytest.mark.parametrize(("num_workers", "n_kills"), [(0, 8), (2, 3)])
 def test_killed_and_continued(store, tmp_path, num_workers, n_kills):
     """Killed at random steps and started again from its last state, a run receives what it would have received."""
     chance = random.Random(num_workers)
@@ -111,7 +111,7 @@ def test_start_methods(store, method):
     assert sorted(j for m in loader for j in m.obs[:, 0].tolist()) == list(range(100))
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("how", ["break", "error", "interrupt", "exit"])
 def test_endings(store, how, num_workers):
     """However a loop ends, the process and its workers end by themselves; threads, files and memory are released."""

@@ -84,7 +84,7 @@ def test_a_flipped_byte_is_an_error_or_is_not_in_what_is_read(store, name, selec
 def test_tiles_that_are_read_in_part_are_verified_once(store):
     """What small chunks cost: a tile is unpacked whole at its first read only."""
     dataset = ExperimentDataset(store, soma_chunk_size=16, shuffle_chunk_count=2, seed=0)
-    (fragment,) = dataset._selection.source.open_tiles(dataset._selection.geometry).fragments
+    (fragment,) = dataset._selection.source.open_tiles().fragments
     assert not fragment.verified.any()
     next(iter(dataset))
     assert fragment.verified.any()
@@ -218,7 +218,7 @@ def test_metadata_that_unpacks_to_too_much_is_an_error(tmp_path, claimed):
     tile += struct.pack("<QIII", 1, 1 << 24, len(bomb), len(head)) + head + bomb
     path.write_bytes(with_tree(data, tile))
     with pytest.raises(ReadError, match="metadata is damaged"):
-        selection.source.open_tiles(selection.geometry)
+        selection.source.open_tiles()
 
 
 def with_tree(data, tile):

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from cellfeed._checks import format_bytes
-from cellfeed._joinids import read_bounds
+from cellfeed._joinids import IntArray, read_bounds
 from cellfeed.errors import CellfeedError, ReadError
 from cellfeed.loader.feed import load_windows, rebatch
 from cellfeed.loader.prefetch import Prefetch
@@ -23,16 +23,16 @@ from cellfeed.rows.minibatch import (
     HALF_DTYPES,
     Assembler,
     DenseBuffers,
-    HalfPrecisionReader,
     Minibatch,
     PaddedMinibatch,
+    round_to_half,
 )
-from cellfeed.rows.row_allocator import Reader
+from cellfeed.rows.row_allocator import Reader, RowAllocator, RowPointers
 from cellfeed.rows.slabs import choose_slab_bytes
 from cellfeed.select.selection import Selection
 from cellfeed.sources.failures import lacks_memory
 from cellfeed.sources.retry import Retries
-from cellfeed.sources.verify import VerifyingReader
+from cellfeed.sources.verify import check_rows
 from cellfeed.stats import Meter
 from cellfeed.transforms import Transform, apply, check_result, split_scaling
 
@@ -113,15 +113,11 @@ def _produce(
     reader, rows_per_read, n_threads = selection.source.open_reader(
         selection, resources, verify=settings.verify, meter=meter, retries=retries
     )
-    if settings.verify:
-        reader = VerifyingReader(reader, selection)
-    if settings.X_dtype in HALF_DTYPES:
-        reader = HalfPrecisionReader(reader, settings.X_dtype)
     reader = watched(reader)
     loaded = load_windows(
         windows,
         selection.joinids,
-        reader,
+        partial(_read_rows, reader, selection, settings),
         read_bounds=partial(
             read_bounds,
             extent=geometry.row_extent,
@@ -148,6 +144,22 @@ def _produce(
             del rows  # it holds whole blocks
             yield minibatch
             del minibatch
+
+
+def _read_rows(
+    reader: Reader,
+    selection: Selection,
+    settings: Settings,
+    positions: IntArray,
+    joinids: IntArray,
+    space: RowAllocator,
+) -> RowPointers:
+    """Read rows, verify them, and round their values if X has a 16-bit float type."""
+    half = HALF_DTYPES.get(settings.X_dtype)
+    rows = reader.read(joinids, space if half is None else space.at_least(2))
+    if settings.verify:
+        check_rows(rows, positions, joinids, selection)
+    return rows if half is None else round_to_half(rows, joinids, half)
 
 
 def _assemble(

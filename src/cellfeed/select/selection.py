@@ -23,7 +23,8 @@ class Selection:
     experiment_uri, measurement_name, X_name
         Arguments of the dataset.
     source
-        Reads X and columns of obs and var, in this process or another: a ``cellfeed.sources.Source``.
+        Reads X and columns of obs and var, in any process: a ``cellfeed.sources.source.Source``, typed ``Any`` here
+        because folders below ``sources/`` do not import it.
     geometry
         The layout of X.
     joinids
@@ -58,7 +59,6 @@ class Selection:
     measurement_name: str
     X_name: str
     source: Any
-    geometry: ArrayGeometry
     joinids: JoinIds
     var_joinids: IntArray
     encoders: Mapping[str, Encoder]
@@ -70,6 +70,12 @@ class Selection:
     queries: tuple[Any, Any] = (None, None)
     splits: tuple[Mapping[str, Any], ...] = ()
     all_genes: bool = False
+
+    @property
+    def geometry(self) -> ArrayGeometry:
+        """Layout of the values of X in the store."""
+        geometry: ArrayGeometry = self.source.geometry
+        return geometry
 
     @property
     def is_remote(self) -> bool:
