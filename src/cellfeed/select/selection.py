@@ -25,8 +25,6 @@ class Selection:
     source
         Reads X and columns of obs and var, in any process: a ``cellfeed.sources.source.Source``, typed ``Any`` here
         because folders below ``sources/`` do not import it.
-    geometry
-        The layout of X.
     joinids
         The selected cells, ascending.
     var_joinids
