@@ -27,8 +27,8 @@ MODEL_FILE = "model.pt"
 
 
 @dataclass(frozen=True)
-class Reference:
-    """The genes and categories of a model, as text, by code; ``None`` if there is no model."""
+class Schema:
+    """Genes and categories of a model or of data, as text, by code; ``None`` if they are not fixed."""
 
     genes: list[str] | None = None
     batches: list[str] | None = None
@@ -36,7 +36,7 @@ class Reference:
     covariates: Mapping[str, list[str]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, registry: Mapping[str, Any]) -> Reference:
+    def of(cls, registry: Mapping[str, Any]) -> Schema:
         """Read the registry of a data module or of an AnnData."""
         fields = registry["field_registries"]
         covariates = fields.get("extra_categorical_covs", {}).get("state_registry", {}).get("mapping", {})
@@ -89,7 +89,7 @@ def find_registry(reference: Any) -> dict[str, Any]:
 
 def compare(model_registry: Mapping[str, Any], registry: Mapping[str, Any], *, extended: bool = False) -> None:
     """Raise a StateError if data have other genes or categories than a model; ``extended`` permits more categories."""
-    model, data = Reference.of(model_registry), Reference.of(registry)
+    model, data = Schema.of(model_registry), Schema.of(registry)
     _compare("genes", model.genes or [], data.genes or [])
     _compare("batches", model.batches or [], data.batches or [], extended=extended)
     for key, categories in model.covariates.items():
@@ -108,22 +108,13 @@ def _compare(what: str, model: Sequence[str], data: Sequence[str], *, extended: 
 
 
 def make_registry(
-    *,
-    version: str,
-    n_obs: int,
-    genes: Sequence[str],
-    keys: Mapping[str, Any],
-    batches: Sequence[str],
-    labels: Sequence[str],
-    covariates: Mapping[str, Sequence[str]],
-    provenance: Mapping[str, Any],
+    version: str, n_obs: int, schema: Schema, keys: Mapping[str, Any], provenance: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the registry of a data module, without the class of the model, as several models may use the module.
 
     Several columns of batches have one key, their names joined by :data:`SEPARATOR`: scvi-tools uses it as the name of
     a column.
     """
-    continuous = keys["continuous_covariate_keys"]
     batch_key = SEPARATOR.join(keys["batch_key"]) or None
     return {
         "scvi_version": version,
@@ -133,32 +124,38 @@ def make_registry(
             "batch_key": batch_key,
             "labels_key": keys["labels_key"],
             "size_factor_key": None,
-            "categorical_covariate_keys": list(covariates) or None,
-            "continuous_covariate_keys": list(continuous) or None,
+            "categorical_covariate_keys": list(schema.covariates) or None,
+            "continuous_covariate_keys": list(keys["continuous_covariate_keys"]) or None,
         },
-        "field_registries": {
-            "X": _field("X", None, {"n_obs": n_obs, "n_vars": len(genes), "column_names": list(genes)},
-                        {"n_vars": len(genes), "n_cells": n_obs}),
-            "batch": _field("obs", "_scvi_batch", _categories(batches, batch_key), {"n_batch": len(batches)}),
-            "labels": _field(
-                "obs", "_scvi_labels",
-                {**_categories(labels, keys["labels_key"]), "unlabeled_category": keys["unlabeled_category"]},
-                {"n_labels": len(labels)},
-            ),
-            "ind_x": _field("obs", "_indices", {}, {}),
-            "sample": _field("obs", "_scvi_sample", {}, {"n_sample": 0}),
-            "size_factor": _field(None, None, {}, {}),
-            "extra_categorical_covs": _field(
-                "obsm", "_scvi_extra_categorical_covs", _covariates(covariates),
-                {"n_extra_categorical_covs": len(covariates)},
-            ),
-            "extra_continuous_covs": _field(
-                "obsm", "_scvi_extra_continuous_covs",
-                {"columns": np.array(continuous, dtype=object)} if continuous else {},
-                {"n_extra_continuous_covs": len(continuous)},
-            ),
-        },
+        "field_registries": _fields(n_obs, schema, keys, batch_key),
         OWN: {"keys": dict(keys), "provenance": dict(provenance)},
+    }
+
+
+def _fields(n_obs: int, schema: Schema, keys: Mapping[str, Any], batch_key: str | None) -> dict[str, Any]:
+    genes, batches, labels = schema.genes or [], schema.batches or [], schema.labels or []
+    continuous = keys["continuous_covariate_keys"]
+    return {
+        "X": _field("X", None, {"n_obs": n_obs, "n_vars": len(genes), "column_names": list(genes)},
+                    {"n_vars": len(genes), "n_cells": n_obs}),
+        "batch": _field("obs", "_scvi_batch", _categories(batches, batch_key), {"n_batch": len(batches)}),
+        "labels": _field(
+            "obs", "_scvi_labels",
+            {**_categories(labels, keys["labels_key"]), "unlabeled_category": keys["unlabeled_category"]},
+            {"n_labels": len(labels)},
+        ),
+        "ind_x": _field("obs", "_indices", {}, {}),
+        "sample": _field("obs", "_scvi_sample", {}, {"n_sample": 0}),
+        "size_factor": _field(None, None, {}, {}),
+        "extra_categorical_covs": _field(
+            "obsm", "_scvi_extra_categorical_covs", _covariates(schema.covariates),
+            {"n_extra_categorical_covs": len(schema.covariates)},
+        ),
+        "extra_continuous_covs": _field(
+            "obsm", "_scvi_extra_continuous_covs",
+            {"columns": np.array(continuous, dtype=object)} if continuous else {},
+            {"n_extra_continuous_covs": len(continuous)},
+        ),
     }  # fmt: skip
 
 
