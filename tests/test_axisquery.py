@@ -202,7 +202,7 @@ def test_several_comparisons_must_all_hold():
     assert obs_filter(n=("!=", [1, 2]), t="x") == "n != 1 and n != 2 and t == 'x'"
     assert obs_filter(n=[("==", 5)]) == "n == 5"
     assert obs_filter(t=("!=", None)) == "t != None"
-    with pytest.raises(SelectionError, match=r'comparisons such as n=\(">", 500\), by one of >, >=, <, <=, !=, =='):
+    with pytest.raises(SelectionError, match=r'comparisons such as n=\(">", 500\) with one of >, >=, <, <=, !=, =='):
         obs_filter(n=("=>", 500))
     for wrong in ([(">", 1), 5], (">", [1, 2]), (">", None)):
         with pytest.raises(SelectionError, match="obs_filter"):

@@ -53,10 +53,8 @@ def fit_query(argument: str, query: Any, frame: Any, table: str) -> Any:
 
     Parameters
     ----------
-    argument
-        Name of the query in errors.
-    query
-        A ``tiledbsoma.AxisQuery``.
+    argument, query
+        A ``tiledbsoma.AxisQuery``, and its name in errors.
     frame, table
         The open ``tiledbsoma.DataFrame``, and its name, ``"obs"`` or ``"var"``.
 
@@ -111,13 +109,7 @@ def column_of(node: ast.expr) -> str | None:
 
 
 def constants(node: ast.expr) -> list[Any]:
-    """Return the constants of one side of a comparison: those of a list, tuple or set, or a single one.
-
-    Raises
-    ------
-    ValueError
-        If the side has anything else than constants.
-    """
+    """Return the constants of a list, tuple or set, or a single one; raise a ValueError for other expressions."""
     if isinstance(node, LISTS):
         return [value for element in node.elts for value in constants(element)]
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "val" and node.args:
@@ -255,10 +247,7 @@ class _Fitting(ast.NodeTransformer):
         return _compare(left, operator, [whole])
 
     def _fit_list(self, left: ast.expr, operator: ast.cmpop, kind: pa.DataType, values: list[Any]) -> ast.expr:
-        """Return an equivalent comparison with the listed values that the column's type can hold.
-
-        The values are compared one by one if TileDB-SOMA does not compare the type with lists.
-        """
+        """Return an equivalent comparison with the listed values that the type can hold, one by one if needed."""
         if pa.types.is_boolean(kind):
             return _one_by_one(left, operator, [bool(value) for value in values])
         if not pa.types.is_integer(kind):
