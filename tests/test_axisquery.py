@@ -254,7 +254,7 @@ def test_a_mask_as_coordinates_is_an_error(store, mask):
         (obs_filter(tissue=[f"t{k}" for k in range(3000)]), r"'t3.*\.\.\.; tissue holds no 't0'"),
     ],
 )
-def test_a_filter_that_selects_nothing_names_the_nearest_values(store, query, message):
+def test_a_filter_that_selects_nothing_names_similar_values(store, query, message):
     with pytest.raises(SelectionError, match=message):
         ExperimentDataset(store, obs_query=query)
 

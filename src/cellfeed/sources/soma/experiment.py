@@ -83,17 +83,17 @@ def _what_is_at(uri: str, timestamp_ms: int | None) -> str:
     scheme, separator, rest = uri.partition("://")
     path = Path(rest if separator else uri)
     if separator and scheme != "file":
-        return _way_from(path) or f"no SOMA object is there, or it may not be read; {_GIVE}"
+        return _how_to_convert(path) or f"no SOMA object is there, or it may not be read; {_GIVE}"
     if not path.exists():
         home = "; '~' is not expanded: give os.path.expanduser(...)" if "~" in path.parts else ""
         return f"there is no {str(path)!r}{home}; {_GIVE}"
     if (written := _first_written(path)) and written > (limit := timestamp_ms or int(time.time() * 1000)):
         return (
-            f"it is written at {_as_time(written)}, which is after {_as_time(limit)}, "
+            f"it was written at {_as_time(written)}, which is after {_as_time(limit)}, "
             f"{'the timestamp of context=' if timestamp_ms else 'the time of this machine'}; give "
             f"context=tiledbsoma.SOMATileDBContext(timestamp={written}) or a later one, or set the clock"
         )
-    return _way_from(path) or f"the {'folder' if path.is_dir() else 'file'} holds no SOMA object; {_GIVE}"
+    return _how_to_convert(path) or f"the {'folder' if path.is_dir() else 'file'} holds no SOMA object; {_GIVE}"
 
 
 def _first_written(path: Path) -> int | None:
@@ -106,7 +106,7 @@ def _as_time(timestamp_ms: int) -> str:
     return datetime.fromtimestamp(timestamp_ms / 1000, UTC).isoformat(" ", "milliseconds")
 
 
-def _way_from(path: Path) -> str | None:
+def _how_to_convert(path: Path) -> str | None:
     """Describe how to make an experiment of an AnnData file or folder; ``None`` if the path seems to be neither."""
     target, names = str(path.with_suffix(".soma")), 'measurement_name="RNA", X_layer_name="raw"'
     if path.suffix == ".h5ad":
@@ -135,7 +135,7 @@ def _check_context(context: Any) -> None:
         )
 
 
-def _way_from_object(experiment: Any) -> str | None:
+def _how_to_use(experiment: Any) -> str | None:
     """Describe how to use a query or an AnnData; ``None`` if the object is neither."""
     import tiledbsoma as soma
 
@@ -153,8 +153,8 @@ def check_experiment(experiment: Any, shown: str) -> Any:
     """Return an object if it is an experiment and open for reading, else raise an error that calls it ``shown``."""
     import tiledbsoma as soma
 
-    if (way := _way_from_object(experiment)) is not None:
-        raise SelectionError(f"experiment={shown} is not a tiledbsoma.Experiment: {way}")
+    if (advice := _how_to_use(experiment)) is not None:
+        raise SelectionError(f"experiment={shown} is not a tiledbsoma.Experiment: {advice}")
     if not isinstance(experiment, soma.Experiment):
         members = sorted(experiment) if isinstance(experiment, soma.Collection) and not experiment.closed else []
         inside = f"; open one of its members: {', '.join(map(repr, members))}" if members else ""
