@@ -95,8 +95,8 @@ def test_all_genes_are_those_of_var_whatever_the_shape_of_the_array(tmp_path, sh
     import pandas as pd
 
     for name, more in (("right", 0), ("wrong", 1)):
-        told = pd.DataFrame({**obs, "nnz": obs["nnz"] + more * (np.arange(N_OBS) == 17)})
-        uri = write_experiment(tmp_path / name, X, told, columns=shape)
+        figures = pd.DataFrame({**obs, "nnz": obs["nnz"] + more * (np.arange(N_OBS) == 17)})
+        uri = write_experiment(tmp_path / name, X, figures, columns=shape)
         dataset = dataset_of(uri)
         assert dataset._selection.source.open_tiles() is not None
         if more:

@@ -147,6 +147,41 @@ def test_an_embedding_that_was_not_written_to_its_end_is_not_in_obsm(writable, m
     assert read_obsm(uri, "X_b")[1].to_numpy().tolist() == [[9.0]]
 
 
+@pytest.mark.parametrize("mode", ["r", "w", "closed"])
+def test_an_experiment_may_be_a_handle(writable, mode):
+    """Open or closed: its URI and its context are used, and it stays as it is."""
+    uri, joinids = writable
+    context = soma.SOMATileDBContext()
+    with soma.open(uri, "w" if mode == "w" else "r", context=context) as experiment:
+        if mode == "closed":
+            experiment.close()
+        cellfeed.write_obsm(experiment, "X_a", joinids, np.ones((20, 2)))
+        cellfeed.write_obsm(experiment, "X_a", joinids, np.zeros((20, 3)), overwrite=True)
+        assert experiment.closed == (mode == "closed")
+        with pytest.raises(SelectionError, match="context= goes with a URI; a tiledbsoma.Experiment brings its own"):
+            cellfeed.write_obsm(experiment, "X_b", [1], [[1.0]], context=context)
+    shape, read = read_obsm(uri, "X_a")
+    assert shape == (joinids[-1] + 1, 3)
+    assert (read.to_numpy() == 0).all()
+
+
+def test_an_embedding_is_written_at_the_timestamp_of_the_context_of_a_handle(writable):
+    """A handle opened at a timestamp is a view of that time, and the embedding is written now."""
+    uri, _ = writable
+    with soma.open(uri) as experiment:
+        before = experiment.tiledb_timestamp_ms
+    later = before + 10**9
+    with soma.open(uri, tiledb_timestamp=before) as experiment:
+        cellfeed.write_obsm(experiment, "X_now", [1], [[1.0]])
+        assert "obsm" not in experiment.ms["RNA"]
+    with soma.open(uri, context=soma.SOMATileDBContext(timestamp=later)) as experiment:
+        cellfeed.write_obsm(experiment, "X_later", [1], [[1.0]])
+    with soma.open(uri) as experiment:
+        assert list(experiment.ms["RNA"].obsm) == ["X_now"]
+    with soma.open(uri, tiledb_timestamp=later) as experiment:
+        assert sorted(experiment.ms["RNA"].obsm) == ["X_later", "X_now"]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_an_embedding_is_written_as_a_model_returns_it(writable, dtype):
     """With its gradient, and in a type that NumPy lacks, as under autocast."""

@@ -195,7 +195,7 @@ def _check_within(array: Any, joinids: IntArray, var_joinids: IntArray) -> None:
         if len(ids) and ids[-1] >= size:
             raise SelectionError(
                 f"{axis} holds soma_joinid {ids[-1]}, outside the layer's shape {tuple(array.shape)}; "
-                f"the layer and {axis} do not belong together"
+                f"the layer does not belong to this {axis}"
             )
 
 
@@ -207,8 +207,8 @@ def _choose_encoders(obs_column_names: Sequence[str], encoders: Sequence[Encoder
     if encoders:
         if names:
             raise EncodeError(
-                f"encoders and obs_column_names={names} exclude each other: the encoders say which columns "
-                f"they need; give LabelEncoder(column) for a plain one"
+                f"encoders and obs_column_names={names} exclude each other: encoders name the columns "
+                f"that they need; give LabelEncoder(column) for a plain column"
             )
         for encoder in encoders:
             if not isinstance(encoder, Encoder):
@@ -217,9 +217,12 @@ def _choose_encoders(obs_column_names: Sequence[str], encoders: Sequence[Encoder
         chosen: list[Encoder | None] = list(encoders)
     else:
         chosen = [None if name == JOINID else LabelEncoder(name) for name in names]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise EncodeError(f"two encoders have the name {twice[0]!r}; names must differ (they key dataset.obs_encoders)")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise EncodeError(
+            f"two encoders have the name {repeated[0]!r}; names must differ, as they are the keys of "
+            f"dataset.obs_encoders"
+        )
     return chosen
 
 
