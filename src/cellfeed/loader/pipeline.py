@@ -18,15 +18,10 @@ from cellfeed.plan import budget
 from cellfeed.plan.planner import Resources
 from cellfeed.plan.settings import Settings
 from cellfeed.plan.windows import Window
+from cellfeed.rows.assemble import Assembler, DenseBuffers
 from cellfeed.rows.cell_rows import CellRows
-from cellfeed.rows.minibatch import (
-    HALF_DTYPES,
-    Assembler,
-    DenseBuffers,
-    HalfPrecisionReader,
-    Minibatch,
-    PaddedMinibatch,
-)
+from cellfeed.rows.half_precision import HALF_DTYPES, HalfPrecisionReader
+from cellfeed.rows.minibatch import Minibatch, PaddedMinibatch
 from cellfeed.rows.row_allocator import Reader
 from cellfeed.rows.slabs import choose_slab_bytes
 from cellfeed.select.selection import Selection

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from cellfeed._joinids import IntArray
 from cellfeed.errors import ReadError
-from cellfeed.rows.cell_rows import WIDTHS
+from cellfeed.rows.cell_rows import ValueWidth
 from cellfeed.rows.row_allocator import Reader, RowAllocator, RowPointers
 from cellfeed.select.selection import Selection
 
@@ -57,8 +57,8 @@ class VerifyingReader:
             self._check_sizes(joinids, rows, nnz.astype(np.int64))
         if raw_sum is not None or rows.value_dtype.kind == "f":
             sums, squares = np.empty(len(joinids)), np.empty(len(joinids))
-            if width := WIDTHS.get(rows.value_dtype):
-                kernels.sum_counts(rows.values, rows.sizes, width, sums, squares)
+            if (width := ValueWidth.of(rows.value_dtype)) < ValueWidth.WIDE:
+                kernels.sum_counts(rows.values, rows.sizes, int(width), sums, squares)
             else:
                 kernels.sum_values(rows.values, rows.sizes, rows.types[1], sums, squares)
             self._check_finite(joinids, rows, sums)
@@ -105,7 +105,7 @@ class VerifyingReader:
         self, joinids: IntArray, rows: RowPointers, squares: npt.NDArray[np.float64], expected: npt.NDArray[np.float64]
     ) -> None:
         """Compare sums of squares: values that change so that their number and sum stay have others."""
-        if rows.value_dtype in WIDTHS:  # they are modulo 2**32
+        if ValueWidth.of(rows.value_dtype) < ValueWidth.WIDE:  # they are modulo 2**32
             expected %= 2.0**32
         wrong = np.abs(squares - expected) > np.maximum(0.5, SQUARES_TOLERANCE * expected)
         if wrong.any():
