@@ -25,7 +25,7 @@ from benchmarks.harness.stores import StoreSpec, write_store
 from cellfeed import ExperimentDataset
 from cellfeed.rows.row_allocator import RowAllocator
 from cellfeed.rows.row_builder import GeneTable
-from cellfeed.rows.slabs import SLAB_BYTES, Arena
+from cellfeed.rows.slabs import SLAB_BYTES, Arena, SlabPool
 from cellfeed.sources.soma import tiledb_private
 from cellfeed.sources.soma.tiles.reader import TileReader
 from cellfeed.stats import Meter
@@ -65,7 +65,7 @@ def read_cost(uri: str, repeat: int = 30) -> float:
     assert tiles is not None
     genes = GeneTable.from_joinids(selection.var_joinids, selection.geometry.n_columns)
     with contextlib.closing(TileReader(tiles, genes, np.float32, meter=Meter())) as reader:
-        space = RowAllocator([Arena(SLAB_BYTES, Meter())], np.zeros(1, np.int64), threading.Lock())
+        space = RowAllocator([Arena(SlabPool(SLAB_BYTES, Meter().hold))], np.zeros(1, np.int64), threading.Lock())
         reader.read(np.array([0]), space)
         seconds = []
         for k in range(repeat):

@@ -28,7 +28,8 @@ from cellfeed.plan.permutation import check_seed
 from cellfeed.plan.planner import Planner
 from cellfeed.plan.settings import Settings, with_defaults
 from cellfeed.plan.summary import Plan
-from cellfeed.rows.minibatch import DenseBuffers, Minibatch, PaddedMinibatch, quiet_beta_warning
+from cellfeed.rows.assemble import DenseBuffers
+from cellfeed.rows.minibatch import Minibatch, PaddedMinibatch, quiet_beta_warning
 from cellfeed.select.encoders import Encoder
 from cellfeed.select.gene_names import find_selected, gene_list, identify_columns, name_columns
 from cellfeed.select.labels import read_obs_column

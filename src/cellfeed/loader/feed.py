@@ -14,7 +14,7 @@ from cellfeed._joinids import IntArray, JoinIds
 from cellfeed.plan.windows import Fetch, Window
 from cellfeed.rows.cell_rows import CellRows
 from cellfeed.rows.row_allocator import RowAllocator, RowPointers
-from cellfeed.rows.slabs import Arena
+from cellfeed.rows.slabs import Arena, SlabPool
 from cellfeed.stats import Meter
 
 ReadRows = Callable[[IntArray, IntArray, RowAllocator], RowPointers]
@@ -77,8 +77,7 @@ class _Pool:
     """Cells that have been read and have not left, apart by the window in which they will."""
 
     def __init__(self, slab_bytes: int, meter: Meter) -> None:
-        self._slab_bytes = slab_bytes
-        self._meter = meter
+        self._slabs = SlabPool(slab_bytes, meter.hold)
         self._gone = 0
         self._leaving: deque[tuple[Arena, list[CellRows]]] = deque()
         self.lock = threading.Lock()
@@ -86,7 +85,7 @@ class _Pool:
     def arenas(self, k: int, n: int) -> list[Arena]:
         """Return the arenas of ``n`` windows from window ``k`` on, counted from the first of the feed."""
         while len(self._leaving) < k + n - self._gone:
-            self._leaving.append((Arena(self._slab_bytes, self._meter), []))
+            self._leaving.append((Arena(self._slabs), []))
         return [self._leaving[after][0] for after in range(k - self._gone, k + n - self._gone)]
 
     def next_window(self, window: Window, reads: list[_Read]) -> CellRows:
@@ -96,17 +95,17 @@ class _Pool:
         self.arenas(self._gone, 1)
         arena, shares = self._leaving.popleft()
         self._gone += 1
-        return replace(CellRows.join(shares).take(window.order[window.gone :]), held=arena.held)
+        return replace(CellRows.join(shares).take(window.order[window.gone :]), owners=arena.slabs)
 
     def _take(self, read: _Read) -> None:
         fetch, rows = read.fetch, read.rows.result()
         here = slice(read.low, read.high)
         by_window = np.argsort(fetch.leaves[here], kind="stable")
-        share = CellRows.of(rows, fetch.positions[here], fetch.is_real[here]).take(by_window)
+        share = CellRows.from_pointers(rows, fetch.positions[here], fetch.is_real[here]).take(by_window)
         edges = np.searchsorted(fetch.leaves[here][by_window], np.arange(len(self._leaving) + 1)).tolist()
         for (_, shares), low, high in zip(self._leaving, edges[:-1], edges[1:], strict=True):
             if low < high:
-                shares.append(share.cut(low, high))
+                shares.append(share.slice(low, high))
 
 
 def rebatch(windows: Iterator[CellRows], batch_size: int) -> Generator[CellRows, None, None]:
@@ -117,7 +116,7 @@ def rebatch(windows: Iterator[CellRows], batch_size: int) -> Generator[CellRows,
         size, low = len(window), 0
         while low < size:
             high = min(size, low + batch_size - n_held)
-            parts.append(window.cut(low, high))
+            parts.append(window.slice(low, high))
             n_held += high - low
             low = high
             if n_held == batch_size:

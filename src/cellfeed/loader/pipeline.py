@@ -18,15 +18,10 @@ from cellfeed.plan import budget
 from cellfeed.plan.planner import Resources
 from cellfeed.plan.settings import Settings
 from cellfeed.plan.windows import Window
+from cellfeed.rows.assemble import Assembler, DenseBuffers
 from cellfeed.rows.cell_rows import CellRows
-from cellfeed.rows.minibatch import (
-    HALF_DTYPES,
-    Assembler,
-    DenseBuffers,
-    Minibatch,
-    PaddedMinibatch,
-    round_to_half,
-)
+from cellfeed.rows.half_precision import HALF_DTYPES, round_to_half
+from cellfeed.rows.minibatch import Minibatch, PaddedMinibatch
 from cellfeed.rows.row_allocator import Reader, RowAllocator, RowPointers
 from cellfeed.rows.slabs import choose_slab_bytes
 from cellfeed.select.selection import Selection
@@ -156,7 +151,7 @@ def _read_rows(
 ) -> RowPointers:
     """Read rows, verify them, and round their values if X has a 16-bit float type."""
     half = HALF_DTYPES.get(settings.X_dtype)
-    rows = reader.read(joinids, space if half is None else space.at_least(2))
+    rows = reader.read(joinids, space if half is None else space.with_value_bytes(2))
     if settings.verify:
         check_rows(rows, positions, joinids, selection)
     return rows if half is None else round_to_half(rows, joinids, half)

@@ -17,7 +17,7 @@ from cellfeed.loader.datamodule import Loaders, Split, divide, open_dataset
 from cellfeed.loader.dataset import ExperimentDataset
 from cellfeed.loader.inference import inference_dataloader, with_joinids
 from cellfeed.loader.world import find_ranks
-from cellfeed.rows.densify import densified
+from cellfeed.rows.minibatch import densified
 from cellfeed.scvi.covariates import Categories, read_numbers
 from cellfeed.scvi.registry import (
     Known,
