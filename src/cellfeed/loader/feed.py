@@ -42,14 +42,14 @@ def load_windows(
         wanted = joinids[fetch.positions]
         bounds = read_bounds(wanted)
         for low, high in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-            space = RowAllocator(arenas, fetch.leaves[low:high], pool.lock)
+            space = RowAllocator(arenas, fetch.window_offset[low:high], pool.lock)
             yield _Read(fetch, low, high, threads.submit(reader.read, wanted[low:high], space))
 
     try:
         for k, window in enumerate(windows):
             reads: list[_Read] = []
             for fetch in window.fetches:
-                reads += submit(fetch, pool.arenas(k, int(fetch.leaves.max(initial=-1)) + 1))
+                reads += submit(fetch, pool.arenas(k, int(fetch.window_offset.max(initial=-1)) + 1))
             pending.append((window, reads))
             if len(pending) > ahead:
                 yield pool.next_window(*pending.popleft())
@@ -92,14 +92,14 @@ class _Pool:
         self.arenas(self._gone, 1)
         arena, shares = self._leaving.popleft()
         self._gone += 1
-        return replace(CellRows.join(shares).take(window.order[window.gone :]), held=arena.held)
+        return replace(CellRows.join(shares).take(window.order[window.n_skipped :]), held=arena.held)
 
     def _take(self, read: _Read) -> None:
         fetch, rows = read.fetch, read.rows.result()
         here = slice(read.low, read.high)
-        by_window = np.argsort(fetch.leaves[here], kind="stable")
+        by_window = np.argsort(fetch.window_offset[here], kind="stable")
         share = CellRows.of(rows, fetch.positions[here], fetch.is_real[here]).take(by_window)
-        edges = np.searchsorted(fetch.leaves[here][by_window], np.arange(len(self._leaving) + 1)).tolist()
+        edges = np.searchsorted(fetch.window_offset[here][by_window], np.arange(len(self._leaving) + 1)).tolist()
         for (_, shares), low, high in zip(self._leaving, edges[:-1], edges[1:], strict=True):
             if low < high:
                 shares.append(share.cut(low, high))

@@ -108,7 +108,7 @@ class SomaLayer:
             buffer_bytes=resources.buffer_bytes,
             meter=meter,
             retries=retries,
-            check=partial(check_count, self.X, selected_from=geometry.n_values) if is_countable else None,
+            check=partial(check_count, self.X, selected_from=geometry.nnz) if is_countable else None,
         )
         if tiles is None or genes.joinids is not None:  # genes too far apart for a table are looked up page by page
             if tiles is not None:
@@ -136,7 +136,7 @@ class SomaLayer:
             except ConsolidatedLater:
                 return None, False  # a fragment counts values from after the timestamp, too
         if tiles is not None:
-            check_count(self.X, tiles.n_values, geometry.n_values)
+            check_count(self.X, tiles.n_values, geometry.nnz)
         return tiles, True
 
     def open_tiles(self, geometry: ArrayGeometry, retries: Retries = NO_RETRY) -> TileIndex | None:
