@@ -48,10 +48,6 @@ class JoinIds:
     def __getitem__(self, positions: IntArray | slice) -> IntArray:
         return self.offsets[positions].astype(np.int64) + self.base
 
-    def positions_of(self, joinids: IntArray) -> IntArray:
-        """Return the positions of joinids, all of which must be selected."""
-        return np.searchsorted(self.offsets, (joinids - self.base).astype(self.offsets.dtype))
-
     def take(self, positions: IntArray) -> JoinIds:
         """Return the joinids at ascending positions."""
         return JoinIds(self.base, self.offsets[positions])

@@ -90,7 +90,7 @@ class EpochOrder:
         How many chunks are fetched per window, and into how many slices each chunk is divided.
     drop_last
         Whether the last minibatch of a rank is left out if it is short.
-    remainder
+    rank_remainder
         Treatment of the cells that do not divide evenly among the ranks. ``"drop"`` leaves out fewer than
         ``world_size`` cells, different ones in each epoch. ``"pad"`` repeats cells from the beginning of the epoch
         at its end. With ``"uneven"``, ranks may differ by one cell, and so by one minibatch.
@@ -106,7 +106,7 @@ class EpochOrder:
     batch_size: int
     shuffle_plan: ShufflePlan
     drop_last: bool = False
-    remainder: Remainder = "drop"
+    rank_remainder: Remainder = "drop"
     chunk_nnz: npt.NDArray[np.float64] | None = None
 
     @property
@@ -116,7 +116,7 @@ class EpochOrder:
 
     @cached_property
     def chunk_order(self) -> IntArray:
-        """int64, shape (n_chunks,): the chunks in the order of the epoch; twice in a row if ``remainder="pad"``."""
+        """int64, shape (n_chunks,): the chunks in the order of the epoch; repeated if ``rank_remainder="pad"``."""
         n_chunks = len(self.bounds) - 1
         order = np.arange(n_chunks, dtype=np.int64)
         if self.shuffle:
@@ -125,7 +125,7 @@ class EpochOrder:
             sizes = np.diff(self.bounds)
             excess = self.chunk_nnz - sizes * (self.chunk_nnz.sum() / self.n_cells)  # nnz above the mean of such chunks
             order = interleave_by_weight(order, excess, N_STRATA)
-        return np.concatenate((order, order)) if self.remainder == "pad" else order
+        return np.concatenate((order, order)) if self.rank_remainder == "pad" else order
 
     @cached_property
     def starts(self) -> IntArray:
@@ -143,14 +143,14 @@ class EpochOrder:
 
         Returns
         -------
-        int64, shape (world_size, 2): half-open shards. With ``remainder="pad"`` they may end after the last cell, by
-        fewer than ``world_size`` cells.
+        int64, shape (world_size, 2): half-open shards. With ``rank_remainder="pad"`` they may end after the last
+        cell, by fewer than ``world_size`` cells.
         """
         rank = np.arange(world_size, dtype=np.int64)
-        if self.remainder == "uneven":
+        if self.rank_remainder == "uneven":
             starts, stops = n_cells * rank // world_size, n_cells * (rank + 1) // world_size
         else:
-            size = -(-n_cells // world_size) if self.remainder == "pad" else n_cells // world_size
+            size = -(-n_cells // world_size) if self.rank_remainder == "pad" else n_cells // world_size
             starts, stops = rank * size, (rank + 1) * size
         if self.drop_last:
             stops = stops - (stops - starts) % self.batch_size
@@ -181,7 +181,7 @@ class EpochOrder:
     def epoch_offset(self, start: int) -> int:
         """Return the number of cells in the complete repetitions of the epoch order before cell ``start``.
 
-        It is 0 unless ``remainder="pad"`` repeats cells.
+        It is 0 unless ``rank_remainder="pad"`` repeats cells.
         """
         return start // max(self.n_cells, 1) * self.n_cells
 

@@ -113,7 +113,7 @@ class Planner:
     def pool_dtype(self) -> np.dtype[Any]:
         """Type of values in the pool that do not fit in a small integer type."""
         stored = np.dtype(self._cells.geometry.dtype)
-        if self._settings.X_dtype == "store" or stored.itemsize < 4:
+        if self._settings.X_dtype == "stored" or stored.itemsize < 4:
             return stored
         return np.dtype(np.float32)
 
@@ -122,7 +122,7 @@ class Planner:
         """Bytes per value of X in a minibatch."""
         if self._settings.X_dtype in ("float16", "bfloat16"):
             return 2
-        return self.pool_dtype.itemsize if self._settings.X_dtype == "store" else 4
+        return self.pool_dtype.itemsize if self._settings.X_dtype == "stored" else 4
 
     @cached_property
     def _row_block_nnz(self) -> tuple[float, float]:
@@ -236,7 +236,7 @@ class Planner:
             batch_size=settings.batch_size,
             shuffle_plan=shuffle_plan or self.shuffle_plan(),
             drop_last=settings.drop_last,
-            remainder=settings.remainder,
+            rank_remainder=settings.rank_remainder,
             chunk_nnz=None if self._cells.nnz is None else self._chunk_nnz,
         )
 

@@ -34,7 +34,7 @@ class Fetch:
     window_offset
         int64, shape (n_cells,): number of windows between the fetch and the window that yields a cell.
     is_real
-        bool, shape (n_cells,): False if a cell repeats another one because of ``remainder="pad"``.
+        bool, shape (n_cells,): False if a cell repeats another one because of ``rank_remainder="pad"``.
     """
 
     positions: IntArray
