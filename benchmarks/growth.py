@@ -95,7 +95,7 @@ def main() -> None:
         print(f"{n:8,} cells: {statistics.median(rates[n]):8,.0f} cells/s ({min(rates[n]):,.0f}..{max(rates[n]):,.0f})")
     for uri in (uris[131_072], store(options.folder, n_obs=131_072, capacity=64)):
         geometry = ExperimentDataset(uri)._selection.geometry
-        tiles = geometry.n_values // geometry.capacity
+        tiles = geometry.nnz // geometry.capacity
         print(f"{tiles:10,} tiles: {query_cost(uri) * 1e3:.2f} ms a query of almost nothing", end=", ")
         print(f"{read_cost(uri) * 1e3:.2f} ms a row from the files")
 

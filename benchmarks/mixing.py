@@ -22,7 +22,7 @@ from benchmarks.harness.records import append, commit
 from benchmarks.harness.run import PASSES, run_once
 from benchmarks.harness.stores import StoreSpec, write_store
 from cellfeed import ExperimentDataset
-from cellfeed.plan.effective_batch_size import expected_batch_size, worst
+from cellfeed.plan.effective_batch_size import Composition, expected_batch_size
 from cellfeed.plan.epoch import EpochOrder, chunk_bounds
 from cellfeed.plan.schedule import ShufflePlan, best_shuffle_plan
 from cellfeed.plan.windows import ShardWindows
@@ -93,9 +93,11 @@ def equal() -> None:
     """Print the effective batch size of slices and of double-buffered blocks in the same memory."""
     for room in (64, 128, 256, 512, 1024):
         found = {}
-        for name, mixing in (("slices", best_shuffle_plan(room, ahead=True)), ("blocks", ShufflePlan(room // 2))):
+        for name, mixing in (("slices", best_shuffle_plan(room, prefetch=True)), ("blocks", ShufflePlan(room // 2))):
             plan = EpochOrder(chunk_bounds(64 * room * 40, 64), 0, 0, True, 1024, mixing)
-            found[name] = expected_batch_size(ShardWindows(plan, 0, plan.n_cells), 1024, worst(plan.bounds))
+            found[name] = expected_batch_size(
+                ShardWindows(plan, 0, plan.n_cells), 1024, Composition.worst_case(plan.bounds)
+            )
         ratio = found["slices"] / found["blocks"]
         print(f"{room:5} chunks: {found['slices']:.0f} against {found['blocks']:.0f}, {ratio:.2f} x")
 

@@ -69,9 +69,7 @@ def main() -> None:
         ratios = []
         for epoch in range(20):
             plan = dataset._planner.epoch_order(epoch)
-            sums = [
-                _nonzeros(ShardWindows(plan, *plan.stretch(World(rank, n_ranks))), depth) for rank in range(n_ranks)
-            ]
+            sums = [_nonzeros(ShardWindows(plan, *plan.shard(World(rank, n_ranks))), depth) for rank in range(n_ranks)]
             ratios.append(max(sums) / min(sums))
         print(f"{n_ranks} ranks: most over least nonzeros {np.median(ratios):.3f} (of 20 epochs: {max(ratios):.3f})")
 

@@ -72,7 +72,7 @@ def main() -> None:
     print(f"holds {held / options.n_obs:.1f} bytes per cell")
     started = time.perf_counter()
     plan = dataset._planner.epoch_order(0)
-    walk = ShardWindows(plan, *plan.stretch(World()))
+    walk = ShardWindows(plan, *plan.shard(World()))
     next(walk.windows())
     print(f"first window of a fresh plan in {(time.perf_counter() - started) * 1e3:.0f} ms ({len(walk)} windows)")
     seconds = []

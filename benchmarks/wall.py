@@ -70,9 +70,9 @@ def seconds(uri: str, n_threads: int) -> tuple[float, int]:
         unpacked = sum(pool.map(run, work))
         took = time.perf_counter() - started
     width = 16 + index.dtype.itemsize
-    if unpacked != selection.geometry.n_values * width:
-        raise RuntimeError(f"{unpacked} bytes unpacked where {selection.geometry.n_values * width} belong")
-    return took, selection.geometry.n_values
+    if unpacked != selection.geometry.nnz * width:
+        raise RuntimeError(f"{unpacked} bytes unpacked where {selection.geometry.nnz * width} belong")
+    return took, selection.geometry.nnz
 
 
 def main() -> None:

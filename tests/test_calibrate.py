@@ -68,7 +68,9 @@ def test_what_is_impossible_has_a_line_and_a_reason(uri):
     made = compare(uri, mixing=0.9, memory_budget=BUDGET)
     assert made.chosen is None
     lines = str(made).splitlines()
-    assert any("97.5 KiB  impossible (memory_budget of 97.5 KiB holds not one chunk of 64 cells)" in x for x in lines)
+    assert any(
+        "97.5 KiB  impossible (memory_budget of 97.5 KiB is too small for a chunk of 64 cells)" in x for x in lines
+    )
     assert any(x.startswith("  mixing=0.9") and "impossible (possible is 0." in x for x in lines)
     assert lines[-1].startswith("Nothing is chosen: mixing=0.9 of batch_size=64 is not possible")
     with pytest.raises(PlanError, match="mixing=0.9 of batch_size=64 is not possible"):

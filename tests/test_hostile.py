@@ -227,7 +227,7 @@ STATE_PATHS = [
     ("version",), ("epoch",), ("rank",), ("segments",), ("fingerprint",), ("fingerprint", "n_obs"), ("segments", 0),
     ("segments", 0, "world_size"), ("segments", 0, "num_workers"), ("segments", 0, "mixing"),
     ("segments", 0, "received"),
-    ("segments", 0, "mixing", "first"),
+    ("segments", 0, "mixing", "warmup_chunks"),
 ]  # fmt: skip
 
 

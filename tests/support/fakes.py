@@ -21,15 +21,15 @@ def leaving(windows):
     pool = []
     for window in windows:
         for fetch in window.fetches:
-            n_parts = int(fetch.leaves.max(initial=-1)) + 1
+            n_parts = int(fetch.window_offset.max(initial=-1)) + 1
             pool += [[] for _ in range(n_parts - len(pool))]
-            by_window = np.argsort(fetch.leaves, kind="stable")
-            edges = np.searchsorted(fetch.leaves[by_window], np.arange(n_parts + 1))
+            by_window = np.argsort(fetch.window_offset, kind="stable")
+            edges = np.searchsorted(fetch.window_offset[by_window], np.arange(n_parts + 1))
             for after in range(n_parts):
                 here = by_window[edges[after] : edges[after + 1]]
                 pool[after].append((fetch.positions[here], fetch.is_real[here]))
         parts = pool.pop(0) if pool else []
-        order = window.order[window.gone :]
+        order = window.order[window.n_skipped :]
         yield (
             np.concatenate([np.empty(0, np.int64), *(positions for positions, _ in parts)])[order],
             np.concatenate([np.empty(0, np.bool_), *(is_real for _, is_real in parts)])[order],
@@ -44,7 +44,7 @@ def chunks_leaving(windows):
 
 def walk_of(plan, world):
     """The walk of one worker of an epoch that nobody has begun."""
-    return ShardWindows(plan, *plan.stretch(world))
+    return ShardWindows(plan, *plan.shard(world))
 
 
 def cells(plan, world):

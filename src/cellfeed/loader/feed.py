@@ -45,7 +45,7 @@ def load_windows(
         wanted = joinids[fetch.positions]
         bounds = read_bounds(wanted)
         for low, high in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-            space = RowAllocator(arenas, fetch.leaves[low:high], pool.lock)
+            space = RowAllocator(arenas, fetch.window_offset[low:high], pool.lock)
             rows = threads.submit(read, fetch.positions[low:high], wanted[low:high], space)
             yield _Read(fetch, low, high, rows)
 
@@ -53,7 +53,7 @@ def load_windows(
         for k, window in enumerate(windows):
             reads: list[_Read] = []
             for fetch in window.fetches:
-                reads += submit(fetch, pool.arenas(k, int(fetch.leaves.max(initial=-1)) + 1))
+                reads += submit(fetch, pool.arenas(k, int(fetch.window_offset.max(initial=-1)) + 1))
             pending.append((window, reads))
             if len(pending) > ahead:
                 yield pool.next_window(*pending.popleft())
@@ -95,14 +95,14 @@ class _Pool:
         self.arenas(self._gone, 1)
         arena, shares = self._leaving.popleft()
         self._gone += 1
-        return replace(CellRows.join(shares).take(window.order[window.gone :]), owners=arena.slabs)
+        return replace(CellRows.join(shares).take(window.order[window.n_skipped :]), owners=arena.slabs)
 
     def _take(self, read: _Read) -> None:
         fetch, rows = read.fetch, read.rows.result()
         here = slice(read.low, read.high)
-        by_window = np.argsort(fetch.leaves[here], kind="stable")
+        by_window = np.argsort(fetch.window_offset[here], kind="stable")
         share = CellRows.from_pointers(rows, fetch.positions[here], fetch.is_real[here]).take(by_window)
-        edges = np.searchsorted(fetch.leaves[here][by_window], np.arange(len(self._leaving) + 1)).tolist()
+        edges = np.searchsorted(fetch.window_offset[here][by_window], np.arange(len(self._leaving) + 1)).tolist()
         for (_, shares), low, high in zip(self._leaving, edges[:-1], edges[1:], strict=True):
             if low < high:
                 shares.append(share.slice(low, high))

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from cellfeed.plan.effective_batch_size import CELLS_COUNTED, Tally
+from cellfeed.plan.label_tally import CELLS_COUNTED, Tally
 
 MAX_LABELS = 1 << 16
 """Columns with more labels are passed over: counting them would cost more than the minibatch."""

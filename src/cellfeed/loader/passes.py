@@ -112,7 +112,7 @@ class Passes:
         return plan, assign_shards(plan, segments, world_layout)
 
     def _topology(self, world_size: int, num_workers: int) -> WorldLayout:
-        return WorldLayout(world_size, num_workers, self._planner.mixing(num_workers))
+        return WorldLayout(world_size, num_workers, self._planner.shuffle_plan(num_workers))
 
     def _ranks(self) -> tuple[int, int]:
         return find_ranks(self._settings.rank, self._settings.world_size)

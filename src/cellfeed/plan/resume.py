@@ -111,7 +111,7 @@ class Leftover:
         """Yield windows of these cells; several where more were held than is planned now."""
         walk = ShardWindows(self.plan, self.stretch.start, self.stretch.stop)
         positions, is_real, _ = walk.held(self.stretch.left)
-        n_windows = -(-len(self) * (1 + plan.mixing.ahead) // plan.cells_held)  # as many are read ahead
+        n_windows = -(-len(self) * (1 + plan.shuffle_plan.windows_ahead) // plan.cells_held)  # as many are read ahead
         for part in np.array_split(np.arange(self.low, self.high), n_windows):
             by_position = part[np.argsort(positions[part], kind="stable")]
             fetch = Fetch(positions[by_position], np.zeros(len(part), np.int64), is_real[by_position])
@@ -187,7 +187,7 @@ def _assign_first(plan: EpochOrder, world_layout: WorldLayout) -> ShardAssignmen
 def _reassign(plan: EpochOrder, shares: ShardAssignment, before: WorldLayout, now: WorldLayout) -> ShardAssignment:
     if now == before:
         return shares
-    walked = replace(plan, mixing=before.mixing)
+    walked = replace(plan, shuffle_plan=before.mixing)
     lines = [
         [splittable for pieces in workers for piece in pieces for splittable in piece.splittable(walked)]
         for workers in shares.ranks

@@ -22,7 +22,7 @@ VERSION = 2
 
 MAX_COUNT = (1 << 62) - 1
 
-MOST = {"slices": MAX_SLICES}
+MOST = {"n_slices": MAX_SLICES}
 """What a damaged state shall not make us plan."""
 
 Fingerprint = dict[str, int | str | bool | None]
@@ -134,7 +134,7 @@ def _outlined(state: object) -> str:
 def _unpack_stage(stage: Mapping[str, Any]) -> ResumeSegment:
     mixing = ShufflePlan(
         **{
-            name: _whole(value, int(name != "first"), MOST.get(name, MAX_COUNT))
+            name: _whole(value, int(name != "warmup_chunks"), MOST.get(name, MAX_COUNT))
             for name, value in stage["mixing"].items()
         }
     )

@@ -180,7 +180,7 @@ def _layout_of(array: Any) -> tuple[ArrayGeometry, TileLayout]:
         capacity=int(options.capacity),
         n_rows=int(array.shape[0]),
         n_columns=int(array.shape[1]),
-        n_values=tiledb_private.count_values(array),
+        nnz=tiledb_private.count_values(array),
         dtype=np.dtype(array.schema.field("soma_data").type.to_pandas_dtype()).name,
     )
     return geometry, TileLayout(

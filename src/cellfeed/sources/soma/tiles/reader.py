@@ -202,11 +202,14 @@ class TileReader:
         fields = tiles.columns, tiles.values._replace(unpacked=unpacked)
         recorded = tiles.value_statistics(self._index.n_columns, verify=self._verify)
         places = self._genes.places
+        result: tuple[int, int]
         if from_floats:
             rows = rows._replace(value_type=np.empty(0, np.uint16))  # one compiled form serves both types of counts
             width = dtype.itemsize
-            return row_kernels.fill_counts(*fields, buffers.decoder, segments, places, rows, width, recorded)
-        return row_kernels.fill_values(*fields, buffers.decoder, segments, places, rows, are_counts, recorded)
+            result = row_kernels.fill_counts(*fields, buffers.decoder, segments, places, rows, width, recorded)
+        else:
+            result = row_kernels.fill_values(*fields, buffers.decoder, segments, places, rows, are_counts, recorded)
+        return result
 
     def _smallest_type(self, packed: list[PackedTiles]) -> np.dtype[Any]:
         """Return the type for the values of tiles if they are counts, according to the recorded largest values."""
