@@ -13,7 +13,7 @@ from cellfeed._checks import is_integer
 from cellfeed.errors import CellfeedError, PlanError, ReadError
 from cellfeed.loader.datapipe import is_chained, plain
 from cellfeed.loader.dataset import ExperimentDataset
-from cellfeed.loader.epochs import Pass
+from cellfeed.loader.epochs import RankEpoch
 from cellfeed.loader.frameworks import EpochSampler, mark_last
 from cellfeed.loader.worker_monitor import Watchdog
 from cellfeed.loader.workers import WorkerGroup, check_sendable, sending
@@ -64,7 +64,7 @@ class ExperimentDataLoader(DataLoader[Minibatch | PaddedMinibatch]):
             parts = {f"transform={transform!r}": transform, f"worker_init_fn={first!r}": first, "the dataset": dataset}
             check_sendable(parts, num_workers)
         super().__init__(plain(dataset), num_workers=num_workers, **kwargs)
-        self.__dict__["sampler"] = EpochSampler(self._passes.epochs)  # PyTorch takes none for an iterable dataset
+        self.__dict__["sampler"] = EpochSampler(self._passes)  # PyTorch takes none for an iterable dataset
 
     def __iter__(self) -> Iterator[Minibatch | PaddedMinibatch]:  # type: ignore[override]
         # A generator: a pass begins with its first minibatch. Lightning makes iterators that it does not read, and
@@ -76,9 +76,9 @@ class ExperimentDataLoader(DataLoader[Minibatch | PaddedMinibatch]):
     def _repeat(self) -> None:
         """Make the next pass the first pass again: ``Trainer(overfit_batches=...)`` wants the same minibatches."""
         if self._first is None:
-            self._first = self._passes.epochs.next
+            self._first = self._passes.next
         else:
-            self._passes.epochs.set(self._first)
+            self._passes.set(self._first)
 
     def _minibatches(self) -> Iterator[Minibatch | PaddedMinibatch]:
         """Begin a pass."""
@@ -87,18 +87,18 @@ class ExperimentDataLoader(DataLoader[Minibatch | PaddedMinibatch]):
             return self._of_torch() if self.pin_memory else iter(self.dataset)
         this = self._passes.begin(self.num_workers)  # each worker has a copy of the dataset, and cannot do it
         received = self._received(*self._begin(this))
-        return self._passes.epochs.counted(self._label_counter.counted(received), this)
+        return self._passes.counted(self._label_counter.counted(received), this)
 
     def _of_torch(self) -> Iterator[Minibatch | PaddedMinibatch]:
         with torch.device("cpu"):  # PyTorch draws a seed, on a default device that may not have values
             return super().__iter__()
 
-    def _begin(self, this: Pass) -> tuple[Iterator[Minibatch | PaddedMinibatch], WorkerGroup]:
+    def _begin(self, this: RankEpoch) -> tuple[Iterator[Minibatch | PaddedMinibatch], WorkerGroup]:
         """Start workers for a pass, or have those that live through several passes begin it."""
         if self._iterator is not None and self._workers is not None:
-            self._workers.watch.forget()
+            self._workers.monitor.forget()
             self._workers.assign(this)
-            with self._guarded(self._iterator, self._workers) as alarm, alarm.set():
+            with self._guarded(self._iterator, self._workers) as alarm, alarm.guard():
                 return self._of_torch(), self._workers
         workers = self._workers = WorkerGroup(self.num_workers)
         workers.assign(this)
@@ -115,7 +115,7 @@ class ExperimentDataLoader(DataLoader[Minibatch | PaddedMinibatch]):
         """Yield what workers send, as long as they live and something comes in time."""
         with self._guarded(minibatches, workers) as alarm:
             while True:
-                with alarm.set(), torch.device("cpu"):  # where PyTorch puts CSR tensors together again
+                with alarm.guard(), torch.device("cpu"):  # where PyTorch puts CSR tensors together again
                     minibatch = next(minibatches, None)
                 if minibatch is None:
                     return
@@ -130,15 +130,15 @@ class ExperimentDataLoader(DataLoader[Minibatch | PaddedMinibatch]):
             with alarm:
                 yield alarm
         except (RuntimeError, OSError, EOFError) as cause:
-            if not (alarm.rang or _tells_of_a_lost_worker(cause)):
+            if not (alarm.timed_out or _tells_of_a_lost_worker(cause)):
                 raise
-            reading = workers.watch.describe()
+            reading = workers.monitor.describe()
             with contextlib.suppress(Exception):  # PyTorch reports each worker that it finds dead
                 minibatches._shutdown_workers()
             workers.end()  # one that is stopped would hold up the end of this process
             self._iterator = None  # the next pass starts others
-            what = f"no minibatch came for {self.timeout:g} s" if alarm.rang else f"a worker was lost ({cause})"
-            advice = NOT_BEGUN if workers.watch.nothing_begun and not alarm.rang else ""
+            what = f"no minibatch came for {self.timeout:g} s" if alarm.timed_out else f"a worker was lost ({cause})"
+            advice = NOT_BEGUN if workers.monitor.nothing_begun and not alarm.timed_out else ""
             raise ReadError(f"{what}: {reading}, of {str(self._address)!r}{advice}") from cause
 
     def __len__(self) -> int:

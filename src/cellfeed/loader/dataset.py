@@ -16,8 +16,8 @@ from torch.utils.data import IterableDataset
 
 from cellfeed._joinids import IntArray
 from cellfeed._tabular import Tabular
+from cellfeed.loader.epochs import EpochTracker
 from cellfeed.loader.label_counts import LabelCounter
-from cellfeed.loader.passes import Passes
 from cellfeed.loader.pipeline import stream
 from cellfeed.loader.provenance import make_record, summarize
 from cellfeed.loader.workers import Sendable
@@ -260,7 +260,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
         self._init_process_state()
         self._planner = Planner(selection, settings)
         self._planner.epoch_order(0)  # a budget that is too small is said now, not at the first read
-        self._passes = Passes(selection, settings, self._planner)
+        self._passes = EpochTracker(selection, settings, self._planner)
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
@@ -311,7 +311,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
     @property
     def epoch(self) -> int:
         """The epoch of the next pass."""
-        return self._passes.epochs.next
+        return self._passes.next
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next pass; later passes count on from it.
@@ -327,7 +327,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
         >>> bool((next(iter(dataset)).X == first).all())
         True
         """
-        self._passes.epochs.set(epoch)
+        self._passes.set(epoch)
 
     def __len__(self) -> int:
         """Minibatches of this rank in the next pass, over all its workers.
@@ -601,10 +601,6 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
             self._planner.resources(this.world_layout.num_workers, available_threads()),
             buffers=self._buffers,
             meter=self._meter,
-            watched=lambda reader: self._workers.watch.watched(reader, worker) if self._workers else reader,
+            watched=lambda reader: self._workers.monitor.watched(reader, worker) if self._workers else reader,
         )
-        return (
-            minibatches
-            if self._workers
-            else self._passes.epochs.counted(self._label_counter.counted(minibatches), this)
-        )
+        return minibatches if self._workers else self._passes.counted(self._label_counter.counted(minibatches), this)

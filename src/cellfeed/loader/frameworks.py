@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 
 from torch.utils.data import Sampler
 
-from cellfeed.loader.epochs import Epochs
-from cellfeed.loader.passes import Passes
+from cellfeed.loader.epochs import EpochTracker
 
 T = TypeVar("T")
 
@@ -28,7 +27,7 @@ class EpochSampler(Sampler[None]):
         Of the loader.
     """
 
-    def __init__(self, epochs: Epochs) -> None:
+    def __init__(self, epochs: EpochTracker) -> None:
         self._epochs = epochs
         self._is_set = False
 
@@ -42,7 +41,7 @@ class EpochSampler(Sampler[None]):
         self._is_set = True
 
 
-def mark_last(loader: Any, passes: Passes, begin: Callable[[], Iterator[T]]) -> Iterator[T]:
+def mark_last(loader: Any, passes: EpochTracker, begin: Callable[[], Iterator[T]]) -> Iterator[T]:
     """Begin a pass of a loader; if Accelerate is in use, it learns from the loader which minibatch is the last.
 
     Accelerate makes an optimizer step after the last minibatch even if fewer than ``gradient_accumulation_steps`` have
