@@ -40,7 +40,7 @@ def opened(monkeypatch):
 def read_all(dataset):
     for _ in dataset:
         pass
-    query.read_obs_column(dataset._selection, "donor")
+    query.read_obs_column(dataset._engine.selection, "donor")
 
 
 GIVEN = [(None, OFF), ({"sm.mem.total_budget": "1000000000"}, OFF), ({MERGE: "7"}, "7")]

@@ -483,7 +483,7 @@ def test_the_users_context_and_timestamp_are_used_again(tmp_path, reading_path):
     with soma.open(uri, context=context) as experiment:
         dataset = ExperimentDataset(experiment, batch_size=20, shuffle=False)
         pinned = experiment.tiledb_timestamp_ms
-    address = dataset._selection.source.X
+    address = dataset._engine.selection.source.X
     assert address.timestamp_ms == pinned
     array = address.open(1 << 20)
     opened = array.context.tiledb_config
@@ -503,7 +503,7 @@ def test_secrets_of_the_context_are_not_shown(tmp_path):
     uri = write_experiment(tmp_path / "secret", addressed(5, 3))
     context = soma.SOMATileDBContext(tiledb_config={"vfs.s3.aws_secret_access_key": "hunter2"})
     dataset = ExperimentDataset(uri, context=context)
-    assert "hunter2" not in repr(dataset) + repr(dataset._selection) + str(dataset.plan()) + str(dataset.stats())
+    assert "hunter2" not in repr(dataset) + repr(dataset._engine.selection) + str(dataset.plan()) + str(dataset.stats())
 
 
 def test_an_encoder_that_fails_is_named(store):
@@ -589,7 +589,7 @@ def test_nonzeros_told_by_obs_bound_memory(tmp_path):
     pairs = [(chunks(told, budget), chunks(flat, budget)) for budget in range(200_000, 3_000_000, 50_000)]
     assert all(a <= b for a, b in pairs)
     assert any(0 < a < b for a, b in pairs)
-    assert ExperimentDataset(told)._selection.nnz.dtype == np.uint16
+    assert ExperimentDataset(told)._engine.selection.nnz.dtype == np.uint16
 
 
 def test_plan_knows_how_little_the_order_of_joinids_mixes(store):

@@ -79,9 +79,9 @@ def test_ranks_put_their_pieces_together(make_store, tmp_path):
 
 
 def test_gathering_refuses_what_is_not_row_for_row():
-    with pytest.raises(PlanError, match="soma_joinid 4 came more than once"):
+    with pytest.raises(PlanError, match="soma_joinid 4 occurs more than once"):
         cellfeed.gather_ordered([4, 1, 4], torch.zeros(3, 2))
-    with pytest.raises(PlanError, match="row for row"):
+    with pytest.raises(PlanError, match="must have equally many rows"):
         cellfeed.gather_ordered([4, 1], torch.zeros(3, 2))
     ids, rows = cellfeed.gather_ordered([torch.tensor([5, 6]), torch.tensor([2])], [torch.eye(2), torch.ones(1, 2)])
     assert (ids.tolist(), rows.tolist()) == ([2, 5, 6], [[1, 1], [1, 0], [0, 1]])

@@ -28,9 +28,9 @@ class Minibatch(NamedTuple):
     ----------
     X
         float32, shape (B, n_vars): dense, or ``torch.sparse_csr`` with int32 indices, canonical (each row's
-        columns ascend, none twice). With ``batch_size=1`` dense X has shape (n_vars,).
+        columns ascend, none twice).
     obs
-        int64, shape (B, n_columns): one column per encoder, in order. With ``batch_size=1``: (n_columns,).
+        int64, shape (B, n_columns): one column per encoder, in order.
 
     Examples
     --------
