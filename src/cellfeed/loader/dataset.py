@@ -59,7 +59,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
     return_sparse_X
         Yield ``X`` as ``torch.sparse_csr`` instead of dense.
     X_dtype
-        ``"float32"``, ``"float16"``, ``"bfloat16"`` (values rounded to nearest, half to even), or ``"store"``: the
+        ``"float32"``, ``"float16"``, ``"bfloat16"`` (values rounded to nearest, half to even), or ``"stored"``: the
         type of the layer, with every value exact.
     soma_chunk_size, shuffle_chunk_count
         The published scatter-gather: chunks of ``soma_chunk_size`` consecutive cells, of which
@@ -75,14 +75,14 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
     use_eager_fetch
         Read the next cells in threads while the current ones are consumed.
     verify
-        ``"error"`` compares each row of X, when it is read, with obs: values must be finite, and their number and, in
+        ``True`` compares each row of X, when it is read, with obs: values must be finite, and their number and, in
         the layer ``raw``, their sum must equal the columns ``nnz`` and ``raw_sum`` if obs has them. A row that differs
-        raises a :class:`ReadError` that names it. ``"off"`` does not compare.
+        raises a :class:`ReadError` that names it. ``False`` does not compare.
     retry_deadline_s
         Seconds within which a request to an object store must succeed. Until then it is repeated, with growing
         pauses, if it fails for a transient reason: no response, a lost connection, a response of 5xx or "slow down",
         or a truncated one. 0 tries once.
-    remainder
+    rank_remainder
         If several ranks share an epoch: ``"drop"`` leaves out fewer cells than there are ranks (with
         ``drop_last``: than a minibatch per rank), different ones in each epoch; ``"pad"`` repeats some and yields
         ``(X, obs, mask)``; ``"uneven"`` lets ranks differ by one cell, for evaluation.
@@ -144,8 +144,8 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
         memory_budget: int | str = Settings.memory_budget,
         mixing: float | None = Settings.mixing,
         use_eager_fetch: bool = Settings.use_eager_fetch,
-        verify: str = Settings.verify,
-        remainder: Remainder = Settings.remainder,
+        verify: bool = Settings.verify,
+        rank_remainder: Remainder = Settings.rank_remainder,
         rank: int | None = Settings.rank,
         world_size: int | None = Settings.world_size,
         retry_deadline_s: float = RETRY_DEADLINE_S,
@@ -384,12 +384,12 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
         """
         return [self._of(part) for part in self._engine.split(weights, seed, stratify=stratify, group=group)]
 
-    def gene_names(self, column: str | None = None) -> npt.NDArray[Any]:
+    def gene_names(self, var_column: str | None = None) -> npt.NDArray[Any]:
         """Read the names of the columns of ``X`` before ``transform``.
 
         Parameters
         ----------
-        column
+        var_column
             A column of var; ``None`` takes the first of ``feature_id``, ``var_id`` and ``feature_name`` that exists.
 
         Returns
@@ -408,9 +408,9 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
         >>> dataset.gene_names()[:3].tolist()
         ['HES4', 'TNFRSF4', 'SSU72']
         """
-        return name_columns(self._engine.selection, column)
+        return name_columns(self._engine.selection, var_column)
 
-    def select_genes(self, genes: Sequence[str], *, column: str | None = None, missing: str = "error") -> Self:
+    def select_genes(self, genes: Sequence[str], *, var_column: str | None = None, missing: str = "error") -> Self:
         """Make a dataset of the same cells whose ``X`` has the named genes as columns, in the order given.
 
         Other genes are not read. A ``transform`` of the dataset receives the selected columns.
@@ -419,7 +419,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
         ----------
         genes
             Distinct names.
-        column
+        var_column
             The column of var that holds them; see :meth:`gene_names`.
         missing
             Treatment of genes that the store does not have: ``"error"``, or ``"zeros"``, which warns once.
@@ -439,7 +439,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
         >>> dataset.select_genes(["CD79A", "CD3D"]).shape
         (700, 2)
         """
-        return self._of(self._engine.select_genes(genes, column, missing))
+        return self._of(self._engine.select_genes(genes, var_column, missing))
 
     # ------------------------------------------------------------------ reports
 

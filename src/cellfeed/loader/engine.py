@@ -119,10 +119,10 @@ class Engine:
             for name, positions in zip(names, parts, strict=True)
         ]
 
-    def select_genes(self, genes: Sequence[str], column: str | None, missing: str) -> Engine:
+    def select_genes(self, genes: Sequence[str], var_column: str | None, missing: str) -> Engine:
         """Return an engine of some genes; see :meth:`cellfeed.ExperimentDataset.select_genes`."""
         genes = gene_list(genes)
-        places, names = find_selected(self.selection, genes, column, missing)  # -1 for a gene that is missing
+        places, names = find_selected(self.selection, genes, var_column, missing)  # -1 for a gene that is missing
         present = np.sort(places[places >= 0])
         with warnings.catch_warnings(action="ignore"):  # find_selected has warned of missing genes
             column_transform = SelectGenes(genes, names[present], missing)

@@ -13,15 +13,18 @@ import numpy as np
 from cellfeed._joinids import IntArray, JoinIds
 from cellfeed.plan.windows import Fetch, Window
 from cellfeed.rows.cell_rows import CellRows
-from cellfeed.rows.row_allocator import Reader, RowAllocator, RowPointers
+from cellfeed.rows.row_allocator import RowAllocator, RowPointers
 from cellfeed.rows.slabs import Arena
 from cellfeed.stats import Meter
+
+ReadRows = Callable[[IntArray, IntArray, RowAllocator], RowPointers]
+"""Reads rows: receives the positions of cells, their joinids, and memory for the rows."""
 
 
 def load_windows(
     windows: Iterable[Window],
     joinids: JoinIds,
-    reader: Reader,
+    read: ReadRows,
     *,
     read_bounds: Callable[[IntArray], IntArray],
     n_threads: int,
@@ -31,17 +34,16 @@ def load_windows(
 ) -> Generator[CellRows, None, None]:
     """Yield the cells of each window, with several reads in progress.
 
-    Cells are identified by position, and converted to joinids for the reader only. Closing the generator cancels reads
-    that have not started, and waits for the others.
+    Closing the generator cancels reads that have not started, and waits for the others.
 
     Parameters
     ----------
     windows
         The windows of an epoch, in order.
     joinids
-        The joinids of the selection, indexed by position.
-    reader
-        Reads rows by joinid.
+        The joinids of the selection, indexed by position. This is the only conversion from one to the other.
+    read
+        Reads rows; called in several threads.
     read_bounds
         Divides ascending joinids into reads; see :func:`cellfeed._joinids.read_bounds`.
     n_threads
@@ -62,7 +64,8 @@ def load_windows(
         bounds = read_bounds(wanted)
         for low, high in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
             allocator = RowAllocator(arenas, fetch.leaves[low:high], pool.lock)
-            yield _Read(fetch, low, high, threads.submit(reader.read, wanted[low:high], allocator))
+            rows = threads.submit(read, fetch.positions[low:high], wanted[low:high], allocator)
+            yield _Read(fetch, low, high, rows)
 
     try:
         for k, window in enumerate(windows):

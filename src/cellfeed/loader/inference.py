@@ -33,8 +33,8 @@ def inference_dataloader(
 ) -> InferenceDataLoader:
     """Make a loader of all cells of a dataset, or of a split, in ascending order of their joinids.
 
-    Every cell is yielded, regardless of ``drop_last`` and ``remainder`` of the dataset, together with its joinid: row
-    ``i`` of the concatenated results of a model belongs to row ``i`` of ``dataset.obs_joinids``.
+    Every cell is yielded, regardless of ``drop_last`` and ``rank_remainder`` of the dataset, together with its
+    joinid: row ``i`` of the concatenated results of a model belongs to row ``i`` of ``dataset.obs_joinids``.
 
     Under several ranks each rank gets a contiguous shard of the cells, and all ranks yield equally many minibatches;
     :func:`gather_ordered` combines their results.
@@ -81,7 +81,7 @@ def _in_order(dataset: ExperimentDataset, batch_size: int | None) -> ExperimentD
     ordered = dataset._engine.derive(
         with_joinids=True,
         **IN_ORDER,
-        remainder="uneven",
+        rank_remainder="uneven",
         batch_size=dataset._engine.settings.batch_size if batch_size is None else batch_size,
     )
     settings = ordered.settings

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from cellfeed._checks import format_bytes
-from cellfeed._joinids import read_bounds
+from cellfeed._joinids import IntArray, read_bounds
 from cellfeed.errors import CellfeedError, ReadError
 from cellfeed.loader.feed import load_windows, rebatch
 from cellfeed.loader.prefetch import Prefetch
@@ -25,17 +25,17 @@ from cellfeed.rows.minibatch import (
     HALF_DTYPES,
     Assembler,
     DenseBuffers,
-    HalfPrecisionReader,
     Minibatch,
     PaddedMinibatch,
     moved,
+    round_to_half,
 )
-from cellfeed.rows.row_allocator import Reader
+from cellfeed.rows.row_allocator import Reader, RowAllocator, RowPointers
 from cellfeed.rows.slabs import choose_slab_bytes
 from cellfeed.select.selection import Selection
 from cellfeed.sources.failures import lacks_memory
 from cellfeed.sources.retry import Retries
-from cellfeed.sources.verify import VerifyingReader
+from cellfeed.sources.verify import check_rows
 from cellfeed.stats import Meter
 from cellfeed.transforms import Transform, apply, check_result, split_scaling
 
@@ -125,11 +125,15 @@ class Pipeline:
 
     def _produce(self, windows: Iterable[Window], retries: Retries) -> Generator[Yielded, None, None]:
         selection, settings, resources = self.selection, self.settings, self.resources
-        reader, rows_per_read, n_threads = self._open_reader(retries)
+        reader, rows_per_read, n_threads = selection.source.open_reader(
+            selection, resources, verify=settings.verify, meter=self.meter, retries=retries
+        )
+        if self.monitored:
+            reader = self.monitored(reader)
         loaded = load_windows(
             windows,
             selection.joinids,
-            reader,
+            partial(self._read_rows, reader),
             read_bounds=partial(
                 read_bounds,
                 extent=selection.geometry.row_extent,
@@ -142,7 +146,7 @@ class Pipeline:
             meter=self.meter,
         )
         batches = rebatch(loaded, settings.batch_size)
-        dtype = selection.geometry.dtype if settings.X_dtype == "store" else settings.X_dtype
+        dtype = selection.geometry.dtype if settings.X_dtype == "stored" else settings.X_dtype
         # The kernels that copy values to a minibatch can scale them, but in float32 only.
         scaling, transform = split_scaling(settings.transform) if dtype == "float32" else (None, settings.transform)
         transforms = [step for step in (selection.column_transform, transform) if step is not None]
@@ -160,18 +164,15 @@ class Pipeline:
                 yield minibatch
                 del minibatch
 
-    def _open_reader(self, retries: Retries) -> tuple[Reader, int, int]:
-        """Return a reader, the largest number of rows per read, and the number of threads that read."""
-        settings = self.settings
-        verify = settings.verify == "error"
-        reader, rows_per_read, n_threads = self.selection.source.open_reader(
-            self.selection, self.resources, verify=verify, meter=self.meter, retries=retries
-        )
-        if verify:
-            reader = VerifyingReader(reader, self.selection)
-        if settings.X_dtype in HALF_DTYPES:
-            reader = HalfPrecisionReader(reader, settings.X_dtype)
-        return self.monitored(reader) if self.monitored else reader, rows_per_read, n_threads
+    def _read_rows(
+        self, reader: Reader, positions: IntArray, joinids: IntArray, allocator: RowAllocator
+    ) -> RowPointers:
+        """Read rows, verify them, and round their values if X has a 16-bit float type."""
+        half = HALF_DTYPES.get(self.settings.X_dtype)
+        rows = reader.read(joinids, allocator if half is None else allocator.at_least(2))
+        if self.settings.verify:
+            check_rows(rows, positions, joinids, self.selection)
+        return rows if half is None else round_to_half(rows, joinids, half)
 
     @contextlib.contextmanager
     def _memory_errors(self) -> Iterator[None]:
@@ -196,6 +197,6 @@ class Pipeline:
         obs = torch.from_numpy(selection.obs_rows(rows.positions))
         if self.with_joinids:
             return OrderedMinibatch(X, obs, torch.from_numpy(selection.joinids[rows.positions]))
-        if settings.remainder == "pad":
+        if settings.rank_remainder == "pad":
             return PaddedMinibatch(X, obs, torch.from_numpy(rows.is_real.copy()))
         return Minibatch(X, obs)

@@ -14,11 +14,8 @@ from cellfeed.errors import PlanError
 from cellfeed.plan.epoch import Remainder, check_ranks
 from cellfeed.plan.permutation import check_seed, new_seed
 
-X_DTYPES = ("float32", "float16", "bfloat16", "store")
-"""Types that X can have; "store" is the type of the layer."""
-
-VERIFY = ("error", "off")
-"""What happens if a row of X differs from what obs says of it."""
+X_DTYPES = ("float32", "float16", "bfloat16", "stored")
+"""Types that X can have; "stored" is the type of the layer."""
 
 MAX_CELLS = (1 << 31) - 1
 
@@ -57,8 +54,8 @@ class Settings:
     memory_budget: int = "2 GiB"  # type: ignore[assignment] # bytes after __post_init__
     mixing: float | None = None
     use_eager_fetch: bool = True
-    verify: str = "error"
-    remainder: Remainder = "drop"
+    verify: bool = True
+    rank_remainder: Remainder = "drop"
     rank: int | None = None
     world_size: int | None = None
     transform: Any = None
@@ -93,15 +90,17 @@ class Settings:
             self._set(name, int(value))
 
     def _check_choices(self) -> None:
-        for name in ("shuffle", "drop_last", "return_sparse_X", "use_eager_fetch"):
+        for name in ("shuffle", "drop_last", "return_sparse_X", "use_eager_fetch", "verify"):
             if not isinstance(getattr(self, name), bool):
                 raise PlanError(f"{name}={getattr(self, name)!r} must be True or False")
-        for name, choices in (("remainder", get_args(Remainder)), ("verify", VERIFY), ("X_dtype", X_DTYPES)):
+        for name, choices in (("rank_remainder", get_args(Remainder)), ("X_dtype", X_DTYPES)):
             value = getattr(self, name)
             if not isinstance(value, str) or value not in choices:
                 raise PlanError(f"{name}={value!r} must be one of {', '.join(map(repr, choices))}")
-        if self.remainder == "pad" and self.drop_last:
-            raise PlanError('remainder="pad" and drop_last=True contradict each other: repeat cells or leave them out')
+        if self.rank_remainder == "pad" and self.drop_last:
+            raise PlanError(
+                'rank_remainder="pad" and drop_last=True contradict each other: repeat cells or leave them out'
+            )
 
     def _check_mixing(self) -> None:
         """Refuse an invalid mixing, or one beside another parameter that decides how cells are shuffled."""
