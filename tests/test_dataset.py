@@ -513,7 +513,7 @@ def test_an_encoder_that_fails_is_named(store):
         def transform(self, obs):
             return obs["number"] / 3
 
-    with pytest.raises(EncodeError, match="'bad': transform must give one integer per cell"):
+    with pytest.raises(EncodeError, match="'bad': transform must return one integer per cell"):
         ExperimentDataset(store, encoders=[Bad()])
 
 
