@@ -1,6 +1,7 @@
 """The dataset over real stores: the behaviours of the published loader's tests, and what goes beyond them."""
 
 import gc
+import inspect
 import json
 import pickle
 import subprocess
@@ -15,6 +16,7 @@ from torch.utils.data import IterDataPipe
 
 from cellfeed import BatchEncoder, Encoder, ExperimentDataPipe, ExperimentDataset, LabelEncoder, experiment_dataloader
 from cellfeed.errors import EncodeError, PlanError, ReadError
+from cellfeed.plan.settings import PARAMETERS, Settings
 from tests.support.stores import addressed, collect, labelled_obs, write_experiment
 
 pytestmark = pytest.mark.usefixtures("reading_path")
@@ -162,6 +164,20 @@ def test_custom_encoders(store):
     assert obs.shape == (100, 2)
     assert dataset.obs_encoders["half"].inverse_transform(obs[[0, 99], 0]).tolist() == ["low", "high"]
     assert list(dataset.obs_encoders) == ["half", "kind"]
+
+
+def test_parameters_are_those_of_settings(store):
+    """A parameter is written once: the signature has the names and defaults of settings, and each takes effect."""
+    signature = inspect.signature(ExperimentDataset).parameters
+    assert all(signature[name].default is getattr(Settings, name) for name in PARAMETERS)
+    changed = {
+        "batch_size": 7, "shuffle": False, "seed": 5, "drop_last": True, "return_sparse_X": True, "X_dtype": "float16",
+        "soma_chunk_size": 3, "shuffle_chunk_count": 2, "memory_budget": 1 << 26, "use_eager_fetch": False,
+        "verify": False, "rank_remainder": "uneven", "rank": 1, "world_size": 2, "transform": torch.neg,
+    }  # fmt: skip
+    settings = ExperimentDataset(store, **changed)._engine.settings
+    assert {name: getattr(settings, name) for name in changed} == changed
+    assert {*changed, "mixing"} == set(PARAMETERS)
 
 
 def test_encoders_exclude_columns_and_duplicates(store):

@@ -121,7 +121,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
     """
 
     _engine: Engine
-    """What other modules of cellfeed use of a dataset; the methods below forward to it."""
+    """Does the work of the methods below. Other modules of cellfeed use it, :meth:`_of` and :meth:`_with` only."""
 
     def __init__(
         self,
