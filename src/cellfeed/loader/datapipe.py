@@ -85,24 +85,8 @@ class ExperimentDataPipe(_SingleCells, IterDataPipe[Any]):
         allow_empty: bool = True,
         **parameters: Any,
     ) -> None:
-        super().__init__(
-            experiment,
-            measurement_name=measurement_name,
-            X_name=X_name,
-            obs_query=obs_query,
-            var_query=var_query,
-            obs_column_names=obs_column_names,
-            encoders=encoders,
-            batch_size=batch_size,
-            shuffle=shuffle,
-            seed=seed,
-            return_sparse_X=return_sparse_X,
-            soma_chunk_size=soma_chunk_size,
-            shuffle_chunk_count=shuffle_chunk_count,
-            use_eager_fetch=use_eager_fetch,
-            allow_empty=allow_empty,
-            **parameters,
-        )
+        named = {name: value for name, value in locals().items() if name not in ("self", "parameters", "__class__")}
+        super().__init__(**named, **parameters)  # the names are those of a dataset; only positions and defaults differ
         if not self._engine.selection.n_obs or not self._engine.selection.n_vars:
             warn_user("obs_query or var_query selects nothing; the datapipe is empty")
 
