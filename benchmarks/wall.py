@@ -43,7 +43,7 @@ def unpack_all(data, starts, stops, codec, decoder):
 
 def seconds(uri: str, n_threads: int) -> tuple[float, int]:
     """Seconds to unpack a store, and its values."""
-    selection = ExperimentDataset(uri)._selection
+    selection = ExperimentDataset(uri)._engine.selection
     index = selection.source.open_tiles()
     zstd = find_zstd()
     assert index is not None

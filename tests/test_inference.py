@@ -48,6 +48,18 @@ def test_a_published_datapipe_is_served_too(store):
     assert (X.shape, obs.shape, joinids.tolist()) == ((1, G), (1, 1), [0])
 
 
+@pytest.mark.parametrize("columns", [["soma_joinid", "label"], ["label", "soma_joinid"], []])
+def test_joinids_do_not_change_obs(store, columns):
+    """Columns of obs are those of the dataset in their order, joinids among them where the user names them."""
+    dataset = ExperimentDataset(store, obs_column_names=columns, batch_size=30, seed=0)
+    first, ordered = next(iter(dataset)), next(iter(inference_dataloader(dataset)))
+    assert first.obs.shape == ordered.obs.shape == (30, len(columns))
+    labels = dict(enumerate(columns))
+    for k, name in labels.items():
+        wanted = ordered.joinids if name == "soma_joinid" else torch.arange(30) % 3
+        assert torch.equal(ordered.obs[:, k], wanted)
+
+
 def test_workers_would_bring_cells_out_of_order(store):
     with pytest.raises(PlanError, match="num_workers=2.*takes 0"):
         inference_dataloader(ExperimentDataset(store), num_workers=2)
@@ -79,9 +91,9 @@ def test_ranks_put_their_pieces_together(make_store, tmp_path):
 
 
 def test_gathering_refuses_what_is_not_row_for_row():
-    with pytest.raises(PlanError, match="soma_joinid 4 came more than once"):
+    with pytest.raises(PlanError, match="soma_joinid 4 occurs more than once"):
         cellfeed.gather_ordered([4, 1, 4], torch.zeros(3, 2))
-    with pytest.raises(PlanError, match="row for row"):
+    with pytest.raises(PlanError, match="must have equally many rows"):
         cellfeed.gather_ordered([4, 1], torch.zeros(3, 2))
     ids, rows = cellfeed.gather_ordered([torch.tensor([5, 6]), torch.tensor([2])], [torch.eye(2), torch.ones(1, 2)])
     assert (ids.tolist(), rows.tolist()) == ([2, 5, 6], [[1, 1], [1, 0], [0, 1]])

@@ -68,7 +68,7 @@ def test_sound_rows_pass_and_parts_keep_their_figures(tmp_path, parameters, dtyp
     X = counts()
     uri = write_experiment(tmp_path / "s", X, census_columns(rows_of(X)), dtype=dtype)
     dataset = ExperimentDataset(uri, seed=0, **parameters)
-    assert dataset._selection.raw_squares.dtype == np.uint32
+    assert dataset._engine.selection.raw_squares.dtype == np.uint32
     for part in dataset.random_split([0.5, 0.5]):
         assert sum(len(obs) for _, obs in part) == 20
 
@@ -82,7 +82,7 @@ def test_another_column_of_that_name_is_not_compared(tmp_path):
     }.items():
         uri = write_experiment(tmp_path / name, X, obs)
         dataset = ExperimentDataset(uri)
-        assert dataset._selection.raw_squares is None
+        assert dataset._engine.selection.raw_squares is None
         assert sum(len(obs) for _, obs in dataset) == 40
 
 

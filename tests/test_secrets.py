@@ -95,9 +95,28 @@ def test_no_text_of_a_success_has_a_secret(secretive, printed, monkeypatch):
         iterator = iter(loader)
         minibatch = next(iterator)
         parts = dataset.random_split([0.5, 0.5], stratify="label")
-        things = [dataset, loader, iterator, minibatch, *parts, dataset.plan(), dataset.stats(), dataset._selection]
-        things += [dataset._settings, dataset._planner, dataset._passes, dataset._meter, dataset.obs_encoders]
-        things += [dataset.plan("label").as_dict(), dataset._selection.source.X, dataset._selection.source.obs]
+        things = [
+            dataset,
+            loader,
+            iterator,
+            minibatch,
+            *parts,
+            dataset.plan(),
+            dataset.stats(),
+            dataset._engine.selection,
+        ]
+        things += [
+            dataset._engine.settings,
+            dataset._engine.planner,
+            dataset._engine.epochs,
+            dataset._engine.meter,
+            dataset.obs_encoders,
+        ]
+        things += [
+            dataset.plan("label").as_dict(),
+            dataset._engine.selection.source.X,
+            dataset._engine.selection.source.obs,
+        ]
         printed += [text for thing in things for text in (repr(thing), str(thing))]
         printed += [json.dumps(dataset.state_dict()), json.dumps(loader.state_dict())]
 
@@ -118,9 +137,12 @@ def test_workers_are_sent_credentials_only_to_open_arrays(secretive):
     uri, context = secretive
     dataset = ExperimentDataset(uri, context=context, obs_column_names=["label"], batch_size=10, seed=0)
     assert SECRET.encode() in pickle.dumps(dataset)
-    source = dataset._selection.source
-    bare = {name: dataclasses.replace(getattr(source, name), config={}) for name in ("X", "obs", "var")}
-    object.__setattr__(dataset._selection, "source", dataclasses.replace(source, **bare))
+    bare = {
+        name: dataclasses.replace(getattr(dataset._engine.selection, name), config={}) for name in ("X", "obs", "var")
+    }
+    selection = dataclasses.replace(dataset._engine.selection, **bare)
+    for owner in (dataset, dataset._engine.planner, dataset._engine.epochs):
+        object.__setattr__(owner, "_selection", selection)
     assert SECRET.encode() not in pickle.dumps(dataset)
 
 

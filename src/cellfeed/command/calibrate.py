@@ -16,7 +16,7 @@ from cellfeed.command.bench import Measured, check_seconds, measure
 from cellfeed.command.plot import Point, check_file, scatter
 from cellfeed.errors import PlanError
 from cellfeed.loader.dataset import ExperimentDataset
-from cellfeed.plan.settings import check_mixing, parse_share
+from cellfeed.plan.settings import check_mixing, parse_fraction
 from cellfeed.plan.summary import Plan
 from cellfeed.stats import hidden
 
@@ -278,7 +278,7 @@ def run(
     >>> made.chosen.parameters["mixing"]
     0.9
     """
-    target: float | None = parse_share(mixing)
+    target: float | None = parse_fraction(mixing)
     _check(target, seconds, parameters)
     if picture is not None:
         check_file(picture)
@@ -322,11 +322,11 @@ def _plan_all(
     dataset: ExperimentDataset, candidates: Iterator[Setting], label: str | None, progress: bool
 ) -> list[Setting]:
     """Plan each setting, over one selection and one reading of the label."""
-    codes = None if label is None else dataset._labels(label)
+    codes = None if label is None else dataset._engine.labels(label)
     planned = []
     for setting in tqdm(list(candidates), desc="planning", unit=" settings", leave=False, disable=hidden(progress)):
         try:
-            plan = dataset._with(**{**PLAIN, **setting.parameters})._plan(label, codes)
+            plan = dataset._engine.derive(**{**PLAIN, **setting.parameters}).plan(label, codes)
         except PlanError as refused:
             planned.append(replace(setting, impossible=str(refused)))
         else:

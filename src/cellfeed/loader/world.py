@@ -107,10 +107,11 @@ def find_worker(home: int) -> tuple[int, int]:
     return info.id, info.num_workers
 
 
-def refuse_loader(rank: int | None, world_size: int | None, batch_size: int) -> None:
-    """Check that the loader which iterates the dataset does not divide or stack its minibatches.
+def refuse_loader(rank: int | None, world_size: int | None, batch_size: int | None) -> None:
+    """Refuse to be iterated by a loader that would make something else of the minibatches than they are.
 
-    Accelerate would divide the cells of each rank again. A PyTorch loader with ``batch_size`` would stack minibatches.
+    Accelerate would give each rank a part of its part. PyTorch's own ``batch_size`` would stack minibatches
+    of ``batch_size`` cells; ``None`` permits it.
     """
     sharded = find_ranks(rank, world_size)[1] > 1
     if sharded and any(_module(frame) == "accelerate.data_loader" for frame in _callers()):
@@ -119,7 +120,7 @@ def refuse_loader(rank: int | None, world_size: int | None, batch_size: int) -> 
             "rank only: cells would be lost. Prepare the loader that cellfeed.experiment_dataloader returns, which "
             "Accelerate does not change, or prepare no loader"
         )
-    if batch_size > 1 and _is_collated():
+    if batch_size is not None and _is_collated():
         raise PlanError(
             f"the loader collates minibatches of this dataset, which have {batch_size} cells each, to minibatches of "
             f"minibatches. Use cellfeed.experiment_dataloader(dataset), or give torch.utils.data.DataLoader "

@@ -17,10 +17,10 @@ class Minibatch(NamedTuple):
     Attributes
     ----------
     X
-        float32, shape (B, n_vars): dense, or ``torch.sparse_csr`` with int32 indices, canonical (the columns of a
-        row ascend and occur once). With ``batch_size=1`` dense X has shape (n_vars,).
+        float32, shape (B, n_vars): dense, or ``torch.sparse_csr`` with int32 indices, canonical (each row's
+        columns ascend, none twice).
     obs
-        int64, shape (B, n_columns): one column per encoder, in order. With ``batch_size=1``: (n_columns,).
+        int64, shape (B, n_columns): one column per encoder, in order.
 
     Examples
     --------

@@ -140,7 +140,7 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         self.genes = [str(name) for name in dataset.gene_names(None if genes or known else var_column)]
         self._var_column = None if genes or known else var_column
         continuous = self._keys["continuous_covariate_keys"]
-        self._numbers = read_numbers(dataset._selection, continuous)
+        self._numbers = read_numbers(dataset._engine.selection, continuous)
         self._joinids = dataset.obs_joinids if continuous else None
         self._trimmed: ExperimentDataset | None = None
         self._must_look = counts
@@ -176,7 +176,7 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
     def _training_cells(self) -> ExperimentDataset:
         """Return the dataset that training reads, without a last minibatch that is too small to normalise."""
         dataset = self.parts["train"]
-        settings = dataset._settings
+        settings = dataset._engine.settings
         share = dataset.shape[0] // find_ranks(settings.rank, settings.world_size)[1]
         if 0 < share % settings.batch_size < LEAST_CELLS and share > settings.batch_size:
             self._trimmed = self._trimmed or dataset._with(drop_last=True)  # one, which counts its epochs
@@ -210,7 +210,7 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         """Make the tensors of a minibatch; for SCANVI and its kind in a pair with those of its labelled cells."""
         if isinstance(batch, dict):
             return batch
-        tensors = self.tensors(batch[0], batch[1])
+        tensors = self.tensors(*batch)
         plan = getattr(self.trainer, "lightning_module", None)
         if not isinstance(plan, scvi.train.SemiSupervisedTrainingPlan):
             return tensors
@@ -225,9 +225,9 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         odd = values[(values < 0) | (values != values.round())]
         if len(odd):
             raise SelectionError(
-                f"X_name={self.dataset._selection.X_name!r} holds values that are no counts, such as {odd[0]:.4g}; the "
-                f"models of scvi-tools expect counts: choose another layer, and no transform; or give counts=False if "
-                f"the likelihood of the model fits such values"
+                f"X_name={self.dataset._engine.selection.X_name!r} holds values that are no counts, such as "
+                f"{odd[0]:.4g}; the models of scvi-tools expect counts: choose another layer, and no transform; or "
+                f"give counts=False if the likelihood of the model fits such values"
             )
         self._must_look = False
 
@@ -237,19 +237,17 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
             return tuple(self.on_after_batch_transfer(part, dataloader_idx) for part in batch)
         return {name: densified(tensor) for name, tensor in batch.items()}
 
-    def tensors(self, X: torch.Tensor, obs: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return what a model's module takes, by scvi-tools' names; ``obs`` as this module's dataset yields it."""
-        if obs.ndim == 1:  # batch_size=1
-            X, obs = X.reshape(1, -1) if X.ndim == 1 else X, obs[None]
+    def tensors(self, X: torch.Tensor, obs: torch.Tensor, joinids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the inputs of a model's module, by scvi-tools' names, from a minibatch of this module's dataset."""
         if self._must_look:
             self._check_counts(X)
         tensors = {"X": X if X.is_floating_point() else X.float(), "batch": obs[:, :1], "labels": obs[:, 1:2]}
         # Continuous before categorical: scvi-tools takes five keys in its own order for cells that are all labelled.
         if self._joinids is not None:
-            places = np.searchsorted(self._joinids, obs[:, -1].numpy())
+            places = np.searchsorted(self._joinids, joinids.numpy())
             tensors["extra_continuous_covs"] = torch.from_numpy(self._numbers[places])
         if len(self._encoders) > 2:
-            tensors["extra_categorical_covs"] = obs[:, 2:-1]
+            tensors["extra_categorical_covs"] = obs[:, 2:]
         return tensors
 
     # ------------------------------------------------------------------ what scvi-tools asks for
@@ -302,7 +300,7 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         Where an ``unlabeled_category`` was given and all cells are labelled, one more entry names it: SCANVI counts it
         among the labels unless it meets it.
         """
-        codes: Any = self.dataset._selection.codes[1]
+        codes: Any = self.dataset._engine.selection.codes[self._encoders[1].name]
         labels = self._encoders[1].inverse_transform(codes)
         if self.unlabeled_category is None or self.unlabeled_category in labels:
             return labels
@@ -362,7 +360,7 @@ class InferenceTensors:
         self.joinids = []
         for X, obs, joinids in self._loader:
             self.joinids.append(joinids)
-            yield self._datamodule.tensors(densified(X), obs)
+            yield self._datamodule.tensors(densified(X), obs, joinids)
             del X
 
     def __len__(self) -> int:

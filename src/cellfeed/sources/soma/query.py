@@ -101,7 +101,10 @@ def select(
         selection, frame = retries.call(lambda: _read(axis_query, X_name, chosen, retries.deadline_s))
         if not allow_empty:
             retries.call(partial(check_not_empty, axis_query, selection.n_obs, selection.n_vars))
-    codes = tuple(encode(encoder, frame) if encoder else None for encoder in chosen)
+    codes = {
+        encoder.name if encoder else JOINID: encode(encoder, frame) if encoder else selection.joinids
+        for encoder in chosen
+    }
     warn_of_labels(chosen, frame, plain=not encoders)
     return replace(selection, encoders={encoder.name: encoder for encoder in chosen if encoder}, codes=codes)
 
@@ -134,7 +137,7 @@ def _read(
         joinids=obs_joinids,
         var_joinids=JoinIds.from_sorted(var_joinids)[:],
         encoders={},
-        codes=(),
+        codes={},
         nnz=nnz,
         raw_sum=raw_sum,
         raw_squares=raw_squares,
