@@ -137,12 +137,9 @@ def test_workers_are_sent_credentials_only_to_open_arrays(secretive):
     uri, context = secretive
     dataset = ExperimentDataset(uri, context=context, obs_column_names=["label"], batch_size=10, seed=0)
     assert SECRET.encode() in pickle.dumps(dataset)
-    bare = {
-        name: dataclasses.replace(getattr(dataset._engine.selection, name), config={}) for name in ("X", "obs", "var")
-    }
-    selection = dataclasses.replace(dataset._engine.selection, **bare)
-    for owner in (dataset, dataset._engine.planner, dataset._engine.epochs):
-        object.__setattr__(owner, "_selection", selection)
+    source = dataset._engine.selection.source
+    bare = {name: dataclasses.replace(getattr(source, name), config={}) for name in ("X", "obs", "var")}
+    object.__setattr__(dataset._engine.selection, "source", dataclasses.replace(source, **bare))
     assert SECRET.encode() not in pickle.dumps(dataset)
 
 

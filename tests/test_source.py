@@ -49,8 +49,8 @@ def in_memory(path, X, obs):
     var = pd.DataFrame({"feature_id": [f"G{k}" for k in range(N_VARS)]})
     uri = write_experiment(path, addressed(N_OBS, N_VARS), obs, var=var)
     dataset = ExperimentDataset(uri, obs_column_names=["label", "soma_joinid"], batch_size=16, seed=3)
-    source = MatrixSource(X, obs, var, dataset._selection.geometry)
-    object.__setattr__(dataset._selection, "source", source)
+    source = MatrixSource(X, obs, var, dataset._engine.selection.geometry)
+    object.__setattr__(dataset._engine.selection, "source", source)
     shutil.rmtree(path)
     return dataset
 

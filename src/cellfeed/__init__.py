@@ -1,4 +1,4 @@
-"""cellfeed feeds cells to PyTorch from any TileDB-SOMA experiment."""
+"""cellfeed feeds single cells from TileDB-SOMA experiments to PyTorch."""
 
 from cellfeed import datasets as datasets
 from cellfeed.errors import (
@@ -25,7 +25,7 @@ from cellfeed.select.obs_filter import obs_filter
 from cellfeed.sources.soma.obsm import write_obsm
 from cellfeed.stats import Stats
 
-keep_freed_memory()  # before a thread has a heap of its own; CELLFEED_MALLOC=0 leaves glibc as it is
+keep_freed_memory()  # before any thread gets its own heap; CELLFEED_MALLOC=0 disables it
 
 __version__ = "0.1.0"
 

@@ -56,7 +56,7 @@ def _in_temporary_folder() -> str:
 def _write(path: str | Path) -> str:
     uri = locate(path)
     if Path(uri).exists():
-        raise SelectionError(f"path={str(path)!r} exists; give a folder that does not")
+        raise SelectionError(f"path={str(path)!r} exists; give a folder that does not exist")
     cells = pbmc700_anndata()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations between anndata and tiledbsoma
