@@ -56,7 +56,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "chunks": {"soma_chunk_size": 64, "shuffle_chunk_count": 8},
     "mixing": {"mixing": 0.9, "memory_budget": "150 MiB"},
     "genes": {"var_query": [1, 3]},
-    "values as stored": {"X_dtype": "store"},
+    "values as stored": {"X_dtype": "stored"},
 }
 """Ways to read a store. A query is a slice, or the first joinid and the step to the next."""
 

@@ -61,7 +61,7 @@ def query_cost(uri: str, repeat: int = 30) -> float:
 def read_cost(uri: str, repeat: int = 30) -> float:
     """Seconds to read one row straight from the files."""
     selection = ExperimentDataset(uri)._selection
-    tiles = selection.source.open_tiles(selection.geometry)
+    tiles = selection.source.open_tiles()
     assert tiles is not None
     genes = GeneTable.from_joinids(selection.var_joinids, selection.geometry.n_columns)
     with contextlib.closing(TileReader(tiles, genes, np.float32, meter=Meter())) as reader:

@@ -41,7 +41,7 @@ def unpack_all(data, starts, stops, how, zstd, scratch):
 def seconds(uri: str, n_threads: int) -> tuple[float, int]:
     """Seconds to unpack a store, and its values."""
     selection = ExperimentDataset(uri)._selection
-    index = selection.source.open_tiles(selection.geometry)
+    index = selection.source.open_tiles()
     zstd = find_zstd()
     assert index is not None
     assert zstd is not None

@@ -73,7 +73,7 @@ def test_text_and_dicts_are_value_filters(store):
         ("flag == 2", "column 'flag' holds True and False"),
         ("int8 in [True, False]", "column 'int8' holds int8 values, which cannot be compared with True"),
         ("cell_type > 'A'", r"'cell_type' is categorical and has no order; list its values: 'B cell', 'CD34\+ cell'"),
-        ("ordered > 2", "'ordered' is categorical, and 2 has no place in the order of its values: 1, 3, 5"),
+        ("ordered > 2", "'ordered' is categorical, and 2 is not one of its ordered values: 1, 3, 5"),
         (" | ".join(["(int8 == 3)"] * 3000), "nested too deeply|too many nested|too complex"),
     ],
 )

@@ -46,8 +46,8 @@ from tests.support.stores import addressed, write_experiment
         ({"memory_budget": "2 gallons"}, PlanError, "memory_budget='2 gallons' is not an amount of memory"),
         ({"memory_budget": 0}, PlanError, "memory_budget=0 must be more than nothing"),
         ({"memory_budget": None}, PlanError, "memory_budget=None must be a number of bytes"),
-        ({"remainder": "keep"}, PlanError, "remainder='keep' must be one of 'drop', 'pad', 'uneven'"),
-        ({"remainder": "pad", "drop_last": True}, PlanError, "contradict"),
+        ({"rank_remainder": "keep"}, PlanError, "rank_remainder='keep' must be one of 'drop', 'pad', 'uneven'"),
+        ({"rank_remainder": "pad", "drop_last": True}, PlanError, "contradict"),
         ({"rank": 1}, PlanError, "rank=1 and world_size=None go together"),
         ({"rank": 2, "world_size": 2}, PlanError, "rank=2 of 2 is impossible"),
         ({"retry_deadline_s": -1}, PlanError, "retry_deadline_s=-1 must be a number of seconds from 0"),
@@ -186,3 +186,8 @@ def test_ranks_without_a_common_seed(store, monkeypatch):
     monkeypatch.setenv("RANK", "x")
     with pytest.raises(PlanError, match="RANK='x'"):
         len(ExperimentDataset(store, seed=1))
+
+
+@pytest.mark.parametrize("none", [[], (), np.empty((0, 2))])
+def test_an_empty_collection_of_encoders_is_no_encoders(store, none):
+    assert ExperimentDataset(store, encoders=none).obs_encoders == {}

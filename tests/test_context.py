@@ -7,7 +7,8 @@ import pytest
 import tiledbsoma as soma
 
 from cellfeed import ExperimentDataset
-from cellfeed.sources.soma import query, tiledb_private
+from cellfeed.select.labels import read_obs_column
+from cellfeed.sources.soma import tiledb_private
 from cellfeed.sources.soma.address import SAFE_SETTINGS
 from cellfeed.sources.soma.experiment import open_experiment
 
@@ -40,7 +41,7 @@ def opened(monkeypatch):
 def read_all(dataset):
     for _ in dataset:
         pass
-    query.read_obs_column(dataset._selection, "donor")
+    read_obs_column(dataset._selection, "donor")
 
 
 GIVEN = [(None, OFF), ({"sm.mem.total_budget": "1000000000"}, OFF), ({MERGE: "7"}, "7")]

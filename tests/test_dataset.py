@@ -518,7 +518,7 @@ def test_an_encoder_that_fails_is_named(store):
 
 
 @pytest.mark.parametrize("sparse", [True, False])
-@pytest.mark.parametrize("X_dtype", ["float32", "float16", "bfloat16", "store"])
+@pytest.mark.parametrize("X_dtype", ["float32", "float16", "bfloat16", "stored"])
 @pytest.mark.parametrize("stored", [np.float32, np.float64, np.int64, np.uint8])
 def test_X_dtype(tmp_path, sparse, X_dtype, stored):
     """Halves are what PyTorch rounds to; the store's own type holds every value."""
@@ -532,7 +532,7 @@ def test_X_dtype(tmp_path, sparse, X_dtype, stored):
     dataset = ExperimentDataset(uri, batch_size=20, shuffle=False, return_sparse_X=sparse, X_dtype=X_dtype)
     (ours, _) = next(iter(dataset))
     wanted = torch.from_numpy(X.toarray().astype(stored))
-    wanted = wanted if X_dtype == "store" else wanted.to(torch.float32).to(getattr(torch, X_dtype))
+    wanted = wanted if X_dtype == "stored" else wanted.to(torch.float32).to(getattr(torch, X_dtype))
     assert ours.dtype == wanted.dtype
     if sparse:
         assert torch.equal(ours.values(), wanted[wanted != 0])
@@ -562,7 +562,7 @@ def test_padded_ranks_say_which_cells_repeat(store, monkeypatch):
     for rank in range(3):
         monkeypatch.setenv("RANK", str(rank))
         dataset = ExperimentDataset(
-            store, obs_column_names=["soma_joinid"], batch_size=10, seed=0, remainder="pad", return_sparse_X=True
+            store, obs_column_names=["soma_joinid"], batch_size=10, seed=0, rank_remainder="pad", return_sparse_X=True
         )
         minibatches = list(dataset)
         assert sum(len(m.mask) for m in minibatches) == 34

@@ -55,12 +55,12 @@ def test_an_unseen_label_is_an_error_that_names_it(kind):
     encoder = LabelEncoder("cell_type")
     encoder.fit(obs.iloc[[1]])
     unseen = repr(obs["cell_type"].iloc[0]).replace("(", r"\(").replace(")", r"\)")
-    with pytest.raises(EncodeError, match=f"'cell_type' has not seen .*{unseen}"):
+    with pytest.raises(EncodeError, match=f"'cell_type' was not fitted on .*{unseen}"):
         encoder.transform(obs)
 
 
 def test_an_unseen_label_can_have_a_stated_code():
-    encoder = LabelEncoder("x", unknown=-7)
+    encoder = LabelEncoder("x", handle_unknown="use_encoded_value", unknown_value=-7)
     encoder.fit(pd.DataFrame({"x": ["a"]}))
     assert encoder.transform(pd.DataFrame({"x": ["a", "zz", None]})).tolist() == [0, -7, -7]
 
@@ -91,27 +91,34 @@ def test_joined_text_gets_a_separator_where_it_must():
     encoder = BatchEncoder(["p", "q"])
     encoder.fit(pd.DataFrame({"p": ["a", "ab"], "q": ["bc", "c"]}))
     assert encoder.classes_.tolist() == ["a_bc", "ab_c"]
-    with pytest.raises(EncodeError, match="read the same"):
+    with pytest.raises(EncodeError, match="have the same text"):
         BatchEncoder(["p", "q"], separator="").fit(pd.DataFrame({"p": ["a", "ab"], "q": ["bc", "c"]}))
 
 
 def test_an_unseen_combination_of_seen_values_is_an_error():
     encoder = BatchEncoder(["p", "q"])
     encoder.fit(pd.DataFrame({"p": ["a", "b"], "q": ["x", "y"]}))
-    with pytest.raises(EncodeError, match=r"'batch' has not seen \('a', 'y'\)"):
+    with pytest.raises(EncodeError, match=r"'batch' was not fitted on \('a', 'y'\)"):
         encoder.transform(pd.DataFrame({"p": ["a"], "q": ["y"]}))
-    assert BatchEncoder(["p"], unknown=9).name == "batch"
+    assert BatchEncoder(["p"], handle_unknown="use_encoded_value", unknown_value=9).name == "batch"
 
 
 @pytest.mark.parametrize("encoder", [LabelEncoder("x"), BatchEncoder(["x"])])
 def test_mistakes_are_named(encoder):
     with pytest.raises(EncodeError, match="has not been fitted"):
         encoder.transform(pd.DataFrame({"x": [1]}))
-    with pytest.raises(EncodeError, match=r"needs the column 'x'; it was given \['y'\]"):
+    with pytest.raises(EncodeError, match=r"needs the column 'x'; obs has \['y'\]"):
         encoder.fit(pd.DataFrame({"y": [1]}))
     encoder.fit(pd.DataFrame({"x": [1, 2]}))
     for codes in ([2], [-1], [0.5]):
         with pytest.raises(EncodeError, match="codes must be integers from 0 to 1"):
             encoder.inverse_transform(codes)
-    with pytest.raises(EncodeError, match="unknown='x'"):
-        type(encoder)("x" if isinstance(encoder, LabelEncoder) else ["x"], unknown="x")
+    column = "x" if isinstance(encoder, LabelEncoder) else ["x"]
+    with pytest.raises(EncodeError, match="unknown_value='x' must be an integer"):
+        type(encoder)(column, handle_unknown="use_encoded_value", unknown_value="x")
+    with pytest.raises(EncodeError, match="handle_unknown='ignore' must be"):
+        type(encoder)(column, handle_unknown="ignore")
+    with pytest.raises(EncodeError, match='unknown_value=3 needs handle_unknown="use_encoded_value"'):
+        type(encoder)(column, unknown_value=3)
+    with pytest.raises(TypeError, match="unknown"):
+        type(encoder)(column, unknown=3)

@@ -27,7 +27,7 @@ def feed(plan, reader, *, ahead=1, slab_bytes=4096, meter=None):
     return load_windows(
         windows,
         joinids,
-        reader,
+        lambda positions, joinids, space: reader.read(joinids, space),
         read_bounds=bounds,
         n_threads=2,
         ahead=ahead,

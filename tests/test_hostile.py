@@ -96,7 +96,7 @@ junk = texts | numbers | others
 DATASET = (
     "measurement_name", "X_name", "obs_query", "var_query", "obs_column_names", "encoders", "batch_size", "shuffle",
     "seed", "drop_last", "return_sparse_X", "X_dtype", "soma_chunk_size", "shuffle_chunk_count", "memory_budget",
-    "mixing", "use_eager_fetch", "remainder", "rank", "world_size",
+    "mixing", "use_eager_fetch", "rank_remainder", "rank", "world_size",
     "retry_deadline_s",
 )  # fmt: skip
 GOOD = {
@@ -107,9 +107,9 @@ GOOD = {
     "shuffle_chunk_count": [2],
     "memory_budget": ["100 KiB", "1 MiB", 10**6],
     "mixing": [0.5, 1.0],
-    "X_dtype": ["store"],
+    "X_dtype": ["stored"],
     "return_sparse_X": [True],
-    "remainder": ["pad", "uneven"],
+    "rank_remainder": ["pad", "uneven"],
     "rank": [0, 1],
     "world_size": [2],
     "retry_deadline_s": [0, 3.5],
@@ -285,7 +285,7 @@ def test_encoders(column, name, unknown, obs, codes, several):
         if several:
             encoder = cellfeed.BatchEncoder([column, "label"], name=name, separator=unknown)
         else:
-            encoder = LabelEncoder(column, name=name, unknown=unknown)
+            encoder = LabelEncoder(column, name=name, handle_unknown="use_encoded_value", unknown_value=unknown)
     encoder = cellfeed.BatchEncoder(["label"]) if several else LabelEncoder("label")
     with only_ours():
         encoder.inverse_transform(codes)

@@ -31,7 +31,7 @@ def passed(uri, **parameters):
     return collect(ExperimentDataset(uri, obs_column_names=["soma_joinid"], seed=0, **parameters), N_VARS)
 
 
-@pytest.mark.parametrize("X_dtype", ["float32", "bfloat16", "store"])
+@pytest.mark.parametrize("X_dtype", ["float32", "bfloat16", "stored"])
 def test_rows_that_are_as_obs_tells_pass(tmp_path, path, X_dtype):
     X = addressed(N_OBS, N_VARS)
     X.data %= 250
@@ -44,9 +44,9 @@ def test_rows_that_are_as_obs_tells_pass(tmp_path, path, X_dtype):
 @pytest.mark.parametrize(
     ("column", "by", "message"),
     [
-        ("nnz", 1, r"holds \d+ values for soma_joinid 17 where obs tells nnz="),
-        ("nnz", -1, r"holds \d+ values for soma_joinid 17 where obs tells nnz="),
-        ("raw_sum", 1, r"holds \d+ as the sum of its values for soma_joinid 17 where obs tells raw_sum="),
+        ("nnz", 1, r"holds \d+ values for soma_joinid 17, but obs has nnz="),
+        ("nnz", -1, r"holds \d+ values for soma_joinid 17, but obs has nnz="),
+        ("raw_sum", 1, r"holds \d+ as the sum of its values for soma_joinid 17, but obs has raw_sum="),
     ],
 )
 def test_a_row_that_differs_is_named(tmp_path, path, column, by, message):
@@ -58,7 +58,7 @@ def test_a_row_that_differs_is_named(tmp_path, path, column, by, message):
         passed(uri)
     with pytest.raises(ReadError, match=message):
         passed(uri, shuffle=False, X_dtype="float16")
-    got, joinids, _ = passed(uri, verify="off")
+    got, joinids, _ = passed(uri, verify=False)
     assert np.array_equal(got, X.toarray()[joinids[:, 0]])
 
 
@@ -70,7 +70,7 @@ def test_of_some_genes_there_are_no_more_values_than_of_all(tmp_path, path):
     assert sum(len(batch.obs) for batch in ExperimentDataset(uri, var_query=genes, seed=0)) == N_OBS
     obs.loc[30, "nnz"] = 3
     uri = write_experiment(tmp_path / "wrong", X, obs)
-    with pytest.raises(ReadError, match=r"values of the selected genes for soma_joinid 30 where obs tells nnz=3"):
+    with pytest.raises(ReadError, match=r"values of the selected genes for soma_joinid 30, but obs has nnz=3"):
         list(ExperimentDataset(uri, var_query=genes, seed=0))
 
 
@@ -81,7 +81,7 @@ def test_values_are_finite(tmp_path, path, value):
     uri = write_experiment(tmp_path / "s", sp.csr_matrix(X))
     with pytest.raises(ReadError, match=r"not finite \(NaN or infinite\) for soma_joinid 41"):
         passed(uri)
-    got, joinids, _ = passed(uri, verify="off")
+    got, joinids, _ = passed(uri, verify=False)
     assert np.array_equal(got, X.toarray()[joinids[:, 0]], equal_nan=True)
 
 

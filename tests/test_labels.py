@@ -99,7 +99,7 @@ def test_integers_are_exact_to_64_bits(tmp_path, values):
 
 
 def test_integers_of_other_types_are_looked_up_by_their_value():
-    encoder = LabelEncoder("k", unknown=-1)
+    encoder = LabelEncoder("k", handle_unknown="use_encoded_value", unknown_value=-1)
     encoder.fit(pd.DataFrame({"k": np.array([1, 2**63 - 1], np.int64)}))
     assert encoder.transform(pd.DataFrame({"k": np.array([1, 2**63, 2**63 - 1], np.uint64)})).tolist() == [0, -1, 1]
     encoder.fit(pd.DataFrame({"k": np.array([1, 2**63], np.uint64)}))
@@ -169,7 +169,7 @@ def test_given_classes_are_exact(classes):
 @pytest.mark.parametrize("classes", [[7, -1, 2**63], [7, 2**64, 0]], ids=str)
 def test_given_classes_may_be_any_integers(classes):
     """Also those that no type of 64 bits holds together."""
-    encoder = LabelEncoder("k", classes=classes, unknown=-5)
+    encoder = LabelEncoder("k", classes=classes, handle_unknown="use_encoded_value", unknown_value=-5)
     assert encoder.classes_.tolist() == classes
     assert encoder.transform(pd.DataFrame({"k": np.array([8, 7])})).tolist() == [-5, 0]
 
@@ -189,7 +189,7 @@ def test_a_code_that_int64_cannot_hold_is_an_error(tmp_path):
             return codes
 
     uri = stored(tmp_path / "s", value=np.array([1, 2**63], np.uint64))
-    with pytest.raises(EncodeError, match=f"transform gave the code {2**63}; the obs of a minibatch is int64"):
+    with pytest.raises(EncodeError, match=f"transform returned the code {2**63}; the obs of a minibatch is int64"):
         ExperimentDataset(uri, encoders=[Same()])
 
 
@@ -204,7 +204,7 @@ def test_a_gene_without_a_name_has_no_text(tmp_path):
     assert dataset.select_genes(["None"]).var_joinids.tolist() == [2]
     assert dataset.gene_names("unnamed").tolist() == [None] * 4
     with pytest.raises(SelectionError, match="None"):
-        dataset.select_genes(["None"], column="unnamed")
+        dataset.select_genes(["None"], var_column="unnamed")
 
 
 def test_the_filter_of_a_message_takes_any_name_of_a_column(tmp_path):
@@ -222,7 +222,9 @@ def test_a_class_of_cells_without_a_label_is_announced(tmp_path):
     assert caught[0].filename == __file__
     dataset = ExperimentDataset(uri, obs_column_names=["label"], obs_query="label != None", shuffle=False)
     assert next(iter(dataset)).obs[:, 0].tolist() == [0, 1]
-    ignored = ExperimentDataset(uri, encoders=[LabelEncoder("label", unknown=-100)], shuffle=False)
+    ignored = ExperimentDataset(
+        uri, encoders=[LabelEncoder("label", handle_unknown="use_encoded_value", unknown_value=-100)], shuffle=False
+    )
     codes = next(iter(ignored)).obs[:, 0]
     assert codes.tolist() == [0, -100, 1, -100]
     loss = torch.nn.functional.cross_entropy(torch.zeros(4, 2), codes)
@@ -310,7 +312,7 @@ def test_an_encoder_that_a_user_has_fitted_keeps_its_codes(tmp_path):
     assert next(iter(dataset)).obs[:, 0].tolist() == [1, 2, 3, 3]
     few = LabelEncoder("label")
     few.fit(pd.DataFrame({"label": ["c", "b"]}))
-    with pytest.raises(EncodeError, match="has not seen 'a' when it was fitted.*make a new one"):
+    with pytest.raises(EncodeError, match="was not fitted on 'a'.*make a new encoder"):
         ExperimentDataset(uri, encoders=[few])
 
 

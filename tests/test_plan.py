@@ -28,12 +28,12 @@ def test_coverage(plan, world_layout):
     if plan.drop_last:
         allowed = world_size * plan.batch_size + world_size
     else:
-        allowed = world_size if plan.remainder == "drop" else 1
+        allowed = world_size if plan.rank_remainder == "drop" else 1
     assert plan.n_cells - len(met) < max(allowed, 1)
 
 
 @settings(max_examples=500)
-@given(plan=plans(remainder=("drop", "pad")), world_layout=layouts)
+@given(plan=plans(rank_remainder=("drop", "pad")), world_layout=layouts)
 def test_balance(plan, world_layout):
     """Every rank yields as many cells, so as many minibatches, as every other."""
     world_size, num_workers = world_layout
@@ -113,7 +113,7 @@ def test_windows_read_ascending_positions_and_leave_as_a_permutation(plan):
         assert walk.chunks_leaving(k)[1].sum() == len(window.order)
 
 
-@given(plan=plans(shuffle=(False,), remainder=("drop",)))
+@given(plan=plans(shuffle=(False,), rank_remainder=("drop",)))
 def test_without_shuffle_cells_come_in_joinid_order(plan):
     met = cells(plan, World())
     assert np.array_equal(met, np.arange(len(met)))
@@ -199,7 +199,7 @@ def test_published_distribution_over_ranks_and_workers():
 
 
 def test_pad_repeats_cells_and_says_which():
-    plan = EpochOrder(chunk_bounds(10, 3), 0, 0, True, 4, ShufflePlan(2), remainder="pad")
+    plan = EpochOrder(chunk_bounds(10, 3), 0, 0, True, 4, ShufflePlan(2), rank_remainder="pad")
     per_rank = [rank_cells(plan, r, 4, 1) for r in range(4)]
     assert [len(p) for p in per_rank] == [3, 3, 3, 3]
     real = np.concatenate([rank_cells(plan, r, 4, 1, real_cells) for r in range(4)])

@@ -14,10 +14,10 @@ from cellfeed import ExperimentDataset, ReadError, experiment_dataloader
 from tests.support.processes import python, torchrun
 
 
-@pytest.mark.parametrize(("n_ranks", "remainder"), [(3, "drop"), (2, "pad")])
-def test_ranks_under_torchrun(store, tmp_path, n_ranks, remainder):
+@pytest.mark.parametrize(("n_ranks", "rank_remainder"), [(3, "drop"), (2, "pad")])
+def test_ranks_under_torchrun(store, tmp_path, n_ranks, rank_remainder):
     """DDP training ends; ranks yield as many minibatches as announced; each cell comes once an epoch; sets differ."""
-    parameters = {"batch_size": 8, "soma_chunk_size": 3, "shuffle_chunk_count": 4, "remainder": remainder}
+    parameters = {"batch_size": 8, "soma_chunk_size": 3, "shuffle_chunk_count": 4, "rank_remainder": rank_remainder}
     torchrun(n_ranks, "tests.programs.ddp", store, tmp_path, json.dumps(parameters), 0, 2)
     ranks = [json.loads((tmp_path / f"rank{r}.json").read_text()) for r in range(n_ranks)]
     for workers in ("0", "2"):
@@ -29,7 +29,7 @@ def test_ranks_under_torchrun(store, tmp_path, n_ranks, remainder):
             met = [joinid for p in passes for minibatch in p["received"] for joinid in minibatch]
             assert len(set(met)) == len(met)
             assert 100 - n_ranks < len(met) <= 100
-            assert len(met) == 100 or remainder == "drop"
+            assert len(met) == 100 or rank_remainder == "drop"
             sets.append([frozenset(j for minibatch in p["received"] for j in minibatch) for p in passes])
         assert all(first != second for first, second in zip(*sets, strict=True))
     for rank in ranks:  # a rank's cells do not depend on its workers
@@ -38,7 +38,7 @@ def test_ranks_under_torchrun(store, tmp_path, n_ranks, remainder):
             assert of[0] == of[1]
 
 
-@pytest.mark.parametrize(("num_workers", "n_kills"), [(0, 6), (2, 2)])
+@pytest.mark.parametrize(("num_workers", "n_kills"), [(0, 8), (2, 3)])
 def test_killed_and_continued(store, tmp_path, num_workers, n_kills):
     """Killed at random steps and started again from its last state, a run receives what it would have received."""
     chance = random.Random(num_workers)
@@ -111,7 +111,7 @@ def test_start_methods(store, method):
     assert sorted(j for m in loader for j in m.obs[:, 0].tolist()) == list(range(100))
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("how", ["break", "error", "interrupt", "exit"])
 def test_endings(store, how, num_workers):
     """However a loop ends, the process and its workers end by themselves; threads, files and memory are released."""

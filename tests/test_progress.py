@@ -76,7 +76,7 @@ def test_other_ranks_and_workers_lose_and_repeat_nothing(plan, walks, data):
     segments, met = [], []
     for world_layout in walks:
         streams = rank_streams(plan, segments, world_layout)
-        if plan.remainder != "uneven" and (
+        if plan.rank_remainder != "uneven" and (
             not segments or segments[-1].world_layout.world_size != world_layout.world_size
         ):
             assert len({len(cells_of(s)) for s in streams}) == 1
@@ -90,7 +90,7 @@ def test_other_ranks_and_workers_lose_and_repeat_nothing(plan, walks, data):
         segments.append(ResumeSegment(world_layout, k if k is not None else received))
     real = [p for p, is_real in met if is_real]
     assert len(set(real)) == len(real)
-    if not plan.drop_last and plan.remainder != "drop":
+    if not plan.drop_last and plan.rank_remainder != "drop":
         assert len(real) == plan.n_cells
     ranks_since = [t.world_size for t in walks][::-1]
     last_deal = next((k for k, n in enumerate(ranks_since) if n != ranks_since[0]), len(walks)) - 1

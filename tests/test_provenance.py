@@ -70,7 +70,7 @@ def test_codes_that_stand_for_other_values_are_refused(store):
     same = ExperimentDataset(store, obs_query=query, encoders=[known], shuffle=False, batch_size=4)
     check_classes(saved, {"label": known.classes_.tolist()})
     assert next(iter(same)).obs[:, 0].tolist() == [1, 2, 1, 2]
-    with pytest.raises(EncodeError, match="has not seen 'type 0'"):
+    with pytest.raises(EncodeError, match="was not fitted on 'type 0'"):
         ExperimentDataset(store, encoders=[LabelEncoder("label", classes=["type 1", "type 2"])])
-    with pytest.raises(EncodeError, match="must differ, and None be the last"):
+    with pytest.raises(EncodeError, match="must be distinct, and None must be the last"):
         LabelEncoder("label", classes=["a", None, "b"])

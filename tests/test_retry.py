@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 
 from cellfeed import ReadError
 from cellfeed.errors import RetryTimeout
-from cellfeed.sources.backoff import FIRST_S, LONGEST_S, delays
 from cellfeed.sources.failures import advice_for, is_transient
 from cellfeed.sources.redact import reraise_as
-from cellfeed.sources.retry import NO_RETRY, Retries
+from cellfeed.sources.retry import FIRST_DELAY_S, MAX_DELAY_S, NO_RETRY, Retries, delays
 from cellfeed.sources.soma.address import ArrayAddress
 from cellfeed.sources.soma.experiment import retrying
 from cellfeed.stats import Meter
@@ -44,8 +43,8 @@ class Clock:
 def test_delays_grow_and_end_at_the_deadline(deadline_s, draws, work_s):
     clock, drawn = Clock(), (draw for _ in repeat(None) for draw in draws)
     attempts = 0
-    for k, delay in enumerate(islice(delays(deadline_s, clock=clock, random=drawn.__next__), 10_000)):
-        assert 0 <= delay <= min(FIRST_S * 2 ** min(k, 60), LONGEST_S)
+    for k, delay in enumerate(islice(delays(deadline_s, clock=clock, draw=drawn.__next__), 10_000)):
+        assert 0 <= delay <= min(FIRST_DELAY_S * 2 ** min(k, 60), MAX_DELAY_S)
         assert clock.now + delay <= deadline_s + 1e-6
         clock.sleep(delay + work_s)
         attempts += 1
@@ -54,10 +53,10 @@ def test_delays_grow_and_end_at_the_deadline(deadline_s, draws, work_s):
 
 def test_delays_are_drawn_from_nothing_to_the_longest():
     """Full jitter: those that failed together come back one by one."""
-    assert list(islice(delays(1e9, clock=Clock(), random=lambda: 0.0), 50)) == [0.0] * 50
-    longest = list(islice(delays(1e9, clock=Clock(), random=lambda: 1.0), 50))
-    assert longest[:3] == [FIRST_S, 2 * FIRST_S, 4 * FIRST_S]
-    assert longest[-1] == LONGEST_S
+    assert list(islice(delays(1e9, clock=Clock(), draw=lambda: 0.0), 50)) == [0.0] * 50
+    longest = list(islice(delays(1e9, clock=Clock(), draw=lambda: 1.0), 50))
+    assert longest[:3] == [FIRST_DELAY_S, 2 * FIRST_DELAY_S, 4 * FIRST_DELAY_S]
+    assert longest[-1] == MAX_DELAY_S
 
 
 @pytest.mark.parametrize(

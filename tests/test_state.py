@@ -162,14 +162,14 @@ def test_persistent_workers_follow_a_restore(store):
     assert cells(loader) == whole
 
 
-@pytest.mark.parametrize("remainder", ["drop", "pad", "uneven"])
+@pytest.mark.parametrize("rank_remainder", ["drop", "pad", "uneven"])
 @pytest.mark.parametrize(("before", "after"), [(2, 3), (3, 1), (1, 4)])
-def test_other_numbers_of_ranks(store, remainder, before, after):
+def test_other_numbers_of_ranks(store, rank_remainder, before, after):
     """From one state that serves all ranks, and from those of all, no cell is lost and none comes twice."""
     for together in (True, False):
         met, states = [], []
         for rank in range(before):
-            dataset = make(store, rank=rank, world_size=before, remainder=remainder)
+            dataset = make(store, rank=rank, world_size=before, rank_remainder=rank_remainder)
             iterator = iter(dataset)
             for minibatch in (next(iterator) for _ in range(2 if together else 1 + rank)):
                 met += real(minibatch)
@@ -177,15 +177,15 @@ def test_other_numbers_of_ranks(store, remainder, before, after):
         state = states[0] if together else states
         lengths = set()
         for rank in range(after):
-            dataset = make(store, rank=rank, world_size=after, remainder=remainder)
+            dataset = make(store, rank=rank, world_size=after, rank_remainder=rank_remainder)
             dataset.load_state_dict(state)
             minibatches = list(dataset)
             lengths.add(len(minibatches))
             for minibatch in minibatches:
                 met += real(minibatch)
         assert len(set(met)) == len(met)
-        assert len(met) == 100 if remainder != "drop" else 100 - after < len(met) <= 100
-        assert len(lengths) == 1 or remainder == "uneven"
+        assert len(met) == 100 if rank_remainder != "drop" else 100 - after < len(met) <= 100
+        assert len(lengths) == 1 or rank_remainder == "uneven"
 
 
 def real(minibatch):
@@ -213,7 +213,7 @@ def test_another_memory_budget_goes_on_with_the_other_cells(make_store):
         ({"batch_size": 8}, "batch_size=7"),
         ({"shuffle": False}, "shuffle"),
         ({"drop_last": True}, "drop_last"),
-        ({"remainder": "pad"}, "remainder='drop'"),
+        ({"rank_remainder": "pad"}, "rank_remainder='drop'"),
         ({"soma_chunk_size": 5}, "soma_chunk_size"),
         ({"shuffle_chunk_count": 4}, "shuffle_chunk_count"),
         ({"X_name": "other"}, "X_name='raw'"),

@@ -31,11 +31,11 @@ def opened(uri, timestamp_ms=LATEST):
     address = ArrayAddress(f"{uri}/ms/RNA/X/raw", timestamp_ms, {})
     with soma.open(address.uri) as array:
         geometry, layout = _layout_of(array)
-    return layer_at(address, layout).open_tiles(geometry), geometry
+    return layer_at(address, geometry, layout).open_tiles(), geometry
 
 
-def layer_at(address, layout):
-    return SomaLayer(address, address, address, layout, created=None)
+def layer_at(address, geometry, layout):
+    return SomaLayer(address, address, address, geometry, layout, array_id=None)
 
 
 def reader(uri, var_joinids=None, dtype=np.float32):
@@ -132,7 +132,7 @@ def test_what_is_not_known_is_left_to_tiledb(tmp_path, monkeypatch):
     assert opened(plain)[0] is None
     _, geometry = opened(plain)
     layout = TileLayout(filters=((), (), ()), row_major=True, allows_duplicates=True)
-    assert layer_at(ArrayAddress("tiledb://space/X", LATEST, {}), layout).open_tiles(geometry) is None
+    assert layer_at(ArrayAddress("tiledb://space/X", LATEST, {}), geometry, layout).open_tiles() is None
     assert not np.array_equal(X.toarray()[0, 0], 7)
     rows = np.concatenate([m.X.numpy() for m in ExperimentDataset(overlapping, batch_size=20, shuffle=False)])
     changed = X.toarray()

@@ -117,6 +117,7 @@ def test_what_is_done_in_the_copy():
         (total, (10, False), ()),
         (log, (0, True), ()),
         (Compose(total, log), (10, True), ()),
+        (Compose([total, log]), (10, True), ()),
         (Compose(Compose(total), Compose(log, other)), (10, True), (other,)),
         (Compose(log, total), (0, True), (total,)),
     ]:
@@ -145,14 +146,14 @@ def test_no_pass_is_made_over_float32(store, sparse, monkeypatch):
 @given(st.permutations(range(7)), st.integers(0, 7), st.integers(0, 3), matrices())
 def test_named_genes_in_a_given_order(order, n_kept, n_missing, X):
     """Kept, dropped, permuted, missing ones zero: each column has the gene it is named for, in canonical CSR too."""
-    among = [f"gene {k}" for k in range(7)]
+    var_names = [f"gene {k}" for k in range(7)]
     X = np.resize(X, (5, 7))
-    genes = [among[k] for k in order[: max(n_kept, 1)]]
+    genes = [var_names[k] for k in order[: max(n_kept, 1)]]
     for k in range(n_missing):
         genes.insert(k * 2 % (len(genes) + 1), f"other {k}")
     with warnings.catch_warnings(action="ignore"):
-        select = SelectGenes(genes, among, missing="zeros")
-    wanted = np.stack([X[:, among.index(g)] if g in among else np.zeros(5) for g in genes], axis=1)
+        select = SelectGenes(genes, var_names, missing="zeros")
+    wanted = np.stack([X[:, var_names.index(g)] if g in var_names else np.zeros(5) for g in genes], axis=1)
     for given_X in both(X):
         result = select(given_X)
         assert np.array_equal(result.to_dense().numpy(), wanted)
@@ -222,7 +223,7 @@ def test_a_dataset_reads_the_genes_it_is_told(store, sparse, reading_path):
     X = torch.cat([X.to_dense() for X, obs in again]).numpy()
     np.testing.assert_allclose(X, np.log1p(counts[:, [20, 7]]), rtol=1e-6)
     with pytest.raises(SelectionError, match="var has no column 'symbol'"):
-        whole.select_genes(["G1"], column="symbol")
+        whole.select_genes(["G1"], var_column="symbol")
 
 
 def test_on_a_device():

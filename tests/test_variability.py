@@ -31,16 +31,16 @@ def test_genes_are_those_that_scanpy_finds(counts, tmp_path):
     adata = anndata.AnnData(counts.copy(), var=pd.DataFrame(index=[f"G{j}" for j in range(G)]))
     scanpy.pp.normalize_total(adata, target_sum=1e4)
     scanpy.pp.log1p(adata)
-    for n_genes in (1, 20, 150):
-        wanted = scanpy.pp.highly_variable_genes(adata, n_top_genes=n_genes, flavor="seurat", inplace=False)
-        genes = cellfeed.highly_variable_genes(dataset, n_genes)
+    for n_top_genes in (1, 20, 150):
+        wanted = scanpy.pp.highly_variable_genes(adata, n_top_genes=n_top_genes, flavor="seurat", inplace=False)
+        genes = cellfeed.highly_variable_genes(dataset, n_top_genes)
         assert set(genes) == set(adata.var_names[wanted["highly_variable"]])
-        if n_genes == 20:
+        if n_top_genes == 20:
             told = pd.Series(wanted["dispersions_norm"].to_numpy(), adata.var_names)[genes].to_numpy()
             assert (told[:-1] >= told[1:] - 1e-4).all()
     expressed = int((counts.sum(axis=0) > 0).sum())
     assert len(cellfeed.highly_variable_genes(dataset, 10_000)) == expressed < G
-    with pytest.raises(PlanError, match="n_genes=0 must be an integer of at least 1"):
+    with pytest.raises(PlanError, match="n_top_genes=0 must be an integer of at least 1"):
         cellfeed.highly_variable_genes(dataset, 0)
 
 

@@ -84,7 +84,7 @@ def test_a_flipped_byte_is_an_error_or_is_not_in_what_is_read(store, name, selec
 def test_tiles_that_are_read_in_part_are_verified_once(store):
     """What small chunks cost: a tile is unpacked whole at its first read only."""
     dataset = ExperimentDataset(store, soma_chunk_size=16, shuffle_chunk_count=2, seed=0)
-    (fragment,) = dataset._selection.source.open_tiles(dataset._selection.geometry).fragments
+    (fragment,) = dataset._selection.source.open_tiles().fragments
     assert not fragment.verified.any()
     next(iter(dataset))
     assert fragment.verified.any()
@@ -143,7 +143,7 @@ def test_sums_of_large_integers_are_no_damage(tmp_path, dtype, values):
     clipped = [v if info is None else min(max(v, int(info.min)), int(info.max)) for v in values]
     row = np.array([v or 1 for v in clipped], dtype)
     uri = write_large(tmp_path / "s", row)
-    (minibatch,) = ExperimentDataset(uri, X_dtype="store", batch_size=3, shuffle=False)
+    (minibatch,) = ExperimentDataset(uri, X_dtype="stored", batch_size=3, shuffle=False)
     assert minibatch.X.numpy().dtype == dtype
     assert np.array_equal(minibatch.X.numpy(), np.tile(row, (3, 1)))
 
@@ -166,7 +166,7 @@ def test_sums_of_fractions_are_those_of_the_writer_to_the_last_bit(tmp_path, dty
     uri = write_experiment(tmp_path / "s", fractions, dtype=dtype, **layout)
     for _ in range(2):  # once as it was written, once after a consolidation
         _load_fragments.cache_clear()
-        got, joinids, _ = collect(ExperimentDataset(uri, obs_column_names=["soma_joinid"], X_dtype="store"), 150)
+        got, joinids, _ = collect(ExperimentDataset(uri, obs_column_names=["soma_joinid"], X_dtype="stored"), 150)
         assert np.array_equal(got, fractions[joinids[:, 0]].toarray())
         with soma.open(f"{uri}/ms/RNA/X/raw", "w") as array:
             array.write(pa.table({"soma_dim_0": [199], "soma_dim_1": [0], "soma_data": np.zeros(1, dtype)}))
@@ -184,7 +184,7 @@ def test_values_beyond_a_16_bit_float_are_an_error(tmp_path, value, dtype):
     for sparse in (False, True):
         with pytest.raises(ReadError, match=message):
             list(ExperimentDataset(uri, X_dtype="float16", return_sparse_X=sparse))
-        for X_dtype in ("bfloat16", "float32", "store"):
+        for X_dtype in ("bfloat16", "float32", "stored"):
             rows = ExperimentDataset(uri, X_dtype=X_dtype, return_sparse_X=sparse, batch_size=30, shuffle=False)
             assert np.isfinite(next(iter(rows)).X.to_dense().float().numpy()).all()
 
@@ -197,9 +197,9 @@ def test_the_largest_16_bit_float_is_read(tmp_path):
 
 def test_values_beyond_float32_name_the_way_to_read_them(tmp_path):
     uri = write_large(tmp_path / "s", np.array([1.0, 1e300]))
-    with pytest.raises(ReadError, match=r'beyond float32.*X_dtype="store"'):
+    with pytest.raises(ReadError, match=r'beyond float32.*X_dtype="stored"'):
         list(ExperimentDataset(uri))
-    (minibatch,) = ExperimentDataset(uri, X_dtype="store")
+    (minibatch,) = ExperimentDataset(uri, X_dtype="stored")
     assert minibatch.X.numpy()[0, 1] == 1e300
 
 
@@ -218,7 +218,7 @@ def test_metadata_that_unpacks_to_too_much_is_an_error(tmp_path, claimed):
     tile += struct.pack("<QIII", 1, 1 << 24, len(bomb), len(head)) + head + bomb
     path.write_bytes(with_tree(data, tile))
     with pytest.raises(ReadError, match="metadata is damaged"):
-        selection.source.open_tiles(selection.geometry)
+        selection.source.open_tiles()
 
 
 def with_tree(data, tile):

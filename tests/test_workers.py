@@ -374,9 +374,9 @@ def test_torchdata_goes_on_without_workers_and_is_refused_with_them(store, stop_
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_default_device_changes_nothing(store, num_workers):
     """Tensors name their device: "meta", on which nothing has values, stands for any."""
-    among = [f"G{k}" for k in range(30)]
-    transform = Compose(NormalizeTotal(), SelectGenes(["G7", "G2", "new"], among, missing="zeros"), Log1p())
-    ways = {"return_sparse_X": True, "use_eager_fetch": False}, {"remainder": "pad"}, {"batch_size": 1}
+    var_names = [f"G{k}" for k in range(30)]
+    transform = Compose(NormalizeTotal(), SelectGenes(["G7", "G2", "new"], var_names, missing="zeros"), Log1p())
+    ways = {"return_sparse_X": True, "use_eager_fetch": False}, {"rank_remainder": "pad"}, {"batch_size": 1}
 
     def everything():
         for way in ways[: 1 if num_workers else None]:  # starting a worker takes seconds
@@ -396,7 +396,7 @@ def test_a_default_device_changes_nothing(store, num_workers):
 
 
 def test_minibatches_move_to_a_device_as_a_whole(store):
-    dataset = make(store, remainder="pad", return_sparse_X=True)
+    dataset = make(store, rank_remainder="pad", return_sparse_X=True)
     for source in (make(store), dataset, cellfeed.inference_dataloader(make(store))):
         minibatch = next(iter(source))
         there = minibatch.to("meta", non_blocking=True)

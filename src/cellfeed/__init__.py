@@ -18,7 +18,8 @@ from cellfeed.loader.inference import OrderedMinibatch, gather_ordered, inferenc
 from cellfeed.plan.summary import Plan
 from cellfeed.rows.heap import keep_freed_memory
 from cellfeed.rows.minibatch import Minibatch, PaddedMinibatch
-from cellfeed.select.encoders import BatchEncoder, Encoder, LabelEncoder
+from cellfeed.select.batch_encoder import BatchEncoder
+from cellfeed.select.encoders import Encoder, LabelEncoder
 from cellfeed.select.obs_filter import obs_filter
 from cellfeed.sources.soma.obsm import write_obsm
 from cellfeed.stats import Stats

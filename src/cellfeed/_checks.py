@@ -104,7 +104,7 @@ def check_transform(transform: Any) -> Callable[[Any], Any]:
     if not callable(transform):
         raise PlanError(
             f"transform={transform!r} must be a callable that takes X and returns X, such as "
-            f"cellfeed.transforms.Compose(NormalizeTotal(), Log1p())"
+            f"cellfeed.transforms.Compose([NormalizeTotal(), Log1p()])"
         )
     return transform  # type: ignore[no-any-return]
 

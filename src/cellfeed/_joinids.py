@@ -48,10 +48,6 @@ class JoinIds:
     def __getitem__(self, positions: IntArray | slice) -> IntArray:
         return self.offsets[positions].astype(np.int64) + self.base
 
-    def positions_of(self, joinids: IntArray) -> IntArray:
-        """Positions of joinids that are there."""
-        return np.searchsorted(self.offsets, (joinids - self.base).astype(self.offsets.dtype))
-
     def take(self, positions: IntArray) -> JoinIds:
         """Keep the joinids at ascending positions."""
         return JoinIds(self.base, self.offsets[positions])

@@ -60,7 +60,7 @@ class EncodeError(CellfeedError, ValueError):
     >>> encoder.fit(pd.DataFrame({"phase": ["G2M"]}))
     >>> encoder.transform(pd.DataFrame({"phase": ["G2M"]}))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    cellfeed.errors.EncodeError: encoder 'phase' has not seen 'G2M' when it was fitted; ...
+    cellfeed.errors.EncodeError: encoder 'phase' was not fitted on 'G2M'; ...
     """
 
 

@@ -60,7 +60,7 @@ class ExperimentDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         Cells that :meth:`predict_dataloader` serves: ``"all"``, or a part of the split.
     num_workers
         Worker processes of the loaders for training, validation and testing; 0 reads in threads, which is faster.
-    dataloader_options
+    dataloader_kwargs
         Further arguments of :func:`cellfeed.experiment_dataloader`, such as ``{"pin_memory": True}``.
     parameters
         Those of :class:`cellfeed.ExperimentDataset`: ``obs_column_names``, ``batch_size``, ``seed`` and so on. Several
@@ -96,14 +96,14 @@ class ExperimentDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         var_column: str | None = None,
         predict: str = "all",
         num_workers: int = 0,
-        dataloader_options: Mapping[str, Any] | None = None,
+        dataloader_kwargs: Mapping[str, Any] | None = None,
         **parameters: Any,
     ) -> None:
         super().__init__()
         dataset = open_dataset(experiment, parameters)
         parts = divide(dataset, split, split_seed, stratify, group)
         self._var_column = var_column
-        self._set_up_loaders(dataset, parts, predict, num_workers, dataloader_options)
+        self._set_up_loaders(dataset, parts, predict, num_workers, dataloader_kwargs)
 
     @property
     def obs_encoders(self) -> Any:

@@ -1,6 +1,6 @@
 """Trains under torchrun, for each number of workers two epochs, and writes what each rank received.
 
-torchrun --standalone --nproc-per-node 2 -m tests.programs.ddp URI FOLDER '{"remainder": "drop"}' 0 1 2
+torchrun --standalone --nproc-per-node 2 -m tests.programs.ddp URI FOLDER '{"rank_remainder": "drop"}' 0 1 2
 """
 
 import json

@@ -18,9 +18,9 @@ def mixings(draw):
 
 
 @st.composite
-def plans(draw, remainder=("drop", "pad", "uneven"), shuffle=(True, False)):
+def plans(draw, rank_remainder=("drop", "pad", "uneven"), shuffle=(True, False)):
     """Plans over chunks of unequal size, as row-blocks of a selection are."""
-    kind = draw(st.sampled_from(remainder))
+    kind = draw(st.sampled_from(rank_remainder))
     cells, shuffled = draw(sizes), draw(st.sampled_from(shuffle))
     depths = st.lists(st.integers(0, 20), min_size=len(cells), max_size=len(cells))
     return EpochOrder(
@@ -31,7 +31,7 @@ def plans(draw, remainder=("drop", "pad", "uneven"), shuffle=(True, False)):
         batch_size=draw(st.integers(1, 12)),
         mixing=draw(mixings()) if shuffled else ShufflePlan(draw(st.integers(1, 8))),
         drop_last=kind != "pad" and draw(st.booleans()),
-        remainder=kind,
+        rank_remainder=kind,
         values=np.array(draw(depths), np.float64) if draw(st.booleans()) else None,
     )
 

@@ -87,13 +87,13 @@ class Loaders:
         parts: dict[str, ExperimentDataset],
         predict: str,
         num_workers: int,
-        dataloader_options: Mapping[str, Any] | None,
+        dataloader_kwargs: Mapping[str, Any] | None,
     ) -> None:
         self.dataset = dataset
         self.parts = parts
         self._predict = predict
         self._num_workers = num_workers
-        self._options = dict(dataloader_options or {})
+        self._options = dict(dataloader_kwargs or {})
         if predict != "all" and predict not in parts:
             raise PlanError(f"predict={predict!r} must be 'all' or a part of the split; {suggest(predict, parts)}")
 
@@ -175,7 +175,7 @@ class Loaders:
         """Serve a part as it lies. Ranks take as many steps each: a model that synchronises its buffers would hang."""
         if name not in self.parts:
             return []
-        ordered = self.parts[name]._with(**IN_ORDER, remainder="drop")
+        ordered = self.parts[name]._with(**IN_ORDER, rank_remainder="drop")
         return experiment_dataloader(ordered, self._num_workers, **self._options)
 
 

@@ -72,7 +72,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
     return_sparse_X
         Yield ``X`` as ``torch.sparse_csr`` rather than dense.
     X_dtype
-        ``"float32"``, ``"float16"``, ``"bfloat16"`` (values rounded to nearest, half to even), or ``"store"``: the
+        ``"float32"``, ``"float16"``, ``"bfloat16"`` (values rounded to nearest, half to even), or ``"stored"``: the
         type of the layer, with every value exact.
     soma_chunk_size, shuffle_chunk_count
         The published scatter-gather: chunks of so many consecutive cells; so many of them, from random
@@ -88,14 +88,14 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
     use_eager_fetch
         Read the next cells in threads while these are consumed.
     verify
-        ``"error"`` compares each row of X, when it is read, with what obs tells of it: finite values, as many as its
+        ``True`` compares each row of X, when it is read, with what obs tells of it: finite values, as many as its
         column ``nnz`` says and, in the layer ``raw``, of the sum in ``raw_sum``, where obs has these columns. A row
-        that differs is a :class:`ReadError` that names it. ``"off"`` takes X as it is.
+        that differs is a :class:`ReadError` that names it. ``False`` takes X as it is.
     retry_deadline_s
         Seconds within which a request to an object store must succeed; until then it is tried again, with growing
         pauses, if it fails for a reason that may pass: no answer, a lost connection, a response of 5xx or "slow down",
         or one cut short. 0 tries once.
-    remainder
+    rank_remainder
         Where several ranks share an epoch: ``"drop"`` leaves out fewer cells than there are ranks (with
         ``drop_last``: than make a minibatch a rank), others each epoch; ``"pad"`` repeats some and yields
         ``(X, obs, mask)``; ``"uneven"`` lets ranks differ by one cell, for evaluation.
@@ -154,8 +154,8 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
         memory_budget: int | str = "2 GiB",
         mixing: float | None = None,
         use_eager_fetch: bool = True,
-        verify: str = "error",
-        remainder: Remainder = "drop",
+        verify: bool = True,
+        rank_remainder: Remainder = "drop",
         rank: int | None = None,
         world_size: int | None = None,
         retry_deadline_s: float = RETRY_DEADLINE_S,
@@ -176,7 +176,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
             mixing=mixing,
             use_eager_fetch=use_eager_fetch,
             verify=verify,
-            remainder=remainder,
+            rank_remainder=rank_remainder,
             rank=rank,
             world_size=world_size,
             transform=transform,
@@ -453,12 +453,12 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
         values = read_obs_column(self._selection, column)
         return np.asarray(pd.factorize(values, use_na_sentinel=False)[0], dtype=np.int64)
 
-    def gene_names(self, column: str | None = None) -> npt.NDArray[Any]:
+    def gene_names(self, var_column: str | None = None) -> npt.NDArray[Any]:
         """Read the names of the columns of ``X``, as they are before a ``transform``.
 
         Parameters
         ----------
-        column
+        var_column
             A column of var; ``None`` takes ``feature_id``, ``var_id`` or ``feature_name``, the first that is there.
 
         Returns
@@ -477,9 +477,9 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
         >>> dataset.gene_names()[:3].tolist()
         ['HES4', 'TNFRSF4', 'SSU72']
         """
-        return name_columns(self._selection, column)
+        return name_columns(self._selection, var_column)
 
-    def select_genes(self, genes: Sequence[str], *, column: str | None = None, missing: str = "error") -> Self:
+    def select_genes(self, genes: Sequence[str], *, var_column: str | None = None, missing: str = "error") -> Self:
         """Make a dataset of the same cells whose ``X`` has the named genes as columns, in the order given.
 
         Others are not read. A ``transform`` of the dataset comes after the selection.
@@ -488,7 +488,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
         ----------
         genes
             Names, none twice.
-        column
+        var_column
             The column of var that holds them; see :meth:`gene_names`.
         missing
             What to do about genes that the store lacks: ``"error"``, or ``"zeros"``, which warns once.
@@ -509,7 +509,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
         (700, 2)
         """
         genes = gene_list(genes)
-        places, names = find_selected(self._selection, genes, column, missing)
+        places, names = find_selected(self._selection, genes, var_column, missing)
         present = np.sort(places[places >= 0])
         with warnings.catch_warnings(action="ignore"):  # of what is missing was told
             chosen = SelectGenes(genes, names[present], missing)

@@ -13,15 +13,18 @@ import numpy as np
 from cellfeed._joinids import IntArray, JoinIds
 from cellfeed.plan.windows import Fetch, Window
 from cellfeed.rows.cell_rows import CellRows
-from cellfeed.rows.row_allocator import Reader, RowAllocator, RowPointers
+from cellfeed.rows.row_allocator import RowAllocator, RowPointers
 from cellfeed.rows.slabs import Arena
 from cellfeed.stats import Meter
+
+ReadRows = Callable[[IntArray, IntArray, RowAllocator], RowPointers]
+"""Reads rows: receives the positions of cells, their joinids, and memory for the rows."""
 
 
 def load_windows(
     windows: Iterable[Window],
     joinids: JoinIds,
-    reader: Reader,
+    read: ReadRows,
     *,
     read_bounds: Callable[[IntArray], IntArray],
     n_threads: int,
@@ -32,7 +35,7 @@ def load_windows(
     """Read what windows need with several reads in flight, ``ahead`` windows before they are asked for.
 
     Yields the cells of each window. Closing the generator ends its threads: reads that have not begun are dropped,
-    those that have are waited for.
+    those that have are waited for. ``read`` is called in several threads.
     """
     threads = ThreadPoolExecutor(n_threads, thread_name_prefix="cellfeed-read")
     pending: deque[tuple[Window, list[_Read]]] = deque()
@@ -43,7 +46,8 @@ def load_windows(
         bounds = read_bounds(wanted)
         for low, high in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
             space = RowAllocator(arenas, fetch.leaves[low:high], pool.lock)
-            yield _Read(fetch, low, high, threads.submit(reader.read, wanted[low:high], space))
+            rows = threads.submit(read, fetch.positions[low:high], wanted[low:high], space)
+            yield _Read(fetch, low, high, rows)
 
     try:
         for k, window in enumerate(windows):

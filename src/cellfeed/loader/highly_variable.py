@@ -22,7 +22,7 @@ N_BINS = 20
 
 
 def highly_variable_genes(
-    dataset: ExperimentDataset, n_genes: int = 2000, *, target_sum: float = 1e4, var_column: str | None = None
+    dataset: ExperimentDataset, n_top_genes: int = 2000, *, target_sum: float = 1e4, var_column: str | None = None
 ) -> list[str]:
     """Name the genes whose dispersion stands out among genes of like expression.
 
@@ -34,7 +34,7 @@ def highly_variable_genes(
     ----------
     dataset
         Of counts. Its ``transform`` is left out.
-    n_genes
+    n_top_genes
         How many to name, at least 1.
     target_sum
         What each cell is scaled to.
@@ -43,13 +43,13 @@ def highly_variable_genes(
 
     Returns
     -------
-    Names, the most variable gene first: fewer than ``n_genes`` if no more are expressed and vary. For
+    Names, the most variable gene first: fewer than ``n_top_genes`` if no more are expressed and vary. For
     :meth:`cellfeed.ExperimentDataset.select_genes`, or ``SCVIDataModule(genes=...)``.
 
     Raises
     ------
     PlanError
-        If ``n_genes`` is below 1 or there are less than 2 cells.
+        If ``n_top_genes`` is below 1 or there are less than 2 cells.
     SelectionError
         If X holds negative values, which are no counts.
 
@@ -60,19 +60,21 @@ def highly_variable_genes(
     >>> dataset.select_genes(genes).shape
     (700, 50)
     """
-    if not is_integer(n_genes) or n_genes < 1 or dataset.shape[0] < 2:
-        raise PlanError(f"n_genes={n_genes!r} must be an integer of at least 1, and the dataset have two cells or more")
+    if not is_integer(n_top_genes) or n_top_genes < 1 or dataset.shape[0] < 2:
+        raise PlanError(
+            f"n_top_genes={n_top_genes!r} must be an integer of at least 1, and the dataset have two cells or more"
+        )
     mean, variance = moments(dataset, NormalizeTotal(target_sum))
     dispersion = normalised_dispersion(mean, variance)
     order = np.argsort(-np.nan_to_num(dispersion, nan=-np.inf), kind="stable")
-    varying = order[: min(n_genes, int(np.isfinite(dispersion).sum()))]
+    varying = order[: min(n_top_genes, int(np.isfinite(dispersion).sum()))]
     return [str(name) for name in name_columns(dataset._selection, var_column)[varying]]
 
 
 def moments(dataset: ExperimentDataset, transform: Any) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return the mean and the variance of each column of X over all cells, after a transform."""
     ordered = dataset._with(
-        **IN_ORDER, remainder="uneven", rank=0, world_size=1,
+        **IN_ORDER, rank_remainder="uneven", rank=0, world_size=1,
         return_sparse_X=True, X_dtype="float32", transform=None, batch_size=1024,
     )  # fmt: skip
     n_obs, n_vars = ordered.shape

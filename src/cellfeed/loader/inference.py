@@ -72,7 +72,7 @@ def inference_dataloader(
 ) -> InferenceDataLoader:
     """Make a loader of all cells of a dataset, or of a split, in ascending order of their joinids.
 
-    None is left out, whatever ``drop_last`` and ``remainder`` of the dataset say, and the joinids come along: row
+    None is left out, whatever ``drop_last`` and ``rank_remainder`` of the dataset say, and the joinids come along: row
     ``i`` of what a model makes of them belongs to row ``i`` of ``dataset.obs_joinids``.
 
     Under several ranks each gets a stretch of the joinids, and all the same number of minibatches;
@@ -119,7 +119,7 @@ def _in_order(dataset: ExperimentDataset, batch_size: int | None) -> ExperimentD
     """Make a dataset of the same cells in their order, with their joinids as a last column of obs."""
     settings, selection = dataset._settings, dataset._selection
     size = settings.batch_size if batch_size is None else batch_size
-    ordered = settings.replace(**IN_ORDER, remainder="uneven", batch_size=size)
+    ordered = settings.replace(**IN_ORDER, rank_remainder="uneven", batch_size=size)
     _, world_size = find_ranks(settings.rank, settings.world_size)
     ordered = ordered.replace(batch_size=even_batch_size(selection.n_obs, world_size, size))
     return with_joinids(dataset, ordered)

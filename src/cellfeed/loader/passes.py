@@ -134,7 +134,7 @@ class Passes:
             "shuffle": settings.shuffle,
             "batch_size": settings.batch_size,
             "drop_last": settings.drop_last,
-            "remainder": settings.remainder,
+            "rank_remainder": settings.rank_remainder,
             "soma_chunk_size": settings.soma_chunk_size,
             "shuffle_chunk_count": settings.shuffle_chunk_count,
         }

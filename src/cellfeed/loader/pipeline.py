@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from cellfeed._checks import format_bytes
-from cellfeed._joinids import read_bounds
+from cellfeed._joinids import IntArray, read_bounds
 from cellfeed.errors import CellfeedError, ReadError
 from cellfeed.loader.feed import load_windows, rebatch
 from cellfeed.loader.prefetch import Prefetch
@@ -23,16 +23,16 @@ from cellfeed.rows.minibatch import (
     HALF_DTYPES,
     Assembler,
     DenseBuffers,
-    HalfPrecisionReader,
     Minibatch,
     PaddedMinibatch,
+    round_to_half,
 )
-from cellfeed.rows.row_allocator import Reader
+from cellfeed.rows.row_allocator import Reader, RowAllocator, RowPointers
 from cellfeed.rows.slabs import choose_slab_bytes
 from cellfeed.select.selection import Selection
 from cellfeed.sources.failures import lacks_memory
 from cellfeed.sources.retry import Retries
-from cellfeed.sources.verify import VerifyingReader
+from cellfeed.sources.verify import check_rows
 from cellfeed.stats import Meter
 from cellfeed.transforms import Transform, apply, check_result, split_scaling
 
@@ -111,17 +111,13 @@ def _produce(
 ) -> Generator[Yielded, None, None]:
     geometry = selection.geometry
     reader, rows_per_read, n_threads = selection.source.open_reader(
-        selection, resources, verify=settings.verify == "error", meter=meter, retries=retries
+        selection, resources, verify=settings.verify, meter=meter, retries=retries
     )
-    if settings.verify == "error":
-        reader = VerifyingReader(reader, selection)
-    if settings.X_dtype in HALF_DTYPES:
-        reader = HalfPrecisionReader(reader, settings.X_dtype)
     reader = watched(reader)
     loaded = load_windows(
         windows,
         selection.joinids,
-        reader,
+        partial(_read_rows, reader, selection, settings),
         read_bounds=partial(
             read_bounds,
             extent=geometry.row_extent,
@@ -134,7 +130,7 @@ def _produce(
         meter=meter,
     )
     cuts = rebatch(loaded, settings.batch_size)
-    dtype = geometry.dtype if settings.X_dtype == "store" else settings.X_dtype
+    dtype = geometry.dtype if settings.X_dtype == "stored" else settings.X_dtype
     scaling, transform = split_scaling(settings.transform) if dtype == "float32" else (None, settings.transform)
     transforms = [step for step in (selection.column_transform, transform) if step is not None]
     assembler = Assembler(selection.n_vars, dtype, n_threads=resources.n_threads, buffers=buffers, scaling=scaling)
@@ -150,6 +146,22 @@ def _produce(
             del minibatch
 
 
+def _read_rows(
+    reader: Reader,
+    selection: Selection,
+    settings: Settings,
+    positions: IntArray,
+    joinids: IntArray,
+    space: RowAllocator,
+) -> RowPointers:
+    """Read rows, verify them, and round their values if X has a 16-bit float type."""
+    half = HALF_DTYPES.get(settings.X_dtype)
+    rows = reader.read(joinids, space if half is None else space.at_least(2))
+    if settings.verify:
+        check_rows(rows, positions, joinids, selection)
+    return rows if half is None else round_to_half(rows, joinids, half)
+
+
 def _assemble(
     rows: CellRows, selection: Selection, settings: Settings, assembler: Assembler, transforms: Sequence[Transform]
 ) -> Yielded:
@@ -161,6 +173,6 @@ def _assemble(
     obs = torch.from_numpy(selection.obs_rows(rows.positions))
     if settings.batch_size == 1:
         X, obs = X if sparse else X[0], obs[0]
-    if settings.remainder == "pad":
+    if settings.rank_remainder == "pad":
         return PaddedMinibatch(X, obs, torch.from_numpy(rows.is_real.copy()))
     return Minibatch(X, obs)

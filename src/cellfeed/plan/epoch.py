@@ -90,7 +90,7 @@ class EpochOrder:
         Leave out the last minibatch of a rank where it is not full.
     mixing
         How many chunks arrive a window, and in how many slices they leave.
-    remainder
+    rank_remainder
         What becomes of the cells that do not divide evenly over the ranks. ``"drop"``: fewer than one
         minibatch a rank is left out, other cells each epoch. ``"pad"``: cells of the epoch's beginning
         repeat at its end. ``"uneven"``: ranks may differ by one cell, and so by one minibatch.
@@ -106,7 +106,7 @@ class EpochOrder:
     batch_size: int
     mixing: ShufflePlan
     drop_last: bool = False
-    remainder: Remainder = "drop"
+    rank_remainder: Remainder = "drop"
     values: npt.NDArray[np.float64] | None = None
 
     @property
@@ -125,7 +125,7 @@ class EpochOrder:
             sizes = np.diff(self.bounds)
             excess = self.values - sizes * (self.values.sum() / self.n_cells)
             order = interleave_by_weight(order, excess, N_STRATA)
-        return np.concatenate((order, order)) if self.remainder == "pad" else order
+        return np.concatenate((order, order)) if self.rank_remainder == "pad" else order
 
     @cached_property
     def starts(self) -> IntArray:
@@ -147,10 +147,10 @@ class EpochOrder:
         are ranks.
         """
         rank = np.arange(world_size, dtype=np.int64)
-        if self.remainder == "uneven":
+        if self.rank_remainder == "uneven":
             starts, stops = n_cells * rank // world_size, n_cells * (rank + 1) // world_size
         else:
-            share = -(-n_cells // world_size) if self.remainder == "pad" else n_cells // world_size
+            share = -(-n_cells // world_size) if self.rank_remainder == "pad" else n_cells // world_size
             starts, stops = rank * share, (rank + 1) * share
         if self.drop_last:
             stops = stops - (stops - starts) % self.batch_size

@@ -139,7 +139,7 @@ class Planner:
     def pool_dtype(self) -> np.dtype[Any]:
         """Type of values in the pool that no small integer holds."""
         store = np.dtype(self._cells.geometry.dtype)
-        if self._settings.X_dtype == "store" or store.itemsize < 4:
+        if self._settings.X_dtype == "stored" or store.itemsize < 4:
             return store
         return np.dtype(np.float32)
 
@@ -147,7 +147,7 @@ class Planner:
     def _x_bytes(self) -> int:
         """Bytes of a value of X in a minibatch."""
         halves = self._settings.X_dtype in ("float16", "bfloat16")
-        return 2 if halves else self.pool_dtype.itemsize if self._settings.X_dtype == "store" else 4
+        return 2 if halves else self.pool_dtype.itemsize if self._settings.X_dtype == "stored" else 4
 
     @property
     def _kept_bytes(self) -> int:
@@ -308,7 +308,7 @@ class Planner:
             batch_size=settings.batch_size,
             mixing=mixing or self.mixing(),
             drop_last=settings.drop_last,
-            remainder=settings.remainder,
+            rank_remainder=settings.rank_remainder,
             values=None if self._cells.nnz is None else self._chunk_values,
         )
 

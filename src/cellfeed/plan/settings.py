@@ -14,12 +14,8 @@ from cellfeed.errors import PlanError
 from cellfeed.plan.epoch import Remainder, check_ranks
 from cellfeed.plan.permutation import check_seed, new_seed
 
-X_DTYPES = ("float32", "float16", "bfloat16", "store")
-"""Types that X can have; "store" is that of the layer."""
-
-VERIFY = ("error", "off")
-"""What to do about rows of X that are not as obs tells."""
-
+X_DTYPES = ("float32", "float16", "bfloat16", "stored")
+"""Types that X can have; "stored" is that of the layer."""
 
 MAX_CELLS = (1 << 31) - 1
 
@@ -45,16 +41,16 @@ class Settings:
     memory_budget: int
     mixing: float | None
     use_eager_fetch: bool
-    verify: str
-    remainder: Remainder
+    verify: bool
+    rank_remainder: Remainder
     rank: int | None
     world_size: int | None
     transform: Any = None
 
     PARAMETERS: ClassVar = (
         "batch_size", "shuffle", "seed", "drop_last", "return_sparse_X", "X_dtype", "soma_chunk_size",
-        "shuffle_chunk_count", "memory_budget", "mixing", "use_eager_fetch", "verify", "remainder", "rank",
-        "world_size", "transform",
+        "shuffle_chunk_count", "memory_budget", "mixing", "use_eager_fetch", "verify",
+        "rank_remainder", "rank", "world_size", "transform",
     )  # fmt: skip
     """The parameters of a dataset from which settings are made."""
 
@@ -69,17 +65,17 @@ class Settings:
                 optional = "" if name == "batch_size" else ", or None to have it planned"
                 raise PlanError(f"{name}={value!r} must be an integer of at least 1, and less than 2**31{optional}")
             given[name] = int(value)
-        for name in ("shuffle", "drop_last", "return_sparse_X", "use_eager_fetch"):
+        for name in ("shuffle", "drop_last", "return_sparse_X", "use_eager_fetch", "verify"):
             if not isinstance(given[name], bool):
                 raise PlanError(f"{name}={given[name]!r} must be True or False")
-        if not isinstance(given["remainder"], str) or given["remainder"] not in get_args(Remainder):
+        if not isinstance(given["rank_remainder"], str) or given["rank_remainder"] not in get_args(Remainder):
             raise PlanError(
-                f"remainder={given['remainder']!r} must be one of {', '.join(map(repr, get_args(Remainder)))}"
+                f"rank_remainder={given['rank_remainder']!r} must be one of {', '.join(map(repr, get_args(Remainder)))}"
             )
-        if given["remainder"] == "pad" and given["drop_last"]:
-            raise PlanError('remainder="pad" and drop_last=True contradict each other: repeat cells or leave them out')
-        if given["verify"] not in VERIFY:
-            raise PlanError(f"verify={given['verify']!r} must be one of {', '.join(map(repr, VERIFY))}")
+        if given["rank_remainder"] == "pad" and given["drop_last"]:
+            raise PlanError(
+                'rank_remainder="pad" and drop_last=True contradict each other: repeat cells or leave them out'
+            )
         given["X_dtype"] = _name_of_type(given["X_dtype"])
         given["mixing"] = parse_share(given["mixing"])
         if not isinstance(given["X_dtype"], str) or given["X_dtype"] not in X_DTYPES:

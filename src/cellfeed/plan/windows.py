@@ -33,7 +33,7 @@ class Fetch:
     leaves
         int64, shape (n,): how many windows after the one before which it arrives a cell leaves.
     is_real
-        bool, shape (n,): False where a cell repeats another, to even out the ranks (``remainder="pad"``).
+        bool, shape (n,): False where a cell repeats another, to even out the ranks (``rank_remainder="pad"``).
     """
 
     positions: IntArray

@@ -18,7 +18,7 @@ import torch
 from cellfeed._joinids import IntArray
 from cellfeed.errors import ReadError
 from cellfeed.rows.cell_rows import CellRows
-from cellfeed.rows.row_allocator import Reader, RowAllocator, RowPointers
+from cellfeed.rows.row_allocator import RowPointers
 
 
 class Minibatch(NamedTuple):
@@ -64,12 +64,12 @@ class Minibatch(NamedTuple):
 
 
 class PaddedMinibatch(NamedTuple):
-    """A minibatch under ``remainder="pad"``: ``mask`` (bool, shape (B,)) is False for repeated cells.
+    """A minibatch under ``rank_remainder="pad"``: ``mask`` (bool, shape (B,)) is False for repeated cells.
 
     Examples
     --------
     >>> dataset = cellfeed.ExperimentDataset(
-    ...     cellfeed.datasets.pbmc700(), remainder="pad", rank=2, world_size=3, seed=0
+    ...     cellfeed.datasets.pbmc700(), rank_remainder="pad", rank=2, world_size=3, seed=0
     ... )
     >>> [(len(mask), int(mask.sum())) for X, obs, mask in dataset]  # ranks get 234 of 700 cells; 2 are repeated
     [(128, 128), (106, 104)]
@@ -242,44 +242,44 @@ def _representation(dtype: str) -> tuple[npt.DTypeLike, torch.dtype]:
     return np.dtype(dtype), getattr(torch, dtype)
 
 
-class HalfPrecisionReader:
-    """A reader whose rows hold the bits of 16-bit floats: each value is rounded once, not once a minibatch."""
+def round_to_half(rows: RowPointers, joinids: IntArray, dtype: torch.dtype) -> RowPointers:
+    """Replace values, in place, by the bits of 16-bit floats, rounded to nearest, half to even.
 
-    def __init__(self, reader: Reader, dtype: str) -> None:
-        self._reader = reader
-        self._half = HALF_DTYPES[dtype]
+    The values need a place of at least two bytes each. They are rounded once, and not in each minibatch.
 
-    def read(self, joinids: IntArray, space: RowAllocator) -> RowPointers:
-        """Put the rows of ascending ``joinids`` where there is room, values rounded to nearest, half to even."""
-        from cellfeed.rows import kernels
+    Parameters
+    ----------
+    rows
+        Rows of X.
+    joinids
+        int64, shape (n_rows,): names the cells in errors.
+    dtype
+        ``torch.float16`` or ``torch.bfloat16``.
+    """
+    from cellfeed.rows import kernels
 
-        rows = self._reader.read(joinids, space.at_least(2))
-        for low in range(0, len(rows.sizes), ROWS_PER_STEP):
-            part = slice(low, low + ROWS_PER_STEP)
-            indptr = np.append(0, np.cumsum(rows.sizes[part]))
-            wide = np.empty(indptr[-1], np.float32)
-            kernels.collect_values(rows.values[part], indptr, rows.types[1], wide)
-            rounded = torch.from_numpy(wide).to(self._half)
-            if torch.isinf(rounded).any():
-                self._refuse_overflow(joinids[part], indptr, wide, rounded.isinf().numpy())
-            halves = rounded.view(torch.int16).numpy()
-            kernels.put_values(rows.values[part], indptr, halves)
-        return replace(rows, value_dtype=np.dtype(np.int16))
+    for low in range(0, len(rows.sizes), ROWS_PER_STEP):
+        part = slice(low, low + ROWS_PER_STEP)
+        indptr = np.append(0, np.cumsum(rows.sizes[part]))
+        wide = np.empty(indptr[-1], np.float32)
+        kernels.collect_values(rows.values[part], indptr, rows.types[1], wide)
+        rounded = torch.from_numpy(wide).to(dtype)
+        if torch.isinf(rounded).any():
+            _refuse_overflow(joinids[part], indptr, wide, rounded)
+        kernels.put_values(rows.values[part], indptr, rounded.view(torch.int16).numpy())
+    return replace(rows, value_dtype=np.dtype(np.int16))
 
-    def _refuse_overflow(self, joinids: IntArray, indptr: IntArray, wide: Any, infinite: Any) -> None:
-        """Refuse finite values that are too large for the type; infinite values of the layer stay as they are."""
-        overflows = np.flatnonzero(infinite & np.isfinite(wide))
-        if len(overflows):
-            cell = joinids[np.searchsorted(indptr, overflows[0], side="right") - 1]
-            name = str(self._half).removeprefix("torch.")
-            raise ReadError(
-                f"X holds {wide[overflows[0]]:.12g} for soma_joinid {cell}, which X_dtype={name!r} cannot hold (at "
-                f'most {torch.finfo(self._half).max:g}): give X_dtype="float32"'
-            )
 
-    def close(self) -> None:
-        """Close the reader within."""
-        self._reader.close()
+def _refuse_overflow(joinids: IntArray, indptr: IntArray, wide: Any, rounded: torch.Tensor) -> None:
+    """Refuse finite values that are too large for the type; infinite values of the layer stay as they are."""
+    overflows = np.flatnonzero(rounded.isinf().numpy() & np.isfinite(wide))
+    if len(overflows):
+        cell = joinids[np.searchsorted(indptr, overflows[0], side="right") - 1]
+        name = str(rounded.dtype).removeprefix("torch.")
+        raise ReadError(
+            f"X holds {wide[overflows[0]]:.12g} for soma_joinid {cell}, which X_dtype={name!r} cannot hold (at "
+            f'most {torch.finfo(rounded.dtype).max:g}): give X_dtype="float32"'
+        )
 
 
 def quiet_beta_warning() -> None:

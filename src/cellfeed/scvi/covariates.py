@@ -11,7 +11,8 @@ import pandas as pd
 
 from cellfeed._checks import abbreviate, missing_from
 from cellfeed.errors import EncodeError
-from cellfeed.select.encoders import BatchEncoder, NamedEncoder
+from cellfeed.select.batch_encoder import BatchEncoder
+from cellfeed.select.encoders import NamedEncoder
 from cellfeed.select.labels import read_obs_column
 from cellfeed.select.selection import Selection
 

@@ -68,7 +68,7 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         ``False`` takes any values, for a model with a likelihood that fits them.
     batch_size, seed
         As for :class:`cellfeed.ExperimentDataset`.
-    split, split_seed, stratify, group, num_workers, dataloader_options
+    split, split_seed, stratify, group, num_workers, dataloader_kwargs
         As for :class:`cellfeed.lightning.ExperimentDataModule`. A last training minibatch of less than 3 cells is left
         out.
     parameters
@@ -116,7 +116,7 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         stratify: str | None = None,
         group: str | None = None,
         num_workers: int = 0,
-        dataloader_options: Mapping[str, Any] | None = None,
+        dataloader_kwargs: Mapping[str, Any] | None = None,
         **parameters: Any,
     ) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         )
         if known is not None or genes is not None:
             chosen = (genes if known is None else known.genes) or []
-            dataset = dataset.select_genes(chosen, column=var_column, missing=missing_genes)
+            dataset = dataset.select_genes(chosen, var_column=var_column, missing=missing_genes)
         dataset = with_joinids(dataset)
         self.genes = [str(name) for name in dataset.gene_names(None if genes or known else var_column)]
         self._var_column = None if genes or known else var_column
@@ -145,7 +145,7 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         self._trimmed: ExperimentDataset | None = None
         self._must_look = counts
         self._set_up_loaders(
-            dataset, divide(dataset, split, split_seed, stratify, group), "all", num_workers, dataloader_options
+            dataset, divide(dataset, split, split_seed, stratify, group), "all", num_workers, dataloader_kwargs
         )
 
     @classmethod

@@ -108,9 +108,7 @@ def find_selected(
             raise
         shown = ", ".join(f"{other!r} ({n} of {len(absent)})" for other, n in held.items())
         other = max(held, key=lambda name: held[name])
-        raise SelectionError(
-            f"{error}. Var holds them in {shown}: give column={other!r}, or var_column={other!r} to SCVIDataModule"
-        ) from None
+        raise SelectionError(f"{error}. Var holds them in {shown}: give var_column={other!r}") from None
 
 
 def _columns_that_hold(selection: Selection, names: Sequence[str]) -> dict[str, int]:

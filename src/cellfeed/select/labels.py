@@ -1,4 +1,4 @@
-"""Labels of cells: columns of obs, and warnings about a class of cells without a label and about numbers as labels."""
+"""Labels of cells: columns of obs, and warnings about missing labels and about numbers as labels."""
 
 from __future__ import annotations
 
@@ -15,45 +15,45 @@ from cellfeed.select.selection import Selection
 
 
 def warn_of_labels(encoders: Sequence[Encoder | None], obs: pd.DataFrame, *, plain: bool) -> None:
-    """Warn of a class that is made of cells without a label, and of numbers that became codes.
+    """Warn if missing values became a class, or if numbers became codes.
 
     Parameters
     ----------
     encoders
-        Fitted on ``obs``.
+        Encoders that were fitted on ``obs``.
     plain
-        Whether the user named columns only. A :class:`LabelEncoder` says that the values are labels.
+        Whether the user gave names of columns only. An explicit :class:`LabelEncoder` means that numbers are labels.
     """
     for encoder in encoders:
         if not isinstance(encoder, LabelEncoder):
             continue
-        column, values = obs[encoder.col], encoder.classes_
-        in_filter = encoder.col if encoder.col.isidentifier() else f"attr({encoder.col!r})"
+        name, column, classes = encoder.col, obs[encoder.col], encoder.classes_
+        in_filter = name if name.isidentifier() else f"attr({name!r})"
         if encoder.learns_missing and (n_missing := int(column.isna().sum())):
             warn_user(
-                f"column {encoder.col!r} has no value for {n_missing} of {len(column)} cells: they are "
-                f"a class of their own, the last, which decodes to None. Leave them out by "
-                f'obs_query="{in_filter} != None", or give encoders=[LabelEncoder({encoder.col!r}, unknown=-100)], '
-                f"which PyTorch's losses ignore"
+                f"column {name!r} has no value for {n_missing} of {len(column)} cells: they are a class of their own, "
+                f'the last, which decodes to None. Exclude them by obs_query="{in_filter} != None", or use a code '
+                f"that PyTorch's losses ignore: "
+                f'encoders=[LabelEncoder({name!r}, handle_unknown="use_encoded_value", unknown_value=-100)]'
             )
-        if plain and _codes_are_not_values(values):
+        if plain and _codes_are_not_values(classes):
             warn_user(
-                f"column {encoder.col!r} holds numbers, and obs has the codes 0 to {len(values) - 1} of their order, "
+                f"column {name!r} holds numbers, and obs has the codes 0 to {len(classes) - 1} of their order, "
                 f"ascending. obs_encoders[{encoder.name!r}].inverse_transform(codes) returns the numbers; if they are "
-                f"labels, say so: encoders=[LabelEncoder({encoder.col!r})]"
+                f"labels, give encoders=[LabelEncoder({name!r})]"
             )
 
 
-def _codes_are_not_values(values: npt.NDArray[Any]) -> bool:
+def _codes_are_not_values(classes: npt.NDArray[Any]) -> bool:
     """Whether classes are numbers other than 0, 1, 2 and so on."""
-    numbers = [value for value in values.tolist() if value is not None]
+    numbers = [value for value in classes.tolist() if value is not None]
     if not numbers or not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in numbers):
         return False
     return numbers != list(range(len(numbers))) or any(isinstance(value, float) for value in numbers)
 
 
 def read_obs_column(selection: Selection, column: str) -> pd.Series[Any]:
-    """Read one column of obs for the cells of a selection, in their order."""
+    """Read one column of obs for the cells of a selection, in the order of their joinids."""
     check_name("a column of obs", column)
 
     def choose(known: Sequence[str]) -> str:

@@ -23,9 +23,8 @@ class Selection:
     experiment_uri, measurement_name, X_name
         What was asked.
     source
-        Reads X and columns of obs and var again, in this process or another: a ``cellfeed.sources.Source``.
-    geometry
-        How X is laid out.
+        Reads X and columns of obs and var, in any process: a ``cellfeed.sources.source.Source``, typed ``Any`` here
+        because folders below ``sources/`` do not import it.
     joinids
         The selected cells, ascending.
     var_joinids
@@ -58,7 +57,6 @@ class Selection:
     measurement_name: str
     X_name: str
     source: Any
-    geometry: ArrayGeometry
     joinids: JoinIds
     var_joinids: IntArray
     encoders: Mapping[str, Encoder]
@@ -70,6 +68,12 @@ class Selection:
     queries: tuple[Any, Any] = (None, None)
     splits: tuple[Mapping[str, Any], ...] = ()
     all_genes: bool = False
+
+    @property
+    def geometry(self) -> ArrayGeometry:
+        """Layout of the values of X in the store."""
+        geometry: ArrayGeometry = self.source.geometry
+        return geometry
 
     @property
     def is_remote(self) -> bool:

@@ -1,4 +1,4 @@
-"""Whether an array is still the one from which cells were selected: another at its place is refused, not read."""
+"""Checks that an array is still the one from which cells were selected."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from cellfeed.sources.soma.address import ArrayAddress
 from cellfeed.sources.soma.tiles.fragments import UnknownLayout
 from cellfeed.sources.soma.vfs import files_of
 
-ADVICE = "it was overwritten or damaged since the dataset was made. Restore it, or make the dataset anew"
+ADVICE = "it was overwritten or damaged after the dataset was made. Restore it, or make the dataset again"
 
 
-def array_id(address: ArrayAddress) -> str | None:
-    """Name the creation of an array: its first schema, whose name is unique; ``None`` where that cannot be had."""
+def read_array_id(address: ArrayAddress) -> str | None:
+    """Return the name of the first schema of an array, which is unique; ``None`` if it cannot be read."""
     try:
         (names,) = files_of(address).list_folders("__schema")
     except (UnknownLayout, OSError) as cause:
@@ -25,23 +25,24 @@ def array_id(address: ArrayAddress) -> str | None:
     return min((name for name in names if not name.startswith("__enum")), default=None)
 
 
-def check_same(address: ArrayAddress, created: str | None, retries: Retries) -> None:
-    """Refuse an array that is another than the one created under a name; one that is gone is for readers to tell."""
-    found = None if created is None else retries.call(partial(array_id, address))
-    if found is not None and found != created:
+def check_same(address: ArrayAddress, expected_id: str | None, retries: Retries) -> None:
+    """Raise an error if another array is at the address; the readers raise an error if no array is there."""
+    array_id = None if expected_id is None else retries.call(partial(read_array_id, address))
+    if array_id is not None and array_id != expected_id:
         raise ReadError(f"the array {str(address)!r} is not the one from which cells were selected: {ADVICE}")
 
 
-def check_count(address: ArrayAddress, found: int, selected_from: int) -> None:
-    """Refuse an array that holds more or fewer values than when cells were selected."""
-    if found != selected_from:
-        advice = ADVICE
-        if found > selected_from:
-            advice = (
-                "a writer that had opened it earlier has added values since, with a timestamp before that of the "
-                "dataset, or it was overwritten. Make the dataset anew"
-            )
-        raise ReadError(
-            f"the array {str(address)!r} holds {found:,} values, and held {selected_from:,} when cells were selected: "
-            f"{advice}"
+def check_count(address: ArrayAddress, n_values: int, n_expected: int) -> None:
+    """Raise an error if the number of values of an array has changed since cells were selected."""
+    if n_values == n_expected:
+        return
+    advice = ADVICE
+    if n_values > n_expected:
+        advice = (
+            "a writer that opened it before the dataset was made has added values with an earlier timestamp, or it was "
+            "overwritten. Make the dataset again"
         )
+    raise ReadError(
+        f"the array {str(address)!r} holds {n_values:,} values, and held {n_expected:,} when cells were selected: "
+        f"{advice}"
+    )

@@ -1,10 +1,9 @@
-"""A layer of X of an experiment: how its values, and obs and var beside it, are read again."""
+"""The source of a SOMA experiment: reads a layer of X, and columns of its obs and var."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,33 +27,32 @@ from cellfeed.sources.soma.tiles.fragments import ConsolidatedLater, UnknownLayo
 from cellfeed.sources.soma.tiles.index import TileIndex, TileLayout, open_tiles
 from cellfeed.sources.soma.tiles.reader import TileReader
 from cellfeed.sources.soma.vfs import files_of
+from cellfeed.sources.source import ColumnChoice, OpenReader
 from cellfeed.stats import Meter
 
 logger = logging.getLogger("cellfeed.reading")
 
-ColumnChoice = Callable[[Sequence[str]], str]
-"""Receives the names of all columns; returns the one to read."""
-
 
 @dataclass(frozen=True)
 class SomaLayer:
-    """A layer of X of an experiment, with its obs and var; picklable, without an open handle.
+    """A layer of X of an experiment, with its obs and var: a :class:`~cellfeed.sources.source.Source`.
 
     Attributes
     ----------
     X, obs, var
-        Where the arrays are.
-    layout
-        How the tiles of X are packed.
-    created
-        The name of the creation of X, which another array at its place does not have; ``None`` if it is not known.
+        Addresses of the arrays.
+    geometry, layout
+        Layout of the values of X, and the filters of its tiles.
+    array_id
+        Identifier of X, which changes if the array is created again; ``None`` if it is unknown.
     """
 
     X: ArrayAddress
     obs: ArrayAddress
     var: ArrayAddress
+    geometry: ArrayGeometry
     layout: TileLayout
-    created: str | None
+    array_id: str | None
 
     def __str__(self) -> str:
         return str(self.X)
@@ -66,40 +64,38 @@ class SomaLayer:
 
     @property
     def timestamp_ms(self) -> int:
-        """Milliseconds since 1970: the state of the arrays at this time is read."""
+        """Milliseconds since 1970: the source reads the state of the arrays at this time."""
         return self.X.timestamp_ms
 
     def retries(self, *, n_threads: int, meter: Meter) -> Retries:
-        """Return an object that makes the requests of one epoch, to be closed after it."""
+        """Return an object that makes the requests of one epoch; the caller closes it after the epoch."""
         return self.X.retries(n_threads=n_threads, meter=meter)
 
     def read_obs(self, joinids: IntArray, what: str, choose: ColumnChoice) -> pd.Series[Any]:
-        """Read a column of obs for ascending joinids, in their order; ``what`` names it in messages."""
+        """Return one column of obs for ascending joinids, in their order; ``what`` names the values in errors."""
         return read_column(self.obs, joinids, what, choose)
 
     def read_var(self, joinids: IntArray, what: str, choose: ColumnChoice) -> pd.Series[Any]:
-        """Read a column of var for ascending joinids, in their order; ``what`` names it in messages."""
+        """Return one column of var for ascending joinids, in their order; ``what`` names the values in errors."""
         return read_column(self.var, joinids, what, choose)
 
     def open_reader(
         self, selection: Selection, resources: Resources, *, verify: bool, meter: Meter, retries: Retries
-    ) -> tuple[Reader, int, int]:
-        """Open the reader of a selection's layer.
+    ) -> OpenReader:
+        """Open a reader of the selected rows and genes.
 
-        Returns
-        -------
-        The reader, the rows that one read may take, and the number of reads that may be under way. A read of files
-        finds its tiles by a search and may be short; a query of TileDB looks at every tile.
+        The reader of files decodes only the tiles of the wanted rows, and its reads may be short. A query of TileDB
+        compares its ranges with every tile, and its reads are long.
 
         Raises
         ------
         ReadError
-            If the layer is another one than that from which cells were selected.
+            If X is not the array from which the cells were selected.
         """
-        geometry = selection.geometry
+        geometry = self.geometry
         genes = GeneTable.from_joinids(selection.var_joinids, geometry.n_columns)
         columns = column_ranges(selection.var_joinids, extent=geometry.column_extent, n_columns=geometry.n_columns)
-        tiles, is_countable = self._find_tiles(geometry, retries)
+        tiles, is_countable = self._find_tiles(retries)
         queries = SomaReader(
             self.X,
             genes,
@@ -108,12 +104,12 @@ class SomaLayer:
             buffer_bytes=resources.buffer_bytes,
             meter=meter,
             retries=retries,
-            check=partial(check_count, self.X, selected_from=geometry.n_values) if is_countable else None,
+            check=partial(check_count, self.X, n_expected=geometry.n_values) if is_countable else None,
         )
-        if tiles is None or genes.joinids is not None:  # genes too far apart for a table are looked up page by page
+        if tiles is None or genes.joinids is not None:  # genes too far apart for a table are searched page by page
             if tiles is not None:
                 tiles.files.close()
-            return queries, resources.rows_per_read, resources.n_queries
+            return OpenReader(queries, resources.rows_per_read, resources.n_queries)
         files = TileReader(
             tiles,
             genes,
@@ -125,26 +121,26 @@ class SomaLayer:
             meter=meter,
         )
         reader = NewestValueReader(files, queries) if tiles.may_repeat else files
-        return reader, resources.rows_per_file_read, resources.n_file_reads
+        return OpenReader(reader, resources.rows_per_file_read, resources.n_file_reads)
 
-    def _find_tiles(self, geometry: ArrayGeometry, retries: Retries) -> tuple[TileIndex | None, bool]:
-        """Find the tiles of a layer, if they can be read directly; and say whether its number of values is known."""
+    def _find_tiles(self, retries: Retries) -> tuple[TileIndex | None, bool]:
+        """Return the tiles of X, or ``None`` if TileDB must read X; and whether the values of X can be counted."""
         with reraise_as(ReadError, f"reading {str(self.X)!r} failed", self.X.secrets):
-            check_same(self.X, self.created, retries)
+            check_same(self.X, self.array_id, retries)
             try:
-                tiles = self.open_tiles(geometry, retries)
+                tiles = self.open_tiles(retries)
             except ConsolidatedLater:
-                return None, False  # a fragment counts values from after the timestamp, too
+                return None, False  # the count of a fragment includes values written after the timestamp
         if tiles is not None:
-            check_count(self.X, tiles.n_values, geometry.n_values)
+            check_count(self.X, tiles.n_values, self.geometry.n_values)
         return tiles, True
 
-    def open_tiles(self, geometry: ArrayGeometry, retries: Retries = NO_RETRY) -> TileIndex | None:
-        """Find the tiles of X; ``None`` if TileDB has to read it. ``retries`` makes the requests, now and later."""
+    def open_tiles(self, retries: Retries = NO_RETRY) -> TileIndex | None:
+        """Return the tiles of X, or ``None`` if TileDB must read X. ``retries`` makes the requests, now and later."""
         if os.environ.get("CELLFEED_DIRECT", "1") in ("", "0"):
             return None
         try:
-            return open_tiles(files_of(self.X, retries), self.X.timestamp_ms, geometry, self.layout)
+            return open_tiles(files_of(self.X, retries), self.X.timestamp_ms, self.geometry, self.layout)
         except ConsolidatedLater as reason:
             logger.info("%s is read through TileDB: %s", self.X, reason)
             raise
@@ -154,14 +150,14 @@ class SomaLayer:
 
 
 class NewestValueReader:
-    """Reads files directly, and reads that repeat a place through TileDB, which returns the newest value of a place."""
+    """Reads files, and reads again through TileDB if a cell has several values of a gene: TileDB returns the newest."""
 
     def __init__(self, files: Reader, queries: Reader) -> None:
         self._files = files
         self._queries = queries
 
     def read(self, joinids: IntArray, space: RowAllocator) -> RowPointers:
-        """Put the rows of ascending ``joinids`` where there is room for them."""
+        """Write the rows of ascending ``joinids`` to memory of ``space``."""
         try:
             return self._files.read(joinids, space)
         except RepeatedPlaceError:

@@ -1,4 +1,4 @@
-"""From an experiment and a query to a :class:`Selection`: everything that reads obs and var."""
+"""Makes a :class:`Selection` of an experiment and a query: reads obs and var once."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ from cellfeed.sources.soma.address import ArrayAddress, is_remote
 from cellfeed.sources.soma.axis_query import as_axis_query
 from cellfeed.sources.soma.empty_query import check_not_empty
 from cellfeed.sources.soma.experiment import check_experiment, reading
-from cellfeed.sources.soma.identity import array_id
+from cellfeed.sources.soma.identity import read_array_id
 from cellfeed.sources.soma.layer import SomaLayer
 from cellfeed.sources.soma.tables import JOINID, read_frame
 from cellfeed.sources.soma.tiles.index import TileLayout
+from cellfeed.sources.source import Source
 
 
 def make_axis_query(
     experiment: Any, measurement_name: str, obs_query: Any, var_query: Any, retries: Retries = NO_RETRY
 ) -> Any:
-    """Combine the parts of a query; what is not in the experiment is an error."""
+    """Return a query of an experiment, or raise an error if the experiment lacks a part of it."""
     queries = as_axis_query("obs_query", obs_query), as_axis_query("var_query", var_query)
     check_name("measurement_name", measurement_name)
     with reading(experiment):
@@ -49,7 +50,7 @@ def make_axis_query(
 
 
 def _fit(experiment: Any, measurement_name: str, obs_query: Any, var_query: Any) -> Any:
-    """Query an experiment by what fits the columns of its obs and var."""
+    """Return a query whose value filters fit the columns of obs and var."""
     var = experiment.ms[measurement_name].var
     return experiment.axis_query(
         measurement_name,
@@ -59,9 +60,9 @@ def _fit(experiment: Any, measurement_name: str, obs_query: Any, var_query: Any)
 
 
 def fit_axis_query(axis_query: Any, experiment: Any, retries: Retries = NO_RETRY) -> Any:
-    """Return a query of an experiment with the parts of another query; that query itself if it does not have parts.
+    """Return a query of an experiment with the parts of another query, checked as in :func:`make_axis_query`.
 
-    The parts are checked as those of :func:`make_axis_query` are.
+    If the parts are unknown, the other query itself is returned.
     """
     parts = tiledb_private.parts_of(axis_query)
     if parts is None:
@@ -70,7 +71,7 @@ def fit_axis_query(axis_query: Any, experiment: Any, retries: Retries = NO_RETRY
 
 
 def is_axis_query(candidate: Any) -> bool:
-    """Whether something is, or behaves like, a ``tiledbsoma.ExperimentAxisQuery``."""
+    """Whether an object is, or behaves like, a ``tiledbsoma.ExperimentAxisQuery``."""
     return all(hasattr(candidate, name) for name in ("experiment", "measurement_name", "obs"))
 
 
@@ -83,17 +84,18 @@ def select(
     *,
     allow_empty: bool = False,
 ) -> Selection:
-    """Read obs and var once: the selected cells and genes, and their codes.
+    """Read the selected cells and genes, and encode the columns of obs.
 
     Raises
     ------
     SelectionError
-        If nothing is selected, unless ``allow_empty``; or what is selected cannot be read.
+        If the query selects nothing and ``allow_empty`` is False, or if obs, var or X cannot be read.
     """
     experiment = check_experiment(axis_query.experiment, "the query's experiment")
     check_name("X_name", X_name)
     if not isinstance(allow_empty, bool):
         raise SelectionError(f"allow_empty={allow_empty!r} must be True or False")
+    encoders = [] if encoders is None else ordered("encoders", encoders)
     chosen = _choose_encoders(obs_column_names, encoders)
     with reading(experiment):
         selection, frame = retries.call(lambda: _read(axis_query, X_name, chosen, retries.deadline_s))
@@ -105,45 +107,31 @@ def select(
 
 
 def _read(
-    axis_query: Any, X_name: str, chosen: list[Encoder | None], retry_deadline_s: float
+    axis_query: Any, X_name: str, encoders: list[Encoder | None], retry_deadline_s: float
 ) -> tuple[Selection, pd.DataFrame]:
-    """Read what is selected, without codes, and the columns of obs of which encoders make them."""
+    """Return the selection without encoders and codes, and the columns of obs that the encoders need."""
     experiment = axis_query.experiment
     measurement = experiment.ms[axis_query.measurement_name]
     array = _layer(measurement, X_name)
-    columns = list(dict.fromkeys(column for encoder in chosen if encoder for column in encoder.columns))
-    if any(encoder and not isinstance(encoder, NamedEncoder) for encoder in chosen) and JOINID not in columns:
-        columns.append(JOINID)  # encoders of users may read it unnamed, as the published loader lets them
-    _check_columns(experiment.obs, columns, chosen)
-
+    columns = _needed_columns(experiment.obs, encoders)
     config = tiledb_private.user_config(experiment.context)
     secrets = secrets_of(experiment.uri, config)
+
     figures = columns_of(X_name, experiment.obs.schema.names, is_remote=is_remote(experiment.obs.uri))
     joinids, frame = read_frame(axis_query.obs, list(dict.fromkeys([*columns, *figures])), "obs_query", secrets)
     nnz, raw_sum, raw_squares = figures_of(frame[figures])
     var_joinids, _ = read_frame(axis_query.var, [], "var_query", secrets)
     n_genes = len(var_joinids) if len(var_joinids) == array.shape[1] else measurement.var.count
-    ids = JoinIds.from_sorted(joinids)
+    obs_joinids = JoinIds.from_sorted(joinids)
     _check_within(array, joinids, var_joinids)
 
-    geometry, layout = _layout_of(array)
-
-    def address(item: Any) -> ArrayAddress:
-        return ArrayAddress(item.uri, item.tiledb_timestamp_ms, config, retry_deadline_s)
-
+    source: Source = _source_of(array, experiment.obs, measurement.var, config, retry_deadline_s)
     selection = Selection(
         experiment_uri=public_uri(experiment.uri),
         measurement_name=axis_query.measurement_name,
         X_name=X_name,
-        source=SomaLayer(
-            X=address(array),
-            obs=address(experiment.obs),
-            var=address(measurement.var),
-            layout=layout,
-            created=array_id(address(array)),
-        ),
-        geometry=geometry,
-        joinids=ids,
+        source=source,
+        joinids=obs_joinids,
         var_joinids=JoinIds.from_sorted(var_joinids)[:],
         encoders={},
         codes=(),
@@ -156,6 +144,14 @@ def _read(
     return selection, frame
 
 
+def _source_of(array: Any, obs: Any, var: Any, config: dict[str, str], retry_deadline_s: float) -> SomaLayer:
+    """Return the source of an open layer, obs and var."""
+    X_address, obs_address, var_address = (
+        ArrayAddress(opened.uri, opened.tiledb_timestamp_ms, config, retry_deadline_s) for opened in (array, obs, var)
+    )
+    return SomaLayer(X_address, obs_address, var_address, *_layout_of(array), array_id=read_array_id(X_address))
+
+
 def _layer(measurement: Any, X_name: str) -> Any:
     import tiledbsoma as soma
 
@@ -165,7 +161,7 @@ def _layer(measurement: Any, X_name: str) -> Any:
     if not isinstance(array, soma.SparseNDArray):
         raise SelectionError(
             f"X_name={X_name!r} is a {type(array).__name__}; cellfeed reads sparse layers "
-            f"(tiledbsoma.SparseNDArray) only: write the layer as a sparse one"
+            f"(tiledbsoma.SparseNDArray) only: write the layer as a sparse array"
         )
     if len(array.shape) != 2:
         raise SelectionError(f"X_name={X_name!r} has {len(array.shape)} dimensions; a layer has two, obs and var")
@@ -203,13 +199,12 @@ def _check_within(array: Any, joinids: IntArray, var_joinids: IntArray) -> None:
             )
 
 
-def _choose_encoders(obs_column_names: Sequence[str], encoders: Sequence[Encoder] | None) -> list[Encoder | None]:
-    """One encoder per column of the minibatch's obs; ``None`` stands for the joinid itself."""
+def _choose_encoders(obs_column_names: Sequence[str], encoders: Sequence[Encoder]) -> list[Encoder | None]:
+    """Return one encoder per column of the minibatch\'s obs; ``None`` stands for the joinid."""
     names = ordered("obs_column_names", obs_column_names)
     for name in names:
         check_name("obs_column_names: a column", name)
-    encoders = None if encoders is None else ordered("encoders", encoders)
-    if encoders is not None and len(encoders):
+    if encoders:
         if names:
             raise EncodeError(
                 f"encoders and obs_column_names={names} exclude each other: the encoders say which columns "
@@ -228,12 +223,17 @@ def _choose_encoders(obs_column_names: Sequence[str], encoders: Sequence[Encoder
     return chosen
 
 
-def _check_columns(obs: Any, columns: list[str], chosen: Sequence[Encoder | None]) -> None:
+def _needed_columns(obs: Any, encoders: Sequence[Encoder | None]) -> list[str]:
+    """Return the columns of obs that the encoders need; a column that obs lacks is an error."""
+    columns = list(dict.fromkeys(column for encoder in encoders if encoder for column in encoder.columns))
+    if any(encoder and not isinstance(encoder, NamedEncoder) for encoder in encoders) and JOINID not in columns:
+        columns.append(JOINID)  # encoders of users may read it without naming it, as in tiledbsoma-ml
     known = set(obs.schema.names)
     for column in columns:
         if column not in known:
-            needed = [encoder.name for encoder in chosen if encoder and column in encoder.columns]
+            needed_by = next(encoder.name for encoder in encoders if encoder and column in encoder.columns)
             raise SelectionError(
-                f"obs has no column {column!r}, which encoder {needed[0]!r} needs (obs_column_names or "
-                f"encoders); {suggest(column, known)}"
+                f"obs has no column {column!r}, which encoder {needed_by!r} needs (obs_column_names or encoders); "
+                f"{suggest(column, known)}"
             )
+    return columns
