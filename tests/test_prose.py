@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = [
     *ROOT.glob("*.md"),
-    *ROOT.glob("docs/*.md"),
+    *(page for page in ROOT.glob("docs/*.md") if page.name != "tests.md"),  # a build writes it
     *ROOT.glob("docs/tutorials/*.md"),
     *ROOT.glob("examples/*.py"),
     *ROOT.glob("src/cellfeed/**/*.py"),
