@@ -94,6 +94,14 @@ def test_the_first_code_of_a_page_runs_as_pasted(name):
     assert session["obs"].shape[1] == 1
 
 
+def test_the_readme_and_the_front_page_are_different_texts():
+    readme, front = (
+        set(re.split(r"(?<=[.:])\s", re.sub(r"```.*?```", "", (ROOT / name).read_text(), flags=re.DOTALL)))
+        for name in ("README.md", "docs/index.md")
+    )
+    assert [sentence for sentence in readme & front if len(sentence) > 30] == []
+
+
 def test_code_that_is_not_run_has_a_reason():
     for page in PAGES:
         for line in page.read_text().splitlines():
