@@ -200,7 +200,7 @@ def _check_within(array: Any, joinids: IntArray, var_joinids: IntArray) -> None:
 
 
 def _choose_encoders(obs_column_names: Sequence[str], encoders: Sequence[Encoder]) -> list[Encoder | None]:
-    """Return one encoder per column of the minibatch\'s obs; ``None`` stands for the joinid."""
+    r"""Return one encoder per column of the minibatch\'s obs; ``None`` stands for the joinid."""
     names = ordered("obs_column_names", obs_column_names)
     for name in names:
         check_name("obs_column_names: a column", name)
