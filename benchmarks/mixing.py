@@ -1,6 +1,6 @@
 """How well cells are mixed: foretold against delivered; slices against double-buffered blocks; what it costs.
 
-python -m benchmarks.mixing foretold small.soma --out benchmarks/results/mixing.jsonl   # writes the store first
+python -m benchmarks.mixing predicted small.soma --out benchmarks/results/mixing.jsonl   # writes the store first
 python -m benchmarks.mixing equal
 python -m benchmarks.mixing cost census_131k.soma --out benchmarks/results/mixing_cost.jsonl
 """
@@ -22,7 +22,7 @@ from benchmarks.harness.records import append, commit
 from benchmarks.harness.run import PASSES, run_once
 from benchmarks.harness.stores import StoreSpec, write_store
 from cellfeed import ExperimentDataset
-from cellfeed.plan.effective_batch_size import expected_batch_size, worst
+from cellfeed.plan.effective_batch_size import Composition, expected_batch_size
 from cellfeed.plan.epoch import EpochOrder, chunk_bounds
 from cellfeed.plan.schedule import ShufflePlan, best_shuffle_plan
 from cellfeed.plan.windows import ShardWindows
@@ -69,7 +69,7 @@ def cases(uri: str) -> Iterator[tuple[str, ExperimentDataset]]:
             yield f"rank {rank} of 4", ExperimentDataset(uri, rank=rank, world_size=4, **own)
 
 
-def foretold(uri: str, out: Path | None, n_epochs: int) -> None:
+def predicted(uri: str, out: Path | None, n_epochs: int) -> None:
     """Print what was foretold and what came, setting by setting."""
     if not Path(uri).exists():
         write_store(uri, SMALL)
@@ -93,9 +93,11 @@ def equal() -> None:
     """Print the effective batch size of slices and of double-buffered blocks in the same memory."""
     for room in (64, 128, 256, 512, 1024):
         found = {}
-        for name, mixing in (("slices", best_shuffle_plan(room, ahead=True)), ("blocks", ShufflePlan(room // 2))):
+        for name, mixing in (("slices", best_shuffle_plan(room, prefetch=True)), ("blocks", ShufflePlan(room // 2))):
             plan = EpochOrder(chunk_bounds(64 * room * 40, 64), 0, 0, True, 1024, mixing)
-            found[name] = expected_batch_size(ShardWindows(plan, 0, plan.n_cells), 1024, worst(plan.bounds))
+            found[name] = expected_batch_size(
+                ShardWindows(plan, 0, plan.n_cells), 1024, Composition.worst_case(plan.bounds)
+            )
         ratio = found["slices"] / found["blocks"]
         print(f"{room:5} chunks: {found['slices']:.0f} against {found['blocks']:.0f}, {ratio:.2f} x")
 
@@ -141,7 +143,7 @@ def _save(out: Path | None, record: dict[str, Any]) -> None:
 def main() -> None:
     """Run one of the measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("foretold", "equal", "cost"))
+    parser.add_argument("what", choices=("predicted", "equal", "cost"))
     parser.add_argument("uri", nargs="?")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--repeats", type=int, default=6, help="epochs, or passes of each")
@@ -151,7 +153,7 @@ def main() -> None:
     elif options.uri is None:
         parser.error(f"{options.what} needs the path of a store")
     else:
-        (foretold if options.what == "foretold" else cost)(options.uri, options.out, options.repeats)
+        (predicted if options.what == "predicted" else cost)(options.uri, options.out, options.repeats)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def test_all_errors_are_ours_and_value_errors(store, cls):
 def test_a_budget_that_holds_no_row_block_says_what_would_do(tmp_path):
     uri = write_experiment(tmp_path / "wide", addressed(600, 400), extent=300, capacity=5000)
     with pytest.raises(
-        PlanError, match=r"memory_budget of 1 MiB holds not one chunk of 300 cells.*give at least (\S+ \wiB)"
+        PlanError, match=r"memory_budget of 1 MiB is too small for a chunk of 300 cells.*give at least (\S+ \wiB)"
     ) as caught:
         ExperimentDataset(uri, memory_budget="1 MiB", batch_size=8)
     enough = str(caught.value).split("give at least ")[1].split(",")[0]

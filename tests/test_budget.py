@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cellfeed._geometry import ArrayGeometry
 from cellfeed._joinids import JoinIds
-from cellfeed.plan.budget import MemoryModel, decode_amplification, row_blocks_per_read
+from cellfeed.plan.budget import ProcessBudget, decode_amplification
 
 CENSUS = ArrayGeometry(
     row_extent=2048,
@@ -17,9 +17,23 @@ CENSUS = ArrayGeometry(
     capacity=65_536,
     n_rows=131_072,
     n_columns=60_530,
-    n_values=131_072 * 2657,
+    nnz=131_072 * 2657,
     dtype="float32",
 )
+
+
+def process_budget(n_bytes, chunk_bytes=(1.0,), prefetch=True, geometry=CENSUS, nnz=10.0):
+    return ProcessBudget(
+        n_bytes=n_bytes,
+        geometry=geometry,
+        is_remote=False,
+        value_bytes=6,
+        nnz=nnz,
+        max_nnz_per_row=nnz,
+        chunk_bytes=np.asarray(chunk_bytes),
+        minibatch_bytes=50,
+        prefetch=prefetch,
+    )
 
 
 @pytest.mark.parametrize(("rows", "measured"), [(64, 19.7), (256, 5.4), (512, 3.0), (1024, 1.7), (2048, 1.01)])
@@ -32,32 +46,31 @@ def test_amplification_of_a_lone_chunk_is_near_what_was_measured_on_census_like_
 chunks = st.lists(st.floats(1, 1000), min_size=1, max_size=60).map(np.array)
 
 
-@given(chunks=chunks, room=st.integers(0, 20_000), ahead=st.booleans())
-def test_windows_in_joinid_order_never_exceed_the_budget(chunks, room, ahead):
-    model = MemoryModel(chunks, in_flight=100, minibatches=50, ahead=ahead)
-    n = model.neighbours_that_fit(room)
-    if model.room(room) < model.least_pool:
+@given(chunks=chunks, n_bytes=st.integers(0, 30_000), prefetch=st.booleans())
+def test_windows_in_joinid_order_never_exceed_the_budget(chunks, n_bytes, prefetch):
+    budget = process_budget(n_bytes, chunks, prefetch)
+    n = budget.neighbours_that_fit
+    if not budget.is_enough:
         assert n == 1
         return
     windows = [chunks[k : k + n].sum() for k in range(len(chunks))]
-    assert model.peak(max(windows) * (1 + ahead)) <= room + 1
+    assert budget.peak_bytes(max(windows) * (1 + prefetch)) <= n_bytes + 1
 
 
-@given(chunks=chunks, room=st.integers(0, 20_000))
-def test_random_chunks_leave_room_for_their_spread(chunks, room):
-    model = MemoryModel(chunks, in_flight=100, minibatches=50, ahead=True)
-    n = model.chunks_that_fit(room)
+@given(chunks=chunks, n_bytes=st.integers(0, 30_000))
+def test_random_chunks_leave_room_for_their_spread(chunks, n_bytes):
+    budget = process_budget(n_bytes, chunks)
+    n = budget.chunks_that_fit
     if n < len(chunks):
-        assert model.peak(n * chunks.mean() + 3 * chunks.std() * n**0.5) <= max(room, 150) + 1
+        assert n * chunks.mean() + 3 * chunks.std() * n**0.5 <= max(budget.pool_bytes, 0) + 1
 
 
 def test_queries_of_large_arrays_take_more_row_blocks():
     """So that looking through all tiles stays a small part of the work, within the budget."""
-    options = {"kept_bytes": 6, "memory_budget": 4 << 30}
-    human = replace(CENSUS, n_rows=160_000_000, n_values=160_000_000 * 2200)
-    assert row_blocks_per_read(CENSUS, **options) == 1
-    assert row_blocks_per_read(human, **options) > 2
-    assert row_blocks_per_read(human, **{**options, "memory_budget": 100 << 20}) == 1
+    human = replace(CENSUS, n_rows=160_000_000, nnz=160_000_000 * 2200)
+    assert process_budget(4 << 30).rows_per_query == 2048
+    assert process_budget(4 << 30, geometry=human).rows_per_query > 2 * 2048
+    assert process_budget(100 << 20, geometry=human).rows_per_query == 2048
 
 
 @pytest.mark.parametrize(

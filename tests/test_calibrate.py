@@ -68,7 +68,9 @@ def test_what_is_impossible_has_a_line_and_a_reason(uri):
     made = compare(uri, mixing=0.9, memory_budget=BUDGET)
     assert made.chosen is None
     lines = str(made).splitlines()
-    assert any("97.5 KiB  impossible (memory_budget of 97.5 KiB holds not one chunk of 64 cells)" in x for x in lines)
+    assert any(
+        "97.5 KiB  impossible (memory_budget of 97.5 KiB is too small for a chunk of 64 cells)" in x for x in lines
+    )
     assert any(x.startswith("  mixing=0.9") and "impossible (possible is 0." in x for x in lines)
     assert lines[-1].startswith("Nothing is chosen: mixing=0.9 of batch_size=64 is not possible")
     with pytest.raises(PlanError, match="mixing=0.9 of batch_size=64 is not possible"):
@@ -94,9 +96,9 @@ def test_settings_that_are_derived_keep_the_cells_and_are_checked(store):
     whole = ExperimentDataset(store, obs_column_names=["label"])
     other = whole._with(batch_size=7, shuffle=False)
     assert (other.seed, other.shape, len(other)) == (whole.seed, whole.shape, 15)
-    assert other._selection is whole._selection
-    assert not other._settings.seed_given
-    assert whole._with(seed=3)._settings.seed_given
+    assert other._engine.selection is whole._engine.selection
+    assert not other._engine.settings.seed_given
+    assert whole._with(seed=3)._engine.settings.seed_given
     assert len(next(iter(other))[0]) == 7
     with pytest.raises(PlanError, match="batch_size=0 must be"):
         whole._with(batch_size=0)

@@ -5,8 +5,8 @@ import pytest
 
 from cellfeed.plan.effective_batch_size import steady_batch_size
 from cellfeed.plan.epoch import EpochOrder, World, chunk_bounds
-from cellfeed.plan.forecast import effective_batch_size
 from cellfeed.plan.schedule import ShufflePlan, best_shuffle_plan
+from cellfeed.plan.summary import effective_batch_size
 from tests.support.fakes import cells, walk_of
 
 RNG = np.random.default_rng(0)
@@ -33,7 +33,7 @@ def plan_of(chunk, mixing, batch_size, epoch=0, shuffle=True, n=N):
 
 
 def predicted(plan, world, codes=None):
-    return effective_batch_size(plan, walk_of(plan, world), codes)
+    return effective_batch_size(walk_of(plan, world), codes)
 
 
 def delivered(plan, codes, world):
@@ -55,10 +55,10 @@ SETTINGS = [
         (20, ShufflePlan(200), 256, World()),
         (100, ShufflePlan(10, 8), 128, World()),
         (100, ShufflePlan(5, 32), 256, World()),
-        (50, ShufflePlan(8, 16, first=10), 64, World()),
-        (25, ShufflePlan(12, 32, first=20), 512, World()),
+        (50, ShufflePlan(8, 16, warmup_chunks=10), 64, World()),
+        (25, ShufflePlan(12, 32, warmup_chunks=20), 512, World()),
         (10, ShufflePlan(30, 6), 32, World()),
-        (64, ShufflePlan(60, together=4), 128, World()),
+        (64, ShufflePlan(60, windows_per_read=4), 128, World()),
         (100, ShufflePlan(6, 16), 128, World(1, 3)),
         (50, ShufflePlan(40), 64, World(1, 2, 1, 2)),
         (200, ShufflePlan(300), 128, World()),
@@ -99,8 +99,8 @@ def test_extremes():
 @pytest.mark.parametrize("room", [64, 256, 1000])
 def test_slices_mix_more_than_double_buffered_blocks_of_equal_memory(room):
     """At least two and a half times as much, of 1,024 cells and many chunks; 256 chunks or more for the whole of it."""
-    ours, blocks = best_shuffle_plan(room, ahead=True), ShufflePlan(room // 2)
-    assert ours.held + ours.arriving <= room
+    ours, blocks = best_shuffle_plan(room, prefetch=True), ShufflePlan(room // 2)
+    assert ours.chunks_held + ours.chunks_ahead <= room
     found = []
     for mixing in (ours, blocks):
         plan = plan_of(64, mixing, 1024, n=64 * room * 30)
@@ -124,7 +124,7 @@ def test_few_cells(n):
 @pytest.mark.parametrize("chunk", [16, 40, 400])
 def test_a_long_walk_is_known_without_walking_it(chunk, mixing, batch_size):
     """The short formula, by which the planner chooses, agrees with the walk, and promises hardly more."""
-    sizes = np.random.default_rng(0).integers(chunk // 2, chunk * 3 // 2, mixing.mixed * 30)
+    sizes = np.random.default_rng(0).integers(chunk // 2, chunk * 3 // 2, mixing.chunks_mixed * 30)
     plan = EpochOrder(np.concatenate(([0], np.cumsum(sizes))), 1, 0, True, batch_size, mixing)
     short, long = steady_batch_size(mixing, sizes, batch_size, len(sizes)), predicted(plan, World())
     assert 0.87 * long <= short <= 1.04 * long

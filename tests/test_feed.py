@@ -59,7 +59,7 @@ def test_identity_and_order(n, chunk, mixing, batch, ahead, seed):
 def test_blocks_that_are_read_together_share_row_blocks():
     """Blocks of 4 chunks of 2 in row-blocks of 8: the first alone, the others meet each row-block once."""
     reader = FakeReader(addressed(64, 4))
-    list(feed(EpochOrder(chunk_bounds(64, 2), 0, 0, True, 8, ShufflePlan(4, together=7)), reader))
+    list(feed(EpochOrder(chunk_bounds(64, 2), 0, 0, True, 8, ShufflePlan(4, windows_per_read=7)), reader))
     blocks = [b for read in reader.reads for b in set((read // 8).tolist())]
     assert len(blocks) <= 4 + 8
 
@@ -85,14 +85,14 @@ def test_bound(ahead):
 
 def test_bound_of_slices():
     """Of chunks that leave in slices, no more is held than is planned."""
-    mixing = ShufflePlan(3, slices=8)
+    mixing = ShufflePlan(3, n_slices=8)
     plan = EpochOrder(chunk_bounds(4000, 20), 0, 0, True, 10, mixing)
     meter = Meter()
     X = addressed(4000, 6, 1.0)
     for _ in feed(plan, FakeReader(X), slab_bytes=256, meter=meter):
         pass
     per_chunk = (X[:20].nnz * 3 + 20 * 8) * 1.0
-    assert meter.snapshot().peak_pool_bytes <= (mixing.held + mixing.arriving + 2) * per_chunk * 2
+    assert meter.snapshot().peak_pool_bytes <= (mixing.chunks_held + mixing.chunks_ahead + 2) * per_chunk * 2
 
 
 def test_an_error_of_the_reader_ends_the_feed_and_its_threads():
@@ -115,5 +115,7 @@ def test_closing_drops_reads_that_have_not_begun():
 def test_the_meter_sees_the_pool_grow_and_shrink():
     meter = Meter()
     plan = EpochOrder(chunk_bounds(200, 10), 0, 0, True, 10, ShufflePlan(2))
-    sizes = [sum(slab.n_bytes for slab in rows.held) for rows in feed(plan, FakeReader(addressed(200, 4)), meter=meter)]
+    sizes = [
+        sum(slab.n_bytes for slab in rows.owners) for rows in feed(plan, FakeReader(addressed(200, 4)), meter=meter)
+    ]
     assert max(sizes) <= meter.snapshot().peak_pool_bytes < sum(sizes)

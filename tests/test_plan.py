@@ -141,10 +141,10 @@ def test_epoch():
 def test_golden_plan():
     """A saved state goes on with the order of the version that wrote it: this order never changes."""
     values = np.array([9, 1, 8, 2, 7, 3, 6, 4, 5, 5], np.float64)
-    plan = EpochOrder(chunk_bounds(19, 2), 42, 7, True, 4, ShufflePlan(3), values=values)
+    plan = EpochOrder(chunk_bounds(19, 2), 42, 7, True, 4, ShufflePlan(3), chunk_nnz=values)
     assert plan.chunk_order.tolist() == [7, 2, 9, 1, 0, 6, 8, 5, 3, 4]
     assert cells(plan, World(1, 2)).tolist() == [17, 16, 10, 13, 11, 12, 7, 8, 6]
-    sliced = EpochOrder(chunk_bounds(19, 2), 42, 7, True, 4, ShufflePlan(2, 3, first=2), values=values)
+    sliced = EpochOrder(chunk_bounds(19, 2), 42, 7, True, 4, ShufflePlan(2, 3, warmup_chunks=2), chunk_nnz=values)
     assert cells(sliced, World(1, 2)).tolist() == [13, 16, 17, 10, 12, 11, 6, 7, 8]
 
 
@@ -156,7 +156,7 @@ def test_ranks_get_nearly_equal_work():
     for epoch in range(20):
         shares = {}
         for values in (None, depth * 50):
-            plan = EpochOrder(bounds, 0, epoch, True, 8, ShufflePlan(5), values=values)
+            plan = EpochOrder(bounds, 0, epoch, True, 8, ShufflePlan(5), chunk_nnz=values)
             sums = [depth[cells(plan, World(r, 8)) // 50].sum() for r in range(8)]
             shares[values is None] = max(sums) / min(sums)
         assert shares[False] < 1.1

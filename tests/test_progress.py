@@ -30,7 +30,7 @@ def stream(pieces, plan):
 
 def rank_streams(plan, segments, world_layout):
     """Minibatches of each rank in the order of a DataLoader, worked out step by step."""
-    now = replace(plan, mixing=world_layout.mixing)
+    now = replace(plan, shuffle_plan=world_layout.mixing)
     streams = []
     for workers in assign_shards(plan, segments, world_layout).ranks:
         queues, received = [stream(pieces, now) for pieces in workers], []
@@ -50,7 +50,7 @@ def cells_of(minibatches):
 @given(plan=plans(), world=worlds)
 def test_an_epoch_that_was_not_begun_is_the_plan(plan, world):
     world_size, num_workers = world
-    dealt = assign_shards(plan, [], WorldLayout(world_size, num_workers, plan.mixing))
+    dealt = assign_shards(plan, [], WorldLayout(world_size, num_workers, plan.shuffle_plan))
     for r in range(world_size):
         for w in range(num_workers):
             world = World(r, world_size, w, num_workers)
@@ -63,7 +63,7 @@ def test_an_epoch_that_was_not_begun_is_the_plan(plan, world):
 @given(plan=plans(), world_layout=layouts)
 def test_resume_at_every_step(plan, world_layout):
     """On the same ranks and workers the rest of each rank's stream is equal, wherever it stopped."""
-    plan = replace(plan, mixing=world_layout.mixing)
+    plan = replace(plan, shuffle_plan=world_layout.mixing)
     before = rank_streams(plan, [], world_layout)
     for k in range(max(map(len, before)) + 1):
         assert rank_streams(plan, [ResumeSegment(world_layout, k)], world_layout) == [stream[k:] for stream in before]
@@ -106,7 +106,7 @@ def test_windows_of_a_rest_are_no_larger_than_what_is_held(plan, world_layout, n
     """Others may hold less than those before: what was under way comes in windows of their size."""
     before = rank_streams(plan, [], world_layout)
     segment = ResumeSegment(world_layout, data.draw(st.integers(0, max(map(len, before)))))
-    planned = replace(plan, mixing=now.mixing)
+    planned = replace(plan, shuffle_plan=now.mixing)
     if now == world_layout:
         return
     rests = [

@@ -11,7 +11,7 @@ import torch
 from cellfeed import ExperimentDataPipe, ExperimentDataset, StateError, experiment_dataloader
 from tests.support.stores import addressed, labelled_obs, write_experiment
 
-MIXING = {"chunks": 3, "slices": 1, "first": 0, "together": 8}
+MIXING = {"chunks_per_window": 3, "n_slices": 1, "warmup_chunks": 0, "windows_per_read": 8}
 CHUNKS = {"soma_chunk_size": 4, "shuffle_chunk_count": 3, "batch_size": 7, "seed": 5}
 
 

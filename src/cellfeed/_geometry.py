@@ -7,20 +7,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ArrayGeometry:
-    """How the bytes of X lie, from its schema and its footers.
+    """The layout of X, from its schema and the footers of its files.
 
     Attributes
     ----------
     row_extent, column_extent
-        Rows and columns of a space tile; rows of one extent, counted from 0, are a row-block.
+        Rows and columns of a space tile. A row-block is the rows of one extent, counted from row 0.
     capacity
-        Values in a data tile.
+        Values per data tile.
     n_rows, n_columns
-        The array's shape.
-    n_values
-        Values stored.
+        Shape of the array.
+    nnz
+        Number of stored values.
     dtype
-        Type of the values, by NumPy's name.
+        NumPy name of the type of the values.
     """
 
     row_extent: int
@@ -28,10 +28,10 @@ class ArrayGeometry:
     capacity: int
     n_rows: int
     n_columns: int
-    n_values: int
+    nnz: int
     dtype: str
 
     @property
-    def values_per_row(self) -> float:
-        """Mean number of stored values in a row."""
-        return self.n_values / max(self.n_rows, 1)
+    def nnz_per_row(self) -> float:
+        """Mean nnz of a row."""
+        return self.nnz / max(self.n_rows, 1)

@@ -1,7 +1,7 @@
-"""The joinids of a selection, compactly, and the arithmetic of runs of them.
+"""The joinids of a selection, in a compact form, and operations on runs of joinids.
 
-A *position* counts the cells of a selection from 0; a *joinid* is the store's own ``soma_joinid``. A *run*
-is a half-open range of joinids.
+A *position* numbers the cells of a selection from 0; a *joinid* is the ``soma_joinid`` of the store. A *run* is a
+half-open range of joinids.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from cellfeed.errors import SelectionError
 IntArray = npt.NDArray[np.int64]
 
 MAX_COLUMN_RANGES = 4
-"""More ranges of columns than this are read as one: each is compared with every tile of every row-block."""
+"""More column ranges are read as a single one, because each is compared with every tile of every row-block."""
 
 
 @dataclass(frozen=True, eq=False)
 class JoinIds:
-    """Ascending, distinct joinids, kept as offsets from the first: 4 bytes a cell where they fit.
+    """Ascending, distinct joinids, stored as offsets from the first: 4 bytes per cell if the offsets fit.
 
-    Positions index it; ``joinids[positions]`` gives int64 joinids of the shape of ``positions``.
+    ``joinids[positions]`` returns int64 joinids in the shape of ``positions``.
     """
 
     base: int
@@ -31,7 +31,7 @@ class JoinIds:
 
     @classmethod
     def from_sorted(cls, joinids: IntArray) -> JoinIds:
-        """Take ascending joinids; duplicates are a :class:`SelectionError`."""
+        """Store ascending joinids; raise :class:`SelectionError` if one is repeated."""
         if len(joinids) == 0:
             return cls(0, np.empty(0, np.uint32))
         base = int(joinids[0])
@@ -39,7 +39,7 @@ class JoinIds:
         offsets = np.subtract(joinids, base, dtype=np.int64)
         compact = offsets.astype(np.uint32) if span < 2**32 else offsets
         if not bool(np.all(compact[1:] > compact[:-1])):
-            raise SelectionError("obs holds a soma_joinid more than once; a cell could not be told from another")
+            raise SelectionError("obs has a soma_joinid more than once; each cell must have its own")
         return cls(base, compact)
 
     def __len__(self) -> int:
@@ -49,11 +49,11 @@ class JoinIds:
         return self.offsets[positions].astype(np.int64) + self.base
 
     def take(self, positions: IntArray) -> JoinIds:
-        """Keep the joinids at ascending positions."""
+        """Return the joinids at ascending positions."""
         return JoinIds(self.base, self.offsets[positions])
 
     def row_block_bounds(self, extent: int) -> IntArray:
-        """Cut the positions where the joinids pass from one row-block of the array to the next.
+        """Return the positions at which a row-block of the array begins.
 
         Parameters
         ----------
@@ -62,7 +62,7 @@ class JoinIds:
 
         Returns
         -------
-        int64, shape (n_row_blocks_met + 1,): ascending positions, from 0 to ``len(self)``.
+        int64, shape (n_row_blocks + 1,): ascending, from 0 to ``len(self)``. Row-blocks without a joinid do not count.
 
         Examples
         --------
@@ -74,18 +74,18 @@ class JoinIds:
             return np.zeros(1, np.int64)
         first = self.base // extent
         last = (self.base + int(self.offsets[-1])) // extent
-        if last - first > n:  # cells far apart: fewer comparisons than row-blocks
+        if last - first > n:  # sparse joinids: fewer cells than row-blocks
             blocks = self[:] // extent
             starts = np.flatnonzero(np.diff(blocks)) + 1
         else:
             edges = np.arange(first + 1, last + 1) * extent - self.base
-            # Same dtype on both sides: NumPy would copy the joinids to widen them.
+            # Equal dtypes: NumPy would otherwise copy the joinids to a wider type.
             starts = np.searchsorted(self.offsets, edges.astype(self.offsets.dtype))
         return np.unique(np.concatenate(([0], starts, [n]))).astype(np.int64)
 
 
 def in_order(joinids: IntArray) -> tuple[IntArray, IntArray]:
-    """Return the order in which joinids ascend, and those that come more than once.
+    """Return the order that sorts joinids, and the repeated joinids.
 
     Examples
     --------
@@ -98,7 +98,7 @@ def in_order(joinids: IntArray) -> tuple[IntArray, IntArray]:
 
 
 def expand(low: IntArray, high: IntArray) -> tuple[IntArray, IntArray]:
-    """Return all integers of half-open ranges, end to end, and the range that each belongs to.
+    """Return the integers of half-open ranges, concatenated, and the index of the range of each integer.
 
     Examples
     --------
@@ -106,17 +106,17 @@ def expand(low: IntArray, high: IntArray) -> tuple[IntArray, IntArray]:
     [[3, 4, 8], [0, 0, 1]]
     """
     sizes = high - low
-    which = np.repeat(np.arange(len(low)), sizes)
-    before = np.cumsum(sizes) - sizes
-    return np.arange(sizes.sum()) - before[which] + low[which], which
+    source = np.repeat(np.arange(len(low)), sizes)  # (n_integers,)
+    starts = np.cumsum(sizes) - sizes  # (n_ranges,)
+    return np.arange(sizes.sum()) - starts[source] + low[source], source
 
 
 def runs_of(joinids: IntArray) -> IntArray:
-    """Gather ascending joinids into runs.
+    """Return the runs of ascending joinids.
 
     Returns
     -------
-    int64, shape (n_runs, 2): half-open ``[start, stop)``, ascending, not touching each other.
+    int64, shape (n_runs, 2): half-open ``[start, stop)``, ascending, with gaps between them.
 
     Examples
     --------
@@ -132,9 +132,9 @@ def runs_of(joinids: IntArray) -> IntArray:
 
 
 def merge_runs(runs: IntArray, *, max_gap: int) -> IntArray:
-    """Join neighbouring runs that at most ``max_gap`` unwanted joinids keep apart.
+    """Join neighbouring runs with at most ``max_gap`` unwanted joinids between them.
 
-    A few rows too many cost a copy; a range too many costs a comparison with every tile.
+    An unwanted row costs a copy; a range costs a comparison with every tile.
 
     Examples
     --------
@@ -143,18 +143,17 @@ def merge_runs(runs: IntArray, *, max_gap: int) -> IntArray:
     """
     if len(runs) == 0:
         return runs
-    apart = runs[1:, 0] - runs[:-1, 1] > max_gap
-    starts = runs[np.concatenate(([True], apart)), 0]
-    stops = runs[np.concatenate((apart, [True])), 1]
+    is_gap = runs[1:, 0] - runs[:-1, 1] > max_gap  # (n_runs - 1,)
+    starts = runs[np.concatenate(([True], is_gap)), 0]
+    stops = runs[np.concatenate((is_gap, [True])), 1]
     return np.stack((starts, stops), axis=1)
 
 
 def read_bounds(joinids: IntArray, *, extent: int, max_row_blocks: int, max_rows: int) -> IntArray:
-    """Divide ascending joinids into reads that never cut a row-block in two.
+    """Divide ascending joinids into reads of whole row-blocks, because a row-block in two reads is decoded twice.
 
-    A row-block that two reads share would be decoded twice. A read takes whole row-blocks until it
-    has ``max_row_blocks`` of them or the next would bring it over ``max_rows`` wanted rows; it takes
-    at least one.
+    A read has at least one row-block. It has at most ``max_row_blocks``, and at most ``max_rows`` wanted rows unless a
+    single row-block has more.
 
     Returns
     -------
@@ -168,24 +167,24 @@ def read_bounds(joinids: IntArray, *, extent: int, max_row_blocks: int, max_rows
     n = len(joinids)
     edges = [0, *(np.flatnonzero(np.diff(joinids // extent)) + 1).tolist(), n]
     bounds = [0]
-    blocks = 0
-    for previous, edge in zip(edges[:-1], edges[1:], strict=True):
-        if blocks and (blocks == max_row_blocks or edge - bounds[-1] > max_rows):
-            bounds.append(previous)
-            blocks = 0
-        blocks += 1
+    n_blocks = 0
+    for start, end in zip(edges[:-1], edges[1:], strict=True):
+        if n_blocks and (n_blocks == max_row_blocks or end - bounds[-1] > max_rows):
+            bounds.append(start)
+            n_blocks = 0
+        n_blocks += 1
     return np.array([*bounds, n] if n else [0], np.int64)
 
 
 def column_ranges(var_joinids: IntArray, *, extent: int, n_columns: int) -> IntArray | None:
-    """Return the ranges of columns that hold all wanted genes, in whole bands of the array's tiles.
+    """Return the ranges of columns with all wanted genes, rounded to bands: the column extents of the array's tiles.
 
-    A tile is read whole or not at all, so a range that ends inside a band saves nothing and costs a comparison
-    of every value. A few ranges are worth their price, many are not: then the span of all of them is returned.
+    TileDB reads whole tiles, so a range that ends inside a band saves nothing, and costs a comparison per value. More
+    than ``MAX_COLUMN_RANGES`` ranges are joined to a single one.
 
     Returns
     -------
-    int64, shape (n_ranges, 2): half-open; ``None`` where every band holds a wanted gene.
+    int64, shape (n_ranges, 2): half-open; ``None`` if every band has a wanted gene.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Objects that print as a table, and that a notebook shows as one."""
+"""Objects that are printed, and shown in a notebook, as a table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pandas as pd
 
 
 class Tabular:
-    """Base class of objects that have a table of names and values.
+    """Base class of objects with a table of names and values.
 
     Examples
     --------
@@ -23,7 +23,7 @@ class Tabular:
 
     @abc.abstractmethod
     def _table(self) -> Mapping[str, str]:
-        """Return the values by name, from top to bottom."""
+        """Return the rows of the table, in order: values by name."""
 
     def __str__(self) -> str:
         table = self._table()

@@ -1,4 +1,4 @@
-"""Where the time goes: counters that the segments of a dataset fill while it is iterated."""
+"""Counters of cells, bytes, seconds and retries that a dataset updates while it is iterated."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from cellfeed._tabular import Tabular
 
 
 def hidden(progress: bool) -> bool | None:
-    """Return what ``tqdm`` takes as ``disable``: ``None`` hides a bar where stderr is no terminal, as in a log file."""
+    """Return the ``disable`` argument of ``tqdm``: ``None`` hides the bar if stderr is not a terminal."""
     return None if progress else True
 
 
 @dataclass(frozen=True)
 class Stats(Tabular):
-    """What iterators of a dataset have done in this process, since it was made; it prints as a table.
+    """Counters of all iterators of a dataset in this process since its construction; printed as a table.
 
     Attributes
     ----------
     n_obs, n_minibatches
         Cells and minibatches that the training loop has received.
     nnz
-        Values of X read.
+        Values of X that were read.
     bytes_read
-        Bytes of packed tiles where files are read directly; else of the coordinates and values that TileDB has handed
-        over.
+        Bytes of packed tiles if files are read directly; otherwise bytes of the coordinates and values that TileDB
+        returned.
     read_s, build_s, assemble_s
-        Seconds that threads spent in reading files (or in TileDB, which also decodes), in decoding and making rows, in
-        making tensors of rows. Threads overlap: the sum may exceed the time that has passed.
+        Seconds of all threads for reading files (or in TileDB, which also decodes), for decoding and building rows,
+        and for making tensors. Threads overlap, so the sum may exceed the elapsed time.
     consumer_wait_s
-        Seconds that the training loop waited for a minibatch, the first one included.
+        Seconds that the training loop waited for minibatches, including the first one.
     first_wait_s
-        The part of it that passed before the first minibatch of each pass.
+        The part of ``consumer_wait_s`` before the first minibatch of each epoch.
     producer_wait_s
         Seconds that finished minibatches waited for the training loop.
     elapsed_s
-        Seconds from the first ``next`` of each pass to its last.
+        Seconds from the first to the last ``next`` of each epoch.
     n_retries, retry_wait_s
-        Requests to an object store that failed and were made again, and seconds that passed before they were.
+        Failed requests to an object store that were repeated, and seconds between failure and repetition.
     peak_pool_bytes
-        Largest number of bytes that decoded rows have held.
+        Most bytes of decoded rows in memory.
     effective_batch_sizes
-        For each column of labels of obs: the size of the simple random sample whose label proportions would vary as
-        much as those of the full minibatches received; see :class:`cellfeed.Plan`.
+        Per column of labels of obs: the size of the simple random sample whose label proportions have the same
+        variance as those of the full minibatches received; see :class:`cellfeed.Plan`.
 
     Examples
     --------
@@ -75,7 +75,7 @@ class Stats(Tabular):
 
     @property
     def waiting_fraction(self) -> float:
-        """Fraction of its time that the training loop waited for data, once the first minibatch was there."""
+        """Fraction of the time after the first minibatch in which the training loop waited for data."""
         running = self.elapsed_s - self.first_wait_s
         return (self.consumer_wait_s - self.first_wait_s) / running if running > 0 else 0.0
 
@@ -101,10 +101,10 @@ class Stats(Tabular):
 
 
 class Meter:
-    """The counters behind :class:`Stats`; any thread may add to them."""
+    """The counters of :class:`Stats`; thread-safe."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # memory that ends while a thread is counting is counted by the same thread
+        self._lock = threading.RLock()  # reentrant: a finalizer of memory may run, and count, inside add()
         self._sums: dict[str, float] = {
             counter.name: 0 for counter in fields(Stats) if counter.type in ("int", "float")
         }
@@ -118,7 +118,7 @@ class Meter:
 
     @contextmanager
     def timing(self, name: str) -> Iterator[None]:
-        """Add the seconds that the body takes."""
+        """Add the duration of the ``with`` block to a counter of seconds."""
         started = time.perf_counter()
         try:
             yield
@@ -126,18 +126,18 @@ class Meter:
             self.add(**{name: time.perf_counter() - started})
 
     def hold(self, n_bytes: int) -> None:
-        """Note that the pool has grown, or shrunk by a negative number."""
+        """Add ``n_bytes``, which may be negative, to the size of the pool."""
         with self._lock:
             self._pool += n_bytes
             self._sums["peak_pool_bytes"] = max(self._sums["peak_pool_bytes"], self._pool)
 
     def snapshot(self) -> Stats:
-        """Return the counters as they stand."""
+        """Return the current values of the counters."""
         with self._lock:
             return Stats(**self._sums)  # type: ignore[arg-type]
 
     def __getstate__(self) -> dict[str, object]:
-        return {}  # a copy in another process counts for itself
+        return {}  # a copy in another process starts from zero
 
     def __setstate__(self, state: dict[str, object]) -> None:
         Meter.__init__(self)

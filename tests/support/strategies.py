@@ -14,7 +14,9 @@ def mixings(draw):
     """In slices, or blocks that are read together; beginning small, or not."""
     slices = draw(st.sampled_from([1, 1, 2, 3, 8, 32]))
     together = draw(st.integers(1, 4)) if slices == 1 else 1
-    return ShufflePlan(draw(st.integers(1, 8)), slices, first=draw(st.integers(0, 6)), together=together)
+    return ShufflePlan(
+        draw(st.integers(1, 8)), slices, warmup_chunks=draw(st.integers(0, 6)), windows_per_read=together
+    )
 
 
 @st.composite
@@ -29,10 +31,10 @@ def plans(draw, rank_remainder=("drop", "pad", "uneven"), shuffle=(True, False))
         epoch=draw(st.integers(0, 5)),
         shuffle=shuffled,
         batch_size=draw(st.integers(1, 12)),
-        mixing=draw(mixings()) if shuffled else ShufflePlan(draw(st.integers(1, 8))),
+        shuffle_plan=draw(mixings()) if shuffled else ShufflePlan(draw(st.integers(1, 8))),
         drop_last=kind != "pad" and draw(st.booleans()),
         rank_remainder=kind,
-        values=np.array(draw(depths), np.float64) if draw(st.booleans()) else None,
+        chunk_nnz=np.array(draw(depths), np.float64) if draw(st.booleans()) else None,
     )
 
 

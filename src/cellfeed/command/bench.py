@@ -132,7 +132,7 @@ def measure(dataset: ExperimentDataset, *, seconds: float, progress: bool, title
     with tqdm(total=dataset.shape[0], unit=" cells", unit_scale=True, disable=hidden(progress), desc=title) as bar:
         for minibatch in dataset:
             first_s = first_s or time.perf_counter() - started
-            size = len(minibatch.obs) if minibatch.obs.ndim == 2 else 1
+            size = len(minibatch.obs)
             n_obs += size
             bar.update(size)
             if time.perf_counter() - started > first_s + seconds:

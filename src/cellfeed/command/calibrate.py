@@ -15,7 +15,7 @@ from cellfeed.command.calibration import Calibration, Setting
 from cellfeed.command.plot import check_file
 from cellfeed.errors import PlanError
 from cellfeed.loader.dataset import ExperimentDataset
-from cellfeed.plan.settings import check_mixing, parse_share
+from cellfeed.plan.settings import check_mixing, parse_fraction
 from cellfeed.stats import hidden
 
 MULTIPLES = (0.25, 0.5, 1, 2, 4)
@@ -89,7 +89,7 @@ def run(
     >>> calibration.chosen.parameters["mixing"]
     0.9
     """
-    target: float | None = parse_share(mixing)
+    target: float | None = parse_fraction(mixing)
     _check(target, seconds, parameters)
     if picture is not None:
         check_file(picture)
@@ -133,11 +133,11 @@ def _plan_all(
     dataset: ExperimentDataset, candidates: Iterator[Setting], label: str | None, progress: bool
 ) -> list[Setting]:
     """Plan each setting; obs and the label are read once."""
-    codes = None if label is None else dataset._labels(label)
+    codes = None if label is None else dataset._engine.labels(label)
     planned = []
     for setting in tqdm(list(candidates), desc="planning", unit=" settings", leave=False, disable=hidden(progress)):
         try:
-            plan = dataset._with(**{**PLAIN, **setting.parameters})._plan(label, codes)
+            plan = dataset._engine.derive(**{**PLAIN, **setting.parameters}).plan(label, codes)
         except PlanError as error:
             planned.append(replace(setting, impossible=str(error)))
         else:

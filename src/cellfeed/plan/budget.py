@@ -1,31 +1,33 @@
-"""How many chunks fit in memory, and what an epoch will cost: estimates from metadata alone."""
+"""The memory budget of one process, and the cost of reads: estimates from metadata alone."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
+from cellfeed._checks import format_bytes, parse_bytes
 from cellfeed._geometry import ArrayGeometry
 from cellfeed._joinids import IntArray, JoinIds
 
 MAX_BUFFER_BYTES = 30 << 20
-"""A read buffer that glibc still takes from the heap (its largest mmap threshold is 32 MiB)."""
+"""Largest read buffer that glibc takes from the heap (its largest mmap threshold is 32 MiB)."""
 
 TILE_BYTES = 16 << 20
-"""Decoded tiles that one query holds: ``sm.mem.tile_upper_memory_limit`` of the reader."""
+"""Decoded tiles held by one query: ``sm.mem.tile_upper_memory_limit`` of the reader."""
 
 MINIBATCHES_HELD = 3
-"""One with the consumer, one that waits, one in the making."""
+"""One in the training loop, one prefetched, one being assembled."""
 
 BYTES_PER_PAGE_VALUE = 20
-"""Two int64 coordinates and a float32, as TileDB hands them over."""
-
+"""Two int64 coordinates and a float32: a value as TileDB returns it."""
 
 PACKED_BYTES_PER_VALUE = 3
-"""A coordinate pair and a value in the files: 1.6 in a Census, 2 as tiledbsoma writes by default."""
+"""A value and its coordinates in the files: 1.6 bytes in a Census, 2 as tiledbsoma writes by default."""
 
 SCRATCH_BYTES = 2 << 20
 """One unpacked tile."""
@@ -34,165 +36,229 @@ DECODE_NS_PER_VALUE = 15
 """Nanoseconds of one core to read and decode a value (benchmarks/run.py, 2026-11, 2 cores of a virtual machine)."""
 
 SCAN_NS_PER_TILE = 3
-"""Nanoseconds that a query of TileDB spends on each tile of the array, wanted or not: 2.5 to 4 where there are a
-million (benchmarks/growth.py, 2026-11)."""
+"""Nanoseconds of a TileDB query per tile of the array, wanted or not: 2.5 to 4 with a million tiles
+(benchmarks/growth.py, 2026-11)."""
 
 MAX_ROW_BLOCKS_PER_READ = 16
-"""Row-blocks of one query at most: a read of few rows of many row-blocks decodes them whole all the same."""
+"""Row-blocks per query: a read of few rows of many row-blocks decodes all of these row-blocks."""
 
 MIN_ROWS_PER_READ = 2048
-"""Arrays of small tiles are read in steps of so many rows."""
+"""Rows per read of arrays with smaller tiles."""
 
 MAX_CELLS_HELD = 1 << 22
-"""More cells are not held: they mix no better, and their order is work, too."""
+"""Cells in the pool: more cells hardly mix better, and computing their order takes time."""
 
-FIRST_VALUES = 50e6
-"""Values of the cells with which a walk begins where no mixing is asked for: read in about a quarter of a second."""
+FIRST_NNZ = 50e6
+"""nnz of the chunks that are fetched first, unless ``mixing`` is given: reading them takes about 0.25 s."""
 
-FIRST_REMOTE_VALUES = 10e6
-"""The same on an object store: 16 MB, in less than half a second at 40 MB/s."""
+FIRST_REMOTE_NNZ = 10e6
+"""The same on an object store: 16 MB, less than half a second at 40 MB/s."""
 
 REMOTE_READS = 8
-"""Reads under way at once where they wait for responses and not for cores."""
+"""Concurrent reads of an object store, which wait for responses and not for cores."""
 
-REMOTE_READ_VALUES = 5e6
-"""Values of a read of files on an object store: 8 MB, so that it is worth the latency."""
+REMOTE_READ_NNZ = 5e6
+"""nnz per read of files on an object store: 8 MB, so that latency is a small part of the time."""
 
 REQUESTS_PER_CORE, MIN_REQUESTS, MAX_REQUESTS = 4, 8, 32
-"""Requests to an object store under way at once. More hold up the first minibatch: with 8, 16 and 32 it came after 1.3,
-1.7 and 2.8 s over a line of 40 MB/s and 50 ms, which 8 fill (2026-11, 2 cores)."""
+"""Concurrent requests to an object store. More delay the first minibatch: with 8, 16 and 32 requests it came after 1.3,
+1.7 and 2.8 s over a line of 40 MB/s and 50 ms, which 8 requests fill (2026-11, 2 cores)."""
 
-ORDERED_VALUES = 25e6
-"""Values of a window in the order of joinids: larger ones are of no use."""
+ORDERED_NNZ = 25e6
+"""nnz per window in joinid order: larger windows have no benefit."""
 
 BYTES_PER_CELL = 48
-"""A cell's share of a window's plan and of row pointers."""
+"""Bytes per cell for a window's plan and row pointers."""
 
 SAFETY = 3.0
-"""Standard deviations of a random window's size for which there shall be room."""
+"""Standard deviations of a random window's size that the budget has room for."""
 
 
-@dataclass(frozen=True)
-class MemoryModel:
-    """What is held at once, in bytes.
+@dataclass(frozen=True, eq=False)
+class ProcessBudget:
+    """The memory of one process, divided among reads, minibatches and the pool.
+
+    No property depends on the number of cores, or orders would differ between machines.
 
     Attributes
     ----------
-    chunks
-        float64, shape (n_chunks,): each chunk in the pool, its values in compact types.
-    in_flight
-        All reads under way.
-    minibatches
-        Assembled minibatches.
-    ahead
-        Whether what arrives next is read while a window leaves.
+    n_bytes
+        The budget of the process.
+    geometry
+        Geometry of the array.
+    is_remote
+        Whether the array is on an object store.
+    value_bytes
+        Bytes per value in the pool, its gene included.
+    nnz, max_nnz_per_row
+        Total nnz of the selected cells, and nnz per cell of the row-block in which it is highest.
+    chunk_bytes
+        float64, shape (n_chunks,): bytes of each chunk in the pool.
+    minibatch_bytes
+        Bytes of all minibatches in memory.
+    prefetch
+        Whether chunks are read before their window begins.
     """
 
-    chunks: npt.NDArray[np.float64]
-    in_flight: int
-    minibatches: int
-    ahead: bool
+    n_bytes: int
+    geometry: ArrayGeometry
+    is_remote: bool
+    value_bytes: int
+    nnz: float
+    max_nnz_per_row: float
+    chunk_bytes: npt.NDArray[np.float64]
+    minibatch_bytes: int
+    prefetch: bool
 
-    def peak(self, pool: float) -> int:
-        """Bytes held at most with a pool of so many bytes."""
-        return int(pool) + self.in_flight + self.minibatches
+    # ------------------------------------------------------------------ reads
+
+    def _max_nnz(self, n_rows: int) -> float:
+        return min(self.max_nnz_per_row * n_rows, self.nnz)
 
     @property
-    def least_pool(self) -> float:
-        """Bytes of the smallest pool: the largest chunk, and as much that is read ahead."""
-        return float(self.chunks.max(initial=0.0)) * (2 if self.ahead else 1)
+    def buffer_bytes(self) -> int:
+        """Bytes of each of the three buffers of a query."""
+        return max(1 << 16, min(MAX_BUFFER_BYTES, self.n_bytes // 24))
 
-    def room(self, budget: int) -> float:
-        """Bytes of a budget that are left for the pool; too few are less than ``least_pool``."""
-        return budget - self.in_flight - self.minibatches
+    @cached_property
+    def rows_per_query(self) -> int:
+        """Most rows per query: whole row-blocks, so that scanning all tiles is at most a tenth of its work.
 
-    def chunks_that_fit(self, budget: int) -> float:
-        """Chunks from random places that fit in a budget: their number has a mean and a spread, and both must fit."""
-        room = max(self.room(budget), 0.0)
-        if len(self.chunks) == 0 or self.chunks.max() == 0:
-            return float(max(len(self.chunks), 2))
-        mean, spread = float(self.chunks.mean()), SAFETY * float(self.chunks.std())
-        if self.chunks.sum() <= room:
-            return 2.0 * len(self.chunks)  # all of them, and there is no more to read ahead
-        root = (-spread + math.sqrt(spread**2 + 4 * mean * room)) / (2 * mean)  # of h: mean h + spread sqrt(h) = room
+        Every query compares its ranges with every tile of the array, which takes tens of milliseconds in a Census. More
+        row-blocks per query need more memory: at most a quarter of the budget.
+        """
+        geometry = self.geometry
+        block_nnz = max(geometry.nnz_per_row * geometry.row_extent, 1.0)
+        scan_ns = geometry.nnz / geometry.capacity * SCAN_NS_PER_TILE
+        wanted = math.ceil(scan_ns / (0.1 * block_nnz * DECODE_NS_PER_VALUE))
+        affordable = int(self.n_bytes / 4 / (block_nnz * self.value_bytes * 2))
+        n_row_blocks = max(1, min(wanted, affordable, MAX_ROW_BLOCKS_PER_READ))
+        return max(n_row_blocks * geometry.row_extent, MIN_ROWS_PER_READ)
+
+    @cached_property
+    def query_bytes(self) -> int:
+        """Bytes of one running query: a page, decoded tiles, staged values and the rows made of them."""
+        nnz = self._max_nnz(self.rows_per_query)
+        decoded = int(nnz * BYTES_PER_PAGE_VALUE)
+        page = min(3 * self.buffer_bytes, decoded) + min(TILE_BYTES, decoded)
+        return max(1, page + int(nnz * self.value_bytes * 2))
+
+    @property
+    def reads_bytes(self) -> int:
+        """Bytes reserved for running reads: a quarter of the budget, or one query."""
+        return max(self.n_bytes // 4, self.query_bytes)
+
+    @cached_property
+    def rows_per_file_read(self) -> int:
+        """Most rows per read of files: a row-block, or more on an object store to make up for its latency."""
+        least = max(self.geometry.row_extent, MIN_ROWS_PER_READ)
+        if not self.is_remote:
+            return least
+        affordable = self.reads_bytes / REMOTE_READS / PACKED_BYTES_PER_VALUE
+        return max(least, int(min(REMOTE_READ_NNZ, affordable) / max(self.max_nnz_per_row, 1.0)))
+
+    @property
+    def file_read_bytes(self) -> int:
+        """Bytes of one running read of files: packed tiles and scratch. The rows made of them belong to the pool."""
+        nnz = self._max_nnz(max(self.rows_per_file_read, self.rows_per_query))
+        return int(nnz * PACKED_BYTES_PER_VALUE) + SCRATCH_BYTES
+
+    # ------------------------------------------------------------------ pool
+
+    @property
+    def pool_bytes(self) -> int:
+        """Bytes that reads and minibatches leave for the pool; negative if the budget is too small for them."""
+        return self.n_bytes - self.reads_bytes - self.minibatch_bytes
+
+    @cached_property
+    def min_pool_bytes(self) -> float:
+        """Bytes of the smallest pool: the largest chunk, and another one if chunks are prefetched."""
+        return float(self.chunk_bytes.max(initial=0.0)) * (2 if self.prefetch else 1)
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether the smallest pool fits in the budget."""
+        return self.pool_bytes >= self.min_pool_bytes
+
+    def peak_bytes(self, pool_bytes: float) -> int:
+        """Return the most bytes in memory with a pool of ``pool_bytes``."""
+        return int(pool_bytes) + self.reads_bytes + self.minibatch_bytes
+
+    @cached_property
+    def chunks_that_fit(self) -> float:
+        """Number of random chunks that fit in the pool.
+
+        Their total size has a mean of ``mean * h`` and a standard deviation of ``std * sqrt(h)`` for ``h`` chunks, and
+        ``h`` solves ``mean * h + SAFETY * std * sqrt(h) = pool_bytes``.
+        """
+        chunks, room = self.chunk_bytes, max(self.pool_bytes, 0.0)
+        if len(chunks) == 0 or chunks.max() == 0:
+            return float(max(len(chunks), 2))
+        if chunks.sum() <= room:
+            return 2.0 * len(chunks)  # all chunks are in the pool, and none is left to prefetch
+        mean, spread = float(chunks.mean()), SAFETY * float(chunks.std())
+        root = (-spread + math.sqrt(spread**2 + 4 * mean * room)) / (2 * mean)
         return root**2
 
-    def neighbours_that_fit(self, budget: int) -> int:
-        """Chunks of a window in the order of joinids: all are known, and the largest window must fit."""
-        room = self.room(budget) / (2 if self.ahead else 1)
-        total = np.concatenate(([0.0], np.cumsum(self.chunks)))
-        low, high = 1, max(len(self.chunks), 1)
+    @cached_property
+    def neighbours_that_fit(self) -> int:
+        """Number of consecutive chunks that fit in the pool, wherever they begin; at least 1."""
+        room = self.pool_bytes / (2 if self.prefetch else 1)
+        ends = np.concatenate(([0.0], np.cumsum(self.chunk_bytes)))
+        low, high = 1, max(len(self.chunk_bytes), 1)
         while low < high:
             middle = (low + high + 1) // 2
-            fits = float((total[middle:] - total[:-middle]).max()) <= room
+            fits = float((ends[middle:] - ends[:-middle]).max()) <= room
             low, high = (middle, high) if fits else (low, middle - 1)
         return low
 
 
-def row_blocks_per_read(geometry: ArrayGeometry, *, kept_bytes: int, memory_budget: int) -> int:
-    """Row-blocks that one query takes, so that looking through all tiles is a tenth of its work or less.
+def smallest_budget(is_enough: Callable[[int], bool]) -> str:
+    """Return the smallest number of bytes for which ``is_enough`` holds, within a percent, as text.
 
-    Every query compares its ranges with every tile of the array once, which is nothing in a small array and tens of
-    milliseconds in a Census. More row-blocks a query also hold more memory: a quarter of the budget at most.
+    Examples
+    --------
+    >>> smallest_budget(lambda n_bytes: n_bytes >= 3_000_000)
+    '2.88 MiB'
     """
-    values = max(geometry.values_per_row * geometry.row_extent, 1.0)
-    scan_ns = geometry.n_values / geometry.capacity * SCAN_NS_PER_TILE
-    wanted = math.ceil(scan_ns / (0.1 * values * DECODE_NS_PER_VALUE))
-    affordable = int(memory_budget / 4 / (values * kept_bytes * 2))
-    return max(1, min(wanted, affordable, MAX_ROW_BLOCKS_PER_READ))
-
-
-def bytes_per_query(values_per_read: float, *, kept_bytes: int, buffer_bytes: int) -> int:
-    """Bytes of one query under way: a page, decoded tiles, staged values and the block made of them."""
-    decoded = int(values_per_read * BYTES_PER_PAGE_VALUE)
-    page = min(3 * buffer_bytes, decoded) + min(TILE_BYTES, decoded)
-    return max(1, page + int(values_per_read * kept_bytes * 2))
-
-
-def bytes_per_file_read(values_per_read: float) -> int:
-    """Bytes of one read of files under way: packed tiles and scratch; the rows made of them are the window's."""
-    return int(values_per_read * PACKED_BYTES_PER_VALUE) + SCRATCH_BYTES
-
-
-def reads_bytes(budget: int, per_read: int) -> int:
-    """Bytes set aside for reads under way, whatever the number of cores: a quarter of the budget, or one read."""
-    return max(budget // 4, per_read)
-
-
-def buffer_bytes(budget: int) -> int:
-    """Bytes of one read buffer: as large as pays, smaller where the budget is."""
-    return max(1 << 16, min(MAX_BUFFER_BYTES, budget // 24))
+    low, high = 0, 1 << 20
+    while not is_enough(high):
+        low, high = high, 2 * high
+    while high - low > high // 100:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
+    while not is_enough(parse_bytes(format_bytes(high))):  # the text is rounded
+        high = math.ceil(high * 1.005)
+    return format_bytes(high)
 
 
 def decode_amplification(joinids: JoinIds, fetches: list[IntArray], geometry: ArrayGeometry) -> float:
-    """Values decoded for each value wanted, from the geometry of the tiles.
+    """Return the number of values decoded per value used, estimated from the geometry of the tiles.
 
-    A data tile holds ``capacity`` values in the order of row-block, gene band, row. A visit to a
-    row-block therefore touches every band; with T data tiles and C bands to a row-block, about
-    ``min(T, 1.5 C)`` tiles span all of its rows or hold any given one, and the rest are
-    touched in proportion to the rows between the first and the last wanted one. Measured on tiles of
-    Census-like stores this is 19 for a lone chunk of 64 rows, 1.0 for a whole row-block.
+    A data tile holds ``capacity`` values in the order of row-block, gene band, row. A read of a row-block therefore
+    decodes tiles of every band. With ``T`` data tiles and ``C`` bands per row-block, about ``min(T, 1.5 C)`` tiles hold
+    values of any given row. The other tiles are decoded in proportion to the distance between the first and the last
+    wanted row. Measured on tiles of Census-like stores, the amplification is 19 for a single chunk of 64 rows and 1.0
+    for a whole row-block.
 
     Parameters
     ----------
     fetches
-        Ascending positions of the windows to judge by; rows of one window that share a row-block are
-        decoded once.
+        Ascending positions per fetch. A fetch decodes a row-block once.
     """
-    values_per_block = geometry.values_per_row * geometry.row_extent
-    tiles = values_per_block / geometry.capacity
-    bands = -(-geometry.n_columns // max(geometry.column_extent, 1))
-    decoded = wanted = 0.0
+    n_tiles = geometry.nnz_per_row * geometry.row_extent / geometry.capacity  # T
+    n_bands = -(-geometry.n_columns // max(geometry.column_extent, 1))  # C
+    spanning = min(n_tiles, 1.5 * n_bands)
+    decoded = wanted = 0.0  # in rows
     for positions in fetches:
         ids = joinids[positions]
         if len(ids) == 0:
             continue
         edges = np.flatnonzero(np.diff(ids // geometry.row_extent)) + 1
-        first, last = np.concatenate(([0], edges)), np.concatenate((edges, [len(ids)])) - 1
+        first, last = np.concatenate(([0], edges)), np.concatenate((edges, [len(ids)])) - 1  # (n_row_blocks,) each
         span = np.minimum((ids[last] - ids[first] + 1) / geometry.row_extent, 1.0)
-        everywhere = min(tiles, 1.5 * bands)
-        touched = np.maximum(1.0, everywhere + (tiles - everywhere) * span)
-        # Neighbouring row-blocks can share a tile, and the last row-block of an array is cut short.
-        decoded += min(float(touched.sum()) / max(tiles, 1e-12) * geometry.row_extent, geometry.n_rows)
+        n_decoded = np.maximum(1.0, spanning + (n_tiles - spanning) * span)
+        # Neighbouring row-blocks can share a tile, and the last row-block of an array has fewer rows.
+        decoded += min(float(n_decoded.sum()) / max(n_tiles, 1e-12) * geometry.row_extent, geometry.n_rows)
         wanted += len(ids)
     return max(1.0, decoded / wanted) if wanted else 1.0

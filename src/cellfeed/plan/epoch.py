@@ -1,9 +1,10 @@
-"""Which cell leaves when: a pure function of the selection's chunks, the seed, the epoch and the world.
+"""The order of the cells in one epoch: a pure function of the chunks, the seed, the epoch number and the world.
 
-An epoch is one keyed permutation of the chunks, shallow and deep ones in turn. Laid end to end in that order the
-chunks form the *epoch order*, a line of cells. Ranks, then workers, take equal stretches of that line, so that no rank
-keeps a region of the store. A stretch is walked in *windows*: some chunks that are read and shuffled together. Nothing
-here reads, waits or draws from a generator: any window can be had without those before it.
+An epoch is one keyed permutation of the chunks, in which chunks of low and high nnz alternate. The chunks in that
+order, one after another, form the *epoch order*. Ranks, then workers, take equal *shards* of the epoch order, so that
+each rank gets chunks from everywhere in the store. A shard is divided into *windows*: chunks that are read and
+shuffled together. This module does no IO and keeps no random generator, so each window can be computed without the
+windows before it.
 """
 
 from __future__ import annotations
@@ -24,25 +25,24 @@ from cellfeed.plan.schedule import ShufflePlan
 Remainder = Literal["drop", "pad", "uneven"]
 
 N_STRATA = 8
-"""Classes of depth from which chunks come in turn. With 16, eight ranks of eight chunks each come out less even."""
-
+"""Number of nnz classes among which the chunks alternate. With 16, eight ranks of eight chunks each are less even."""
 
 MAX_RANKS, MAX_WORKERS, MAX_READERS = 1 << 16, 1 << 10, 1 << 18
-"""Ranks, workers of each, and their product: more of them take longer to plan than a mistake should."""
+"""Limits for ranks, workers per rank, and their product: a mistaken number must not lead to hours of planning."""
 
 
 def check_size(world_size: int, num_workers: int) -> None:
-    """Refuse a world that nobody has."""
+    """Raise :class:`PlanError` if a world is too large to be planned."""
     if world_size > MAX_RANKS or num_workers > MAX_WORKERS or world_size * num_workers > MAX_READERS:
         raise PlanError(
             f"world_size={world_size} with num_workers={num_workers} is more than can be planned: up to {MAX_RANKS:,} "
-            f"ranks, {MAX_WORKERS:,} workers of each, and {MAX_READERS:,} in all"
+            f"ranks, {MAX_WORKERS:,} workers per rank, and {MAX_READERS:,} workers in total"
         )
 
 
 @dataclass(frozen=True)
 class World:
-    """Where an iterator runs: one of the ranks, and in it one of the worker processes."""
+    """The place of an iterator: a rank, and a worker process of that rank."""
 
     rank: int = 0
     world_size: int = 1
@@ -60,7 +60,7 @@ class World:
 
 
 def check_ranks(rank: object, world_size: object) -> tuple[int, int] | tuple[None, None]:
-    """Return explicit ranks as they are, or refuse those that cannot be."""
+    """Return ``rank`` and ``world_size`` as integers, or ``None`` for both if neither is given."""
     if (rank is None) != (world_size is None):
         raise PlanError(f"rank={rank!r} and world_size={world_size!r} go together: give both or neither")
     if rank is None:
@@ -74,29 +74,29 @@ def check_ranks(rank: object, world_size: object) -> tuple[int, int] | tuple[Non
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """The plan of one epoch over the chunks of a selection.
+    """The order of one epoch over the chunks of a selection.
 
     Parameters
     ----------
     bounds
-        int64, shape (n_chunks + 1,): strictly ascending positions that cut the selection into chunks.
+        int64, shape (n_chunks + 1,): strictly ascending positions that divide the selection into chunks.
     seed, epoch
-        The key of every order in the plan.
+        Key of all random orders of the epoch.
     shuffle
-        ``False`` keeps joinid order.
+        ``False`` keeps the order of the joinids.
     batch_size
-        Cells in a minibatch.
+        Cells per minibatch.
+    shuffle_plan
+        How many chunks are fetched per window, and into how many slices each chunk is divided.
     drop_last
-        Leave out the last minibatch of a rank where it is not full.
-    mixing
-        How many chunks arrive a window, and in how many slices they leave.
+        Whether the last minibatch of a rank is left out if it is short.
     rank_remainder
-        What becomes of the cells that do not divide evenly over the ranks. ``"drop"``: fewer than one
-        minibatch a rank is left out, other cells each epoch. ``"pad"``: cells of the epoch's beginning
-        repeat at its end. ``"uneven"``: ranks may differ by one cell, and so by one minibatch.
-    values
-        shape (n_chunks,): stored values of each chunk. Given, every stretch of the epoch order, and with it every
-        rank, has nearly as many for each of its cells. ``None`` if they are not known.
+        Treatment of the cells that do not divide evenly among the ranks. ``"drop"`` leaves out fewer than
+        ``world_size`` cells, different ones in each epoch. ``"pad"`` repeats cells from the beginning of the epoch
+        at its end. With ``"uneven"``, ranks may differ by one cell, and so by one minibatch.
+    chunk_nnz
+        float64, shape (n_chunks,): nnz of each chunk, or ``None`` if it is unknown. If it is given, every shard, and
+        so every rank, gets nearly the same nnz per cell.
     """
 
     bounds: IntArray
@@ -104,87 +104,90 @@ class EpochOrder:
     epoch: int
     shuffle: bool
     batch_size: int
-    mixing: ShufflePlan
+    shuffle_plan: ShufflePlan
     drop_last: bool = False
     rank_remainder: Remainder = "drop"
-    values: npt.NDArray[np.float64] | None = None
+    chunk_nnz: npt.NDArray[np.float64] | None = None
 
     @property
     def n_cells(self) -> int:
-        """Cells in the selection."""
+        """Number of cells in the selection."""
         return int(self.bounds[-1])
 
     @cached_property
     def chunk_order(self) -> IntArray:
-        """int64, shape (n_chunks,), twice that to pad: the chunks in the order of the epoch."""
+        """int64, shape (n_chunks,): the chunks in the order of the epoch; repeated if ``rank_remainder="pad"``."""
         n_chunks = len(self.bounds) - 1
         order = np.arange(n_chunks, dtype=np.int64)
         if self.shuffle:
             order = permutation(n_chunks, self.seed, Purpose.CHUNKS, self.epoch)
-        if self.shuffle and self.values is not None and n_chunks:
+        if self.shuffle and self.chunk_nnz is not None and n_chunks:
             sizes = np.diff(self.bounds)
-            excess = self.values - sizes * (self.values.sum() / self.n_cells)
+            excess = self.chunk_nnz - sizes * (self.chunk_nnz.sum() / self.n_cells)  # nnz above the mean of such chunks
             order = interleave_by_weight(order, excess, N_STRATA)
         return np.concatenate((order, order)) if self.rank_remainder == "pad" else order
 
     @cached_property
     def starts(self) -> IntArray:
-        """int64, shape (len(chunk_order) + 1,): where each chunk begins in the epoch order."""
+        """int64, shape (len(chunk_order) + 1,): first cell of each chunk in the epoch order, then the end."""
         sizes = np.diff(self.bounds)[self.chunk_order]
         return np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
 
     @property
     def cells_held(self) -> int:
-        """Cells that are held when a window begins, about."""
-        return max(1, int(self.mixing.held * self.n_cells / max(len(self.bounds) - 1, 1)))
+        """Approximate number of cells in the pool when a window begins."""
+        return max(1, int(self.shuffle_plan.chunks_held * self.n_cells / max(len(self.bounds) - 1, 1)))
 
     def rank_shards(self, n_cells: int, world_size: int) -> IntArray:
-        """Divide a line of cells among ranks.
+        """Divide ``n_cells`` consecutive cells among ranks.
 
         Returns
         -------
-        int64, shape (world_size, 2): half-open stretches; to pad they end behind the last cell, by fewer than there
-        are ranks.
+        int64, shape (world_size, 2): half-open shards. With ``rank_remainder="pad"`` they may end after the last
+        cell, by fewer than ``world_size`` cells.
         """
         rank = np.arange(world_size, dtype=np.int64)
         if self.rank_remainder == "uneven":
             starts, stops = n_cells * rank // world_size, n_cells * (rank + 1) // world_size
         else:
-            share = -(-n_cells // world_size) if self.rank_remainder == "pad" else n_cells // world_size
-            starts, stops = rank * share, (rank + 1) * share
+            size = -(-n_cells // world_size) if self.rank_remainder == "pad" else n_cells // world_size
+            starts, stops = rank * size, (rank + 1) * size
         if self.drop_last:
             stops = stops - (stops - starts) % self.batch_size
         return np.stack((starts, stops), axis=1)
 
     def worker_shards(self, n_cells: int, num_workers: int) -> IntArray:
-        """Divide a rank's cells among its workers: whole minibatches, the last one's rest apart.
+        """Divide the cells of a rank among its workers: whole minibatches, except for the last minibatch of the rank.
 
         Returns
         -------
-        int64, shape (num_workers, 2): half-open stretches.
+        int64, shape (num_workers, 2): half-open shards.
         """
         edges = -(-n_cells // self.batch_size) * np.arange(num_workers + 1, dtype=np.int64) // num_workers
         edges = np.minimum(edges * self.batch_size, n_cells)
         return np.stack((edges[:-1], edges[1:]), axis=1)
 
     def n_minibatches(self, world: World) -> int:
-        """Minibatches that a rank, or one worker of it, yields: exact, and known before any read."""
-        start, stop = self.stretch(world)
+        """Return the exact number of minibatches that a rank, or one of its workers, yields."""
+        start, stop = self.shard(world)
         return -(-(stop - start) // self.batch_size)
 
-    def stretch(self, world: World) -> tuple[int, int]:
-        """Half-open stretch of the epoch order that belongs to one worker."""
+    def shard(self, world: World) -> tuple[int, int]:
+        """Return the half-open shard of the epoch order that one worker yields."""
         begin, end = self.rank_shards(self.n_cells, world.world_size)[world.rank].tolist()
         start, stop = self.worker_shards(end - begin, world.num_workers)[world.worker].tolist()
         return begin + start, begin + stop
 
     def epoch_offset(self, start: int) -> int:
-        """Cells of the whole epoch that padding has gone through before ``start``."""
+        """Return the number of cells in the complete repetitions of the epoch order before cell ``start``.
+
+        It is 0 unless ``rank_remainder="pad"`` repeats cells.
+        """
         return start // max(self.n_cells, 1) * self.n_cells
 
 
 def chunk_bounds(n_cells: int, chunk_size: int) -> IntArray:
-    """Cut positions into chunks of equal size, the last one shorter where it must be.
+    """Return the bounds of chunks of equal size; the last chunk may be shorter.
 
     Examples
     --------

@@ -1,162 +1,159 @@
-"""From a mixing that is asked for to the largest chunks that give it: larger chunks are decoded less often. Pure."""
+"""The largest chunks that reach a given mixing; smaller chunks are decoded more often. Pure.
+
+*Mixing* is the effective batch size over ``batch_size``, in the worst case that each chunk has a label of its own.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cellfeed._checks import format_bytes, parse_bytes
+from cellfeed._checks import format_bytes
 from cellfeed._joinids import IntArray
 from cellfeed.errors import PlanError
-from cellfeed.plan.budget import MemoryModel
-from cellfeed.plan.effective_batch_size import expected_batch_size, steady_batch_size, worst
+from cellfeed.plan.budget import ProcessBudget, smallest_budget
+from cellfeed.plan.effective_batch_size import Composition, expected_batch_size, steady_batch_size
 from cellfeed.plan.epoch import EpochOrder
 from cellfeed.plan.schedule import ShufflePlan, best_shuffle_plan
 from cellfeed.plan.windows import ShardWindows
 
-LEAST_ROWS = 16
-"""Chunks of fewer rows are not tried: each would be decoded with a whole row-block all the same."""
+MIN_CHUNK_ROWS = 16
+"""Smaller chunks are not tried: the row-block of each is decoded as a whole."""
 
-MAX_WALKED = 20_000
-"""With more chunks than this a walk is so long that its ends matter little, and it is judged by its middle."""
+MAX_EXACT_CHUNKS = 20_000
+"""With more chunks, the ends of a shard hardly matter, and the closed formula for its middle is used."""
 
 ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """Chunks of one size.
+    """A size of chunks.
 
     Attributes
     ----------
     chunk_rows
-        Rows of the array from which a chunk is what was selected.
+        Rows of the array per chunk; a chunk has the selected cells among them.
     bounds
-        int64, shape (n_chunks + 1,): positions that cut the cells into chunks.
-    memory_within
-        What is held with them within a budget of so many bytes.
+        int64, shape (n_chunks + 1,): positions that divide the cells into chunks.
+    budget
+        Memory of the process, with these chunks.
     amplification
-        Values decoded for each one wanted.
+        Values decoded per value used.
     """
 
     chunk_rows: int
     bounds: IntArray
-    memory_within: Callable[[int], MemoryModel]
+    budget: ProcessBudget
     amplification: float
 
-    def ratio(self, memory_budget: int, batch_size: int) -> float:
-        """Effective over nominal batch size, for the worst labels, with what fits in a budget."""
-        memory = self.memory_within(memory_budget)
-        if memory.room(memory_budget) < memory.least_pool:
+    def mixing(self, batch_size: int, n_bytes: int | None = None) -> float:
+        """Return the mixing within the budget, or within a budget of ``n_bytes``; 0 if no chunk fits."""
+        budget = self.budget if n_bytes is None else replace(self.budget, n_bytes=n_bytes)
+        if not budget.is_enough:
             return 0.0
-        found = best_shuffle_plan(memory.chunks_that_fit(memory_budget), ahead=memory.ahead)
-        return worst_ratio(found, self.bounds, batch_size)
+        plan = best_shuffle_plan(budget.chunks_that_fit, prefetch=budget.prefetch)
+        return worst_mixing(plan, self.bounds, batch_size)
 
 
 def fractions(row_extent: int) -> Iterator[int]:
-    """Yield a row-block and its halves, quarters and so on, in rows."""
+    """Yield the rows of a row-block, a half, a quarter and so on.
+
+    Examples
+    --------
+    >>> list(fractions(100))
+    [100, 50, 25]
+    """
     rows = row_extent
     while True:
         yield rows
-        if rows % 2 or rows // 2 < LEAST_ROWS:
+        if rows % 2 or rows // 2 < MIN_CHUNK_ROWS:
             return
         rows //= 2
 
 
-def worst_ratio(mixing: ShufflePlan, bounds: IntArray, batch_size: int, n_shares: int = 1) -> float:
-    """Effective over nominal batch size where each chunk has a label of its own.
+def worst_mixing(plan: ShufflePlan, bounds: IntArray, batch_size: int, n_shards: int = 1) -> float:
+    """Return the mixing of the first of ``n_shards`` equal shards.
 
     Parameters
     ----------
-    mixing
-        Of the walk.
+    plan
+        How chunks are mixed.
     bounds
-        int64, shape (n_chunks + 1,): positions that cut the cells into chunks.
+        int64, shape (n_chunks + 1,): positions that divide the cells into chunks.
     batch_size
-        Cells in a minibatch.
-    n_shares
-        The walk is over one of so many equal shares of the cells.
+        Cells per minibatch.
+    n_shards
+        Number of shards.
 
     Examples
     --------
-    >>> round(worst_ratio(ShufflePlan(2000), np.arange(10**6 + 1) * 64, 128), 2)
+    >>> round(worst_mixing(ShufflePlan(2000), np.arange(10**6 + 1) * 64, 128), 2)
     0.94
     """
     n_cells = int(bounds[-1])
     if n_cells == 0:
         return 1.0
-    if len(bounds) <= MAX_WALKED:
-        plan = EpochOrder(bounds, seed=0, epoch=0, shuffle=True, batch_size=batch_size, mixing=mixing)
-        return (
-            expected_batch_size(ShardWindows(plan, 0, max(1, n_cells // n_shares)), batch_size, worst(bounds))
-            / batch_size
-        )
-    return steady_batch_size(mixing, np.diff(bounds), batch_size, len(bounds) / n_shares) / batch_size
+    if len(bounds) > MAX_EXACT_CHUNKS:
+        return steady_batch_size(plan, np.diff(bounds), batch_size, len(bounds) / n_shards) / batch_size
+    order = EpochOrder(bounds, seed=0, epoch=0, shuffle=True, batch_size=batch_size, shuffle_plan=plan)
+    shard = ShardWindows(order, 0, max(1, n_cells // n_shards))
+    return expected_batch_size(shard, batch_size, Composition.worst_case(bounds)) / batch_size
 
 
-def choose(ratio: float, *, batch_size: int, memory_budget: int, candidates: Sequence[Candidate]) -> int:
-    """Return the rows of the largest chunks that mix as well as is asked for within a budget.
+def choose(mixing: float, *, batch_size: int, candidates: Sequence[Candidate]) -> int:
+    """Return the rows of the largest chunks that reach a mixing within the budget.
 
     Parameters
     ----------
-    ratio
-        Effective over nominal batch size at least, for the worst labels.
+    mixing
+        Least effective batch size over ``batch_size``, in the worst case.
+    batch_size
+        Cells per minibatch.
     candidates
-        Chunks of several sizes, from the largest to the smallest.
+        Sizes of chunks, descending.
 
     Raises
     ------
     PlanError
-        If none does; it says what is possible, and what each way out would cost.
+        If no candidate reaches it. The message has the best possible mixing, and the ways to reach the given one.
     """
     for candidate in candidates:
-        if candidate.ratio(memory_budget, batch_size) >= ratio - ROUNDING:
+        if candidate.mixing(batch_size) >= mixing - ROUNDING:
             return candidate.chunk_rows
-    raise PlanError(_ways_out(ratio, batch_size, memory_budget, candidates))
+    raise PlanError(_ways_out(mixing, batch_size, candidates))
 
 
-def _ways_out(ratio: float, batch_size: int, memory_budget: int, candidates: Sequence[Candidate]) -> str:
-    reached = [candidate.ratio(memory_budget, batch_size) for candidate in candidates]
+def _ways_out(mixing: float, batch_size: int, candidates: Sequence[Candidate]) -> str:
+    reached = [candidate.mixing(batch_size) for candidate in candidates]
     best = candidates[int(np.argmax(reached))]
-    possible = f"{np.floor(max(reached) * 100) / 100:g}, decoding {best.amplification:.3g} times what is wanted"
-    ways = [
-        f"memory_budget={_budget_for(ratio, c, batch_size)!r} (decoding {c.amplification:.3g} times)"
-        for c in dict.fromkeys((candidates[0], candidates[-1]))
-    ]
+    possible = "nothing"
+    if max(reached) > 0:
+        possible = f"{np.floor(max(reached) * 100) / 100:g}, decoding {best.amplification:.3g} values per value used"
+    ways = []
+    for c in dict.fromkeys((candidates[0], candidates[-1])):
+        enough = smallest_budget(lambda n_bytes, c=c: c.mixing(batch_size, n_bytes) >= mixing - ROUNDING)  # type: ignore[misc]
+        ways.append(f"memory_budget={enough!r} (decoding {c.amplification:.3g})")
     smaller = batch_size // 2
-    while smaller > 1 and best.ratio(memory_budget, smaller) < ratio - ROUNDING:
+    while smaller > 1 and best.mixing(smaller) < mixing - ROUNDING:
         smaller //= 2
     if smaller > 1:
-        ways.append(f"batch_size={smaller} (decoding {best.amplification:.3g} times)")
+        ways.append(f"batch_size={smaller} (decoding {best.amplification:.3g})")
     return (
-        f"mixing={ratio:g} of batch_size={batch_size:,} is not possible within "
-        f"memory_budget={format_bytes(memory_budget)}; possible is {possible if max(reached) > 0 else 'nothing'}. "
+        f"mixing={mixing:g} of batch_size={batch_size:,} is not possible within "
+        f"memory_budget={format_bytes(best.budget.n_bytes)}; possible is {possible}. "
         f"Ways out: {'; '.join(ways)}; or a smaller mixing"
     )
 
 
-def _budget_for(ratio: float, candidate: Candidate, batch_size: int) -> str:
-    """Return the memory that would do, to a hundredth, as one would write it."""
-    low, high = 0, 1 << 20
-    while candidate.ratio(high, batch_size) < ratio - ROUNDING:
-        low, high = high, 2 * high
-    while high - low > high // 100:
-        middle = (low + high) // 2
-        enough = candidate.ratio(middle, batch_size) >= ratio - ROUNDING
-        low, high = (low, middle) if enough else (middle, high)
-    while candidate.ratio(parse_bytes(format_bytes(high)), batch_size) < ratio - ROUNDING:  # written, it is rounded
-        high = math.ceil(high * 1.005)
-    return format_bytes(high)
-
-
-def check(ratio: float, mixing: ShufflePlan, bounds: IntArray, batch_size: int, num_workers: int) -> None:
-    """Refuse workers among which budget and chunks are divided too far: each makes minibatches of its own."""
-    reached = worst_ratio(mixing, bounds, batch_size, num_workers)
-    if reached < ratio - ROUNDING:
+def check_workers(mixing: float, plan: ShufflePlan, bounds: IntArray, batch_size: int, num_workers: int) -> None:
+    """Raise :class:`PlanError` if workers, which divide the budget and the cells, do not reach a mixing."""
+    reached = worst_mixing(plan, bounds, batch_size, num_workers)
+    if reached < mixing - ROUNDING:
         raise PlanError(
-            f"mixing={ratio:g} is not reached by num_workers={num_workers}: they divide memory_budget and cells, and "
-            f"each mixes to {reached:.2f}; take num_workers=0, where threads do the work, or a larger memory_budget"
+            f"mixing={mixing:g} is not reached by num_workers={num_workers}: workers divide memory_budget and cells, "
+            f"and the mixing of each is {reached:.2f}; give num_workers=0, which reads with threads, or a larger "
+            f"memory_budget"
         )

@@ -1,48 +1,64 @@
-"""What a dataset is going to do, before it reads X."""
+"""The figures of an epoch before X is read: minibatches, memory, decoding and mixing. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+import numpy as np
+import numpy.typing as npt
+
 from cellfeed._checks import format_bytes
 from cellfeed._tabular import Tabular
+from cellfeed.plan import budget
+from cellfeed.plan.budget import ProcessBudget
+from cellfeed.plan.cells import Cells
+from cellfeed.plan.effective_batch_size import Composition, expected_batch_size
+from cellfeed.plan.epoch import EpochOrder, World
+from cellfeed.plan.label_tally import batch_size_in_order
+from cellfeed.plan.windows import ShardWindows
+
+WINDOWS_SAMPLED = 128
+"""Windows of a shard for which the size of the pool is computed."""
+
+FETCHES_SAMPLED = 16
+"""Fetches for which decode amplification is computed. Few are enough: all fetches have similar chunks."""
 
 
 @dataclass(frozen=True)
 class Plan(Tabular):
-    """The answer of :meth:`cellfeed.ExperimentDataset.plan`; it prints as a table, and a notebook shows it as one.
+    """The result of :meth:`cellfeed.ExperimentDataset.plan`; printed, and shown in a notebook, as a table.
 
     Attributes
     ----------
     n_obs, n_vars
         Selected cells and genes.
     chunk_rows
-        Cells of a chunk, on average: consecutive cells that are read together.
+        Mean number of cells in a chunk: consecutive cells that are read together.
     n_chunks
-        Chunks in an epoch.
+        Chunks per epoch.
     chunks_per_block
-        Chunks of which a minibatch is drawn: those that are shuffled together.
+        Chunks that are shuffled together; a minibatch has cells of these.
     chunks_held
-        Chunks that are held meanwhile; fewer where each leaves in slices.
+        Chunks in memory meanwhile: fewer, because a chunk is yielded in slices.
     n_minibatches
-        Minibatches that this rank yields in an epoch.
+        Minibatches per epoch of this rank.
     batch_size
-        Cells of a minibatch.
+        Cells per minibatch.
     pool_bytes
-        Bytes of the chunks that are held at most, and of those that are read ahead.
+        Most bytes of the chunks in memory, including prefetched chunks.
     peak_memory_bytes
-        Bytes held at most, in the pool, by reads and by minibatches, beyond what the process holds when idle (an
-        estimate from metadata).
+        Most bytes in memory for the pool, reads and minibatches, in addition to those of the idle process (an estimate
+        from metadata).
     decode_amplification
-        Values that are decoded for each one wanted (an estimate from the array's tiles).
+        Values decoded per value used (an estimate from the array's tiles).
     effective_batch_size
-        The size of the simple random sample whose label proportions would vary as much as those of minibatches: at most
-        ``batch_size``, which a full shuffle has.
+        The size of the simple random sample whose label proportions have the same variance as those of minibatches. It
+        is at most ``batch_size``, the value for a full shuffle.
     label
-        The column of obs whose labels are meant; ``None`` stands for the worst labels that there can be: each
-        chunk has one of its own. For K chunks and a batch size of B they give about 1 / (1/B + 1/K).
+        The column of obs with the labels. ``None`` stands for the worst case: each chunk has a label of its own. For K
+        chunks and a batch size of B, the effective batch size is then about 1 / (1/B + 1/K).
     shuffle
-        Whether cells are shuffled at all.
+        Whether cells are shuffled.
 
     Examples
     --------
@@ -69,7 +85,7 @@ class Plan(Tabular):
 
     @property
     def mixing(self) -> float:
-        """Effective over nominal batch size."""
+        """Effective batch size over ``batch_size``."""
         return self.effective_batch_size / self.batch_size
 
     def _table(self) -> dict[str, str]:
@@ -87,7 +103,7 @@ class Plan(Tabular):
 
     def _shuffled_together(self) -> str:
         if not self.shuffle:
-            return "nothing: cells come in the order of their joinids"
+            return "nothing: cells are in the order of their joinids"
         if self.chunks_per_block >= self.n_chunks:
             return "all cells"
         held = f"{self.chunks_held:,.4g} chunk{'' if self.chunks_held == 1 else 's'}"
@@ -96,3 +112,92 @@ class Plan(Tabular):
     def as_dict(self) -> dict[str, int | float | str | None]:
         """Return the figures by name, for JSON."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def summarize(
+    order: EpochOrder,
+    world: World,
+    cells: Cells,
+    process: ProcessBudget,
+    label: str | None,
+    codes: npt.NDArray[np.integer] | None,
+) -> Plan:
+    """Return the figures of one worker's shard.
+
+    Parameters
+    ----------
+    order
+        Order of the epoch.
+    world
+        The worker.
+    cells
+        The selected cells.
+    process
+        Memory budget of the worker.
+    label, codes
+        A column of obs, and the label of each cell, from 0; ``None`` for the worst case.
+    """
+    shard = ShardWindows(order, *order.shard(world))
+    sizes, pool_bytes = np.diff(order.bounds), largest_pool(shard, process)
+    return Plan(
+        n_obs=cells.n_obs,
+        n_vars=cells.n_vars,
+        chunk_rows=float(sizes.mean()) if len(sizes) else 0.0,
+        n_chunks=len(sizes),
+        chunks_per_block=min(order.shuffle_plan.chunks_mixed, max(len(sizes), 1)),
+        chunks_held=min(order.shuffle_plan.chunks_held, float(max(len(sizes), 1))),
+        n_minibatches=order.n_minibatches(world),
+        batch_size=order.batch_size,
+        pool_bytes=int(pool_bytes),
+        peak_memory_bytes=process.peak_bytes(pool_bytes),
+        decode_amplification=decode_amplification(shard, cells),
+        effective_batch_size=effective_batch_size(shard, codes),
+        label=label,
+        shuffle=order.shuffle,
+    )
+
+
+def effective_batch_size(shard: ShardWindows, codes: npt.NDArray[np.integer] | None) -> float:
+    """Return the effective batch size of a shard for the label of each cell, or in the worst case if ``None``."""
+    order = shard.epoch_order
+    if order.n_cells == 0:
+        return float(order.batch_size)
+    if order.shuffle:
+        worst_case = Composition.worst_case(order.bounds)
+        composition = worst_case if codes is None else Composition.of_cells(codes, order.bounds)
+        return expected_batch_size(shard, order.batch_size, composition)
+    if codes is None:
+        codes = np.repeat(np.arange(len(order.bounds) - 1), np.diff(order.bounds))
+    return batch_size_in_order(codes, shard.start, min(shard.stop, order.n_cells), order.batch_size)
+
+
+def largest_pool(shard: ShardWindows, process: ProcessBudget) -> float:
+    """Return the most bytes of the pool: chunks in the pool when a window begins, and those that are prefetched."""
+    return max((_pool_bytes(shard, k, process) for k in evenly(len(shard), WINDOWS_SAMPLED)), default=0.0)
+
+
+def _pool_bytes(shard: ShardWindows, k: int, process: ProcessBudget) -> float:
+    chunks, part = shard.held_parts(k)
+    n_ahead = shard.epoch_order.shuffle_plan.windows_ahead if process.prefetch else 0
+    prefetched = [process.chunk_bytes[shard.chunks_fetched(k + 1 + n)].sum() for n in range(n_ahead)]
+    return float((process.chunk_bytes[chunks] * part).sum()) + float(sum(prefetched))
+
+
+def decode_amplification(shard: ShardWindows, cells: Cells) -> float:
+    """Return the number of values decoded per value used, estimated from some fetches of a shard."""
+    windows = np.unique(shard.schedule.fetch_window)
+    sampled = [int(windows[i]) for i in evenly(len(windows), FETCHES_SAMPLED)]
+    positions = [fetch.positions for k in sampled for fetch in shard.fetches(k, since=k)]
+    return budget.decode_amplification(cells.joinids, positions, cells.geometry)
+
+
+def evenly(n: int, at_most: int) -> list[int]:
+    """Return at most ``at_most`` evenly spaced indices below ``n``, including the first and the last one.
+
+    Examples
+    --------
+    >>> evenly(10, 4), evenly(2, 4), evenly(0, 4)
+    ([0, 3, 6, 9], [0, 1], [])
+    """
+    sampled: list[int] = np.unique(np.linspace(0, max(n - 1, 0), min(n, at_most)).astype(np.int64)).tolist()
+    return sampled

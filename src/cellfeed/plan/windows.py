@@ -1,6 +1,6 @@
-"""A walk over a stretch of the epoch order: which cells arrive before each window, and in which order they leave.
+"""The windows of a shard: which cells are fetched before each window, and in which order the window yields cells.
 
-Nothing here reads or waits, and no window needs those before it: a walk can begin anywhere.
+This module does no IO. A window does not depend on the windows before it, so iteration can begin at any cell.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from cellfeed.plan.permutation import Purpose, permutation, random_bits
 from cellfeed.plan.schedule import Schedule, schedule
 
 PHASE_BITS = 20
-"""Bits of the number by which the slices of a chunk are shifted, so that small chunks do not all leave at once."""
+"""Phases are integers below ``1 << PHASE_BITS``. They shift the slices of each chunk, so that small chunks do not all
+yield their cells in the same windows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,238 +30,271 @@ class Fetch:
     Attributes
     ----------
     positions
-        int64, shape (n,): ascending.
-    leaves
-        int64, shape (n,): how many windows after the one before which it arrives a cell leaves.
+        int64, shape (n_cells,): ascending.
+    window_offset
+        int64, shape (n_cells,): number of windows between the fetch and the window that yields a cell.
     is_real
-        bool, shape (n,): False where a cell repeats another, to even out the ranks (``rank_remainder="pad"``).
+        bool, shape (n_cells,): False if a cell repeats another one because of ``rank_remainder="pad"``.
     """
 
     positions: IntArray
-    leaves: IntArray
+    window_offset: IntArray
     is_real: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """Cells that leave together, shuffled.
+    """Cells that are shuffled and yielded together.
 
     Attributes
     ----------
     fetches
-        What is to be read before.
+        Cells to read before this window.
     order
-        int64, shape (n,): the order of leaving. The cells that leave in this window are numbered by fetch, and
-        within an fetch by position.
-    gone
-        So many of them have left before a restore.
+        int64, shape (n_cells,): permutation of the cells of this window, which are numbered by fetch and, within a
+        fetch, by position.
+    n_skipped
+        Cells at the beginning of ``order`` that were yielded before a resume.
     """
 
     fetches: tuple[Fetch, ...]
     order: IntArray
-    gone: int = 0
+    n_skipped: int = 0
+
+
+def slice_of(place: IntArray, size: IntArray, n_slices: IntArray, phase: IntArray) -> IntArray:
+    """Return the slice of each cell: ``floor((place + f) * n_slices / size)``, where ``f`` is the phase in [0, 1).
+
+    ``place`` counts the cells of a chunk in random order; ``size`` is the number of cells of the chunk. All arrays
+    have shape (n_cells,).
+
+    Examples
+    --------
+    10 cells in 4 slices, with a phase of 1/2:
+
+    >>> slice_of(np.arange(10), 10, 4, 1 << (PHASE_BITS - 1)).tolist()
+    [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
+    """
+    return ((place << PHASE_BITS) + phase) * n_slices // (size << PHASE_BITS)
+
+
+def cells_before_slice(k: IntArray, size: IntArray, n_slices: IntArray, phase: IntArray) -> IntArray:
+    """Return the number of cells in slices 0 to ``k - 1``: the first place that :func:`slice_of` puts in slice ``k``.
+
+    It is ``ceil(k * size / n_slices - f)``, between 0 and ``size``. All arrays have shape (n_chunks,).
+
+    Examples
+    --------
+    >>> cells_before_slice(np.arange(5), 10, 4, 1 << (PHASE_BITS - 1)).tolist()
+    [0, 2, 5, 7, 10]
+    """
+    shift = phase * n_slices - k * (size << PHASE_BITS)
+    n_cells = np.clip(-(shift // (n_slices << PHASE_BITS)), 0, size)
+    return np.where(k <= 0, 0, np.where(k < n_slices, n_cells, size))
 
 
 class ShardWindows:
-    """A stretch of the epoch order in windows.
+    """The windows of a shard.
+
+    Chunks are numbered from 0 within the shard, except where a method returns "the selection's chunks".
 
     Parameters
     ----------
-    plan
-        Of the epoch.
+    epoch_order
+        Order of the epoch.
     start, stop
-        Cells of the epoch order.
+        First cell of the shard in the epoch order, and the cell after the last one.
     """
 
-    def __init__(self, plan: EpochOrder, start: int, stop: int) -> None:
-        self.plan = plan
+    def __init__(self, epoch_order: EpochOrder, start: int, stop: int) -> None:
+        self.epoch_order = epoch_order
         self.start = start
         self.stop = stop
 
+    def __len__(self) -> int:
+        """Return the number of windows."""
+        return self.schedule.n_windows
+
+    # ------------------------------------------------------------------ chunks
+
     @cached_property
-    def _reach(self) -> tuple[int, int]:
-        """Chunks of the epoch order that have cells in the stretch: half-open."""
+    def _chunk_range(self) -> tuple[int, int]:
+        """Half-open range of the chunks in the epoch order that have cells in the shard."""
         if self.stop <= self.start:
             return 0, 0
-        offset = self.plan.epoch_offset(self.start)
-        first = int(np.searchsorted(self.plan.starts, self.start - offset, side="right")) - 1
-        return first, int(np.searchsorted(self.plan.starts, self.stop - offset, side="left"))
+        offset, starts = self.epoch_order.epoch_offset(self.start), self.epoch_order.starts
+        first = int(np.searchsorted(starts, self.start - offset, side="right")) - 1
+        return first, int(np.searchsorted(starts, self.stop - offset, side="left"))
 
     @cached_property
     def chunks(self) -> IntArray:
-        """int64, shape (n,): the chunks of the stretch, in their order."""
-        return self.plan.chunk_order[slice(*self._reach)]
+        """int64, shape (n_chunks,): the selection's chunk behind each chunk of the shard."""
+        return self.epoch_order.chunk_order[slice(*self._chunk_range)]
 
     @cached_property
     def _bounds(self) -> tuple[IntArray, IntArray]:
-        """First and last position of each chunk; at the edges those that belong to the stretch."""
-        low, high = self.plan.bounds[self.chunks], self.plan.bounds[self.chunks + 1]
+        """int64, shape (n_chunks,) each: half-open positions of each chunk, cut at both ends of the shard."""
+        order = self.epoch_order
+        low, high = order.bounds[self.chunks], order.bounds[self.chunks + 1]
         if len(low):
-            first, end = self._reach
-            offset = self.plan.epoch_offset(self.start)
-            low[0] += max(0, self.start - offset - int(self.plan.starts[first]))
-            high[-1] -= max(0, int(self.plan.starts[end]) - (self.stop - offset))
+            first, end = self._chunk_range
+            offset = order.epoch_offset(self.start)
+            low[0] += max(0, self.start - offset - int(order.starts[first]))
+            high[-1] -= max(0, int(order.starts[end]) - (self.stop - offset))
         return low, high
 
     @cached_property
-    def schedule(self) -> Schedule:
-        """When the chunks arrive and leave."""
-        return schedule(len(self.chunks), self.plan.mixing)
-
-    def __len__(self) -> int:
-        """Windows of the walk."""
-        return self.schedule.n_windows
-
-    @cached_property
-    def _phases(self) -> IntArray:
-        """What shifts the slices of each chunk: below ``1 << PHASE_BITS``."""
-        n_chunks = len(self.plan.bounds) - 1
-        bits = random_bits(n_chunks, self.plan.seed, Purpose.SLICES, self.plan.epoch) >> np.uint64(64 - PHASE_BITS)
-        return bits.astype(np.int64)[self.chunks]
-
-    @cached_property
-    def _ends(self) -> IntArray:
-        """The window behind the last one in which each chunk would leave, were there as many; ascending."""
-        return self.schedule.leave + self.schedule.slices
-
-    @cached_property
-    def _totals(self) -> IntArray:
-        """int64, shape (n_chunks + 1,): cells of the chunks before each chunk of the stretch, and of all."""
+    def _starts(self) -> IntArray:
+        """int64, shape (n_chunks + 1,): cells of the shard before each chunk, and of the whole shard."""
         low, high = self._bounds
         return np.concatenate(([0], np.cumsum(high - low)))
 
-    def _alive(self, k: int) -> IntArray:
-        """Chunks, as places, of which some cells leave in window ``k``."""
-        first = np.searchsorted(self._ends, k, side="right")
-        return np.arange(first, np.searchsorted(self.schedule.leave, k, side="right"))
+    @cached_property
+    def _is_real(self) -> npt.NDArray[np.bool_]:
+        """Bool, shape (n_chunks,): False for chunks that padding repeats."""
+        order, (first, end) = self.epoch_order, self._chunk_range
+        is_real: npt.NDArray[np.bool_] = order.starts[first:end] + order.epoch_offset(self.start) < order.n_cells
+        return is_real
 
-    def _left(self, chunks: IntArray, k: int) -> IntArray:
-        """Cells of each chunk that have left before window ``k``."""
-        sizes = self._totals[chunks + 1] - self._totals[chunks]
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The windows in which chunks are fetched and yielded."""
+        return schedule(len(self.chunks), self.epoch_order.shuffle_plan)
+
+    @cached_property
+    def _end_window(self) -> IntArray:
+        """int64, shape (n_chunks,): first window after each chunk's last slice, ignoring the shard's end; ascending."""
+        return self.schedule.first_window + self.schedule.n_slices
+
+    @cached_property
+    def _phases(self) -> IntArray:
+        """int64, shape (n_chunks,): phase of the slices of each chunk."""
+        order = self.epoch_order
+        bits = random_bits(len(order.bounds) - 1, order.seed, Purpose.SLICES, order.epoch)
+        return (bits >> np.uint64(64 - PHASE_BITS)).astype(np.int64)[self.chunks]
+
+    # ------------------------------------------------------------------ counts
+
+    def _chunks_in(self, k: int) -> IntArray:
+        """Return the chunks that have a slice in window ``k``."""
+        first = np.searchsorted(self._end_window, k, side="right")
+        return np.arange(first, np.searchsorted(self.schedule.first_window, k, side="right"))
+
+    def _n_done(self, chunks: IntArray, k: int) -> IntArray:
+        """Return how many cells of each chunk are yielded before window ``k``."""
+        sizes = self._starts[chunks + 1] - self._starts[chunks]
         if k >= len(self):
             return sizes
-        n_slices, j = self.schedule.slices[chunks], np.maximum(k - self.schedule.leave[chunks], 0)
-        # In the random order of a chunk's cells, the first one that is in slice j or behind it: see _slices.
-        shift = self._phases[chunks] * n_slices - j * (sizes << PHASE_BITS)
-        left = np.clip(-(shift // (n_slices << PHASE_BITS)), 0, sizes)
-        return np.where(j == 0, 0, np.where(j < n_slices, left, sizes))
+        slices_done = k - self.schedule.first_window[chunks]
+        return cells_before_slice(slices_done, sizes, self.schedule.n_slices[chunks], self._phases[chunks])
 
     def chunks_leaving(self, k: int) -> tuple[IntArray, IntArray]:
-        """Chunks, as places, of which cells leave in window ``k``, and how many: int64, shape (n,) each."""
-        chunks = self._alive(k)
-        return chunks, self._left(chunks, k + 1) - self._left(chunks, k)
+        """Return the chunks that have a slice in window ``k``, and the cells of each slice: int64, shape (n,) each."""
+        chunks = self._chunks_in(k)
+        return chunks, self._n_done(chunks, k + 1) - self._n_done(chunks, k)
 
     def held_parts(self, k: int) -> tuple[IntArray, npt.NDArray[np.float64]]:
-        """Chunks, as indices of the plan's, that are there when window ``k`` begins, and which part of each is left."""
-        first, end = self._ends.searchsorted(k, side="right"), self.schedule.arrive.searchsorted(k, side="right")
-        chunks = np.arange(first, end)
-        n_left = self._totals[chunks + 1] - self._totals[chunks] - self._left(chunks, k)
-        numbers = self.chunks[chunks]
-        return numbers, n_left / (self.plan.bounds[numbers + 1] - self.plan.bounds[numbers])
+        """Return the selection's chunks in the pool when window ``k`` begins, and the fraction of each: shape (n,)."""
+        first = self._end_window.searchsorted(k, side="right")
+        chunks = np.arange(first, self.schedule.fetch_window.searchsorted(k, side="right"))
+        n_left = self._starts[chunks + 1] - self._starts[chunks] - self._n_done(chunks, k)
+        numbers, bounds = self.chunks[chunks], self.epoch_order.bounds
+        return numbers, n_left / (bounds[numbers + 1] - bounds[numbers])
 
-    def arriving(self, k: int) -> IntArray:
-        """Chunks, as indices of the plan's, that arrive before window ``k`` and not earlier."""
-        first, end = self.schedule.arrive.searchsorted([k, k + 1])
+    def chunks_fetched(self, k: int) -> IntArray:
+        """Return the selection's chunks that are fetched before window ``k`` and after window ``k - 1`` begins."""
+        first, end = self.schedule.fetch_window.searchsorted([k, k + 1])
         return self.chunks[first:end]
 
     def first_cell(self, k: int) -> int:
-        """Cells of the stretch that have left before window ``k``."""
+        """Return how many cells of the shard are yielded before window ``k``."""
         if k >= len(self):
-            return int(self._totals[-1])
-        chunks = self._alive(k)
-        gone = int(self._totals[np.searchsorted(self._ends, k, side="right")])
-        return gone + int(self._left(chunks, k).sum())
+            return int(self._starts[-1])
+        n_complete = self._starts[np.searchsorted(self._end_window, k, side="right")]
+        return int(n_complete) + int(self._n_done(self._chunks_in(k), k).sum())
 
-    def find(self, n: int) -> int:
-        """Window from which the next cell leaves once ``n`` have left; the number of windows if none is left."""
-        return bisect_right(range(len(self) + 1), n, key=self.first_cell) - 1
+    def find(self, n_done: int) -> int:
+        """Return the window of the next cell after ``n_done`` cells; ``len(self)`` if no cell is left."""
+        return bisect_right(range(len(self) + 1), n_done, key=self.first_cell) - 1
 
-    def windows(self, left: int = 0) -> Iterator[Window]:
-        """Yield the windows from which cells leave once ``left`` have left."""
-        first = self.find(left)
+    # ------------------------------------------------------------------ windows
+
+    def windows(self, n_done: int = 0) -> Iterator[Window]:
+        """Yield the windows with the cells that are left after ``n_done`` cells."""
+        first = self.find(n_done)
         for k in range(first, len(self)):
             fetches = self.fetches(k, since=0 if k == first else k)
-            yield Window(fetches, self._order(k), gone=left - self.first_cell(k) if k == first else 0)
+            yield Window(fetches, self._order(k), n_skipped=n_done - self.first_cell(k) if k == first else 0)
 
     def fetches(self, k: int, *, since: int) -> tuple[Fetch, ...]:
-        """Return what arrived before window ``k``, not earlier than before window ``since``, and has not left."""
-        made = self.schedule
-        begin, end = np.searchsorted(made.arrive, [since, k + 1])
-        begin = max(begin, np.searchsorted(self._ends, k, side="right"))
-        when = np.unique(made.arrive[begin:end])
-        return tuple(self._fetch(int(a), k) for a in when)
+        """Return the cells fetched for windows ``since`` to ``k``, without those yielded before window ``k``."""
+        fetch_window = self.schedule.fetch_window
+        begin, end = np.searchsorted(fetch_window, [since, k + 1])
+        begin = max(begin, np.searchsorted(self._end_window, k, side="right"))
+        return tuple(self._fetch(int(window), k) for window in np.unique(fetch_window[begin:end]))
 
-    def _fetch(self, when: int, k: int) -> Fetch:
-        """Cells that arrive before window ``when`` and leave in window ``k`` or later, counted from ``k``."""
-        positions, leaves, chunk = self._cells(when)
-        stays = leaves >= k
-        return Fetch(positions[stays], leaves[stays] - k, self._is_real[chunk[stays]])
+    def _fetch(self, fetch_window: int, k: int) -> Fetch:
+        """Return the cells fetched for a window and yielded in window ``k`` or later; offsets count from ``k``."""
+        positions, window, chunk = self._cells(fetch_window)
+        is_left = window >= k
+        return Fetch(positions[is_left], window[is_left] - k, self._is_real[chunk[is_left]])
 
-    @cached_property
-    def _is_real(self) -> npt.NDArray[np.bool_]:
-        offset = self.plan.epoch_offset(self.start)
-        first, end = self._reach
-        real: npt.NDArray[np.bool_] = self.plan.starts[first:end] + offset < self.plan.n_cells
-        return real
-
-    def _cells(self, when: int) -> tuple[IntArray, IntArray, IntArray]:
-        """Positions that arrive before a window, ascending; when they leave; their chunks, as places."""
+    def _cells(self, fetch_window: int) -> tuple[IntArray, IntArray, IntArray]:
+        """Return the ascending positions fetched for a window, the window that yields each cell, and its chunk."""
         made, (low, high) = self.schedule, self._bounds
-        begin, end = np.searchsorted(made.arrive, [when, when + 1])
-        by_position = begin + np.argsort(low[begin:end], kind="stable")
-        positions, chunk = expand(low[by_position], high[by_position])
-        chunk = by_position[chunk]
-        leaves = made.leave[chunk]
-        if (made.slices[begin:end] > 1).any():
-            leaves = np.minimum(leaves + self._slices(chunk, when), len(self) - 1)
-        return positions, leaves, chunk
+        begin, end = np.searchsorted(made.fetch_window, [fetch_window, fetch_window + 1])
+        by_position = begin + np.argsort(low[begin:end], kind="stable")  # (n_fetched_chunks,)
+        positions, source = expand(low[by_position], high[by_position])  # (n_cells,) each
+        chunk = by_position[source]
+        window = made.first_window[chunk]
+        if (made.n_slices[begin:end] > 1).any():
+            window = np.minimum(window + self._slices(chunk, fetch_window), len(self) - 1)
+        return positions, window, chunk
 
-    def _slices(self, chunk: IntArray, when: int) -> IntArray:
-        """Return the slice of each cell: the cells of a chunk, in random order, in equal parts."""
-        order = permutation(len(chunk), self.plan.seed, Purpose.SLICES, self.plan.epoch, self.start, when)
-        by_chunk = order[np.argsort(chunk[order], kind="stable")]
-        sorted_chunks = chunk[by_chunk]
-        starts = np.flatnonzero(np.diff(sorted_chunks, prepend=-1))
+    def _slices(self, chunk: IntArray, fetch_window: int) -> IntArray:
+        """Return the slice of each cell: int64, shape (n_cells,). The cells of each chunk are shuffled first."""
+        order = self._permutation(len(chunk), Purpose.SLICES, fetch_window)
+        by_chunk = order[np.argsort(chunk[order], kind="stable")]  # (n_cells,): grouped by chunk, random within
+        starts = np.flatnonzero(np.diff(chunk[by_chunk], prepend=-1))  # (n_chunks,)
         sizes = np.diff(np.append(starts, len(chunk)))
-        place = np.empty(len(chunk), np.int64)
+        place, size = np.empty(len(chunk), np.int64), np.empty(len(chunk), np.int64)  # of each cell, and of its chunk
         place[by_chunk] = np.arange(len(chunk)) - np.repeat(starts, sizes)
-        n = np.empty(len(chunk), np.int64)
-        n[by_chunk] = np.repeat(sizes, sizes)
-        return ((place << PHASE_BITS) + self._phases[chunk]) * self.schedule.slices[chunk] // (n << PHASE_BITS)
+        size[by_chunk] = np.repeat(sizes, sizes)
+        return slice_of(place, size, self.schedule.n_slices[chunk], self._phases[chunk])
+
+    def _permutation(self, n: int, purpose: Purpose, k: int) -> IntArray:
+        return permutation(n, self.epoch_order.seed, purpose, self.epoch_order.epoch, self.start, k)
 
     def _order(self, k: int) -> IntArray:
-        n = self.first_cell(k + 1) - self.first_cell(k)
-        if self.plan.shuffle:
-            return permutation(n, self.plan.seed, Purpose.WINDOW, self.plan.epoch, self.start, k)
-        chunks = [chunk[leaves == k] for _, leaves, chunk in map(self._cells, self._arrived(k))]
-        return np.argsort(np.concatenate([*chunks, np.empty(0, np.int64)]), kind="stable")
+        """Return the order in which window ``k`` yields its cells: random, or that of the joinids."""
+        if self.epoch_order.shuffle:
+            return self._permutation(self.first_cell(k + 1) - self.first_cell(k), Purpose.WINDOW, k)
+        chunks, n_cells = self.chunks_leaving(k)
+        fetch_windows = np.unique(self.schedule.fetch_window[chunks[n_cells > 0]]).tolist()
+        parts = [chunk[window == k] for _, window, chunk in map(self._cells, fetch_windows)]
+        return np.argsort(np.concatenate([*parts, np.empty(0, np.int64)]), kind="stable")
 
-    def _arrived(self, k: int) -> list[int]:
-        """When the chunks arrived that leave in window ``k``."""
-        chunks, n = self.chunks_leaving(k)
-        arrived: list[int] = np.unique(self.schedule.arrive[chunks[n > 0]]).tolist()
-        return arrived
-
-    def held(self, left: int) -> tuple[IntArray, npt.NDArray[np.bool_], int]:
-        """Tell what is held once ``left`` cells have left.
+    def held(self, n_done: int) -> tuple[IntArray, npt.NDArray[np.bool_], int]:
+        """Return the content of the pool after ``n_done`` cells.
 
         Returns
         -------
-        Positions in the order in which they would leave, whether they are real, and the cell of the epoch order from
-        which on nothing has arrived.
+        The positions, in the order in which they would be yielded, shape (n_cells,); whether they are real, shape
+        (n_cells,); and the first cell of the epoch order that is not fetched.
         """
-        k = self.find(left)
+        k = self.find(n_done)
         fetches = self.fetches(k, since=0)
         positions, is_real = [], []
-        for after in range(int(max((a.leaves.max(initial=-1) for a in fetches), default=-1)) + 1):
-            leaving = np.concatenate([a.positions[a.leaves == after] for a in fetches])
-            real = np.concatenate([a.is_real[a.leaves == after] for a in fetches])
-            order = self._order(k + after)
-            order = order[order < len(leaving)]  # those that arrive later come behind in the numbering
-            order = order[left - self.first_cell(k) :] if after == 0 else order
-            positions.append(leaving[order])
-            is_real.append(real[order])
-        n_arrived = int(np.searchsorted(self.schedule.arrive, k, side="right"))
-        first, _ = self._reach
-        end = min(self.stop, int(self.plan.starts[first + n_arrived]) + self.plan.epoch_offset(self.start))
+        for offset in range(int(max((f.window_offset.max(initial=-1) for f in fetches), default=-1)) + 1):
+            here = [f.window_offset == offset for f in fetches]
+            window_positions = np.concatenate([f.positions[at] for f, at in zip(fetches, here, strict=True)])
+            window_is_real = np.concatenate([f.is_real[at] for f, at in zip(fetches, here, strict=True)])
+            order = self._order(k + offset)
+            order = order[order < len(window_positions)]  # cells of later fetches have higher numbers
+            order = order[n_done - self.first_cell(k) :] if offset == 0 else order
+            positions.append(window_positions[order])
+            is_real.append(window_is_real[order])
+        n_fetched = int(np.searchsorted(self.schedule.fetch_window, k, side="right"))
+        starts, (first, _) = self.epoch_order.starts, self._chunk_range
+        end = min(self.stop, int(starts[first + n_fetched]) + self.epoch_order.epoch_offset(self.start))
         return np.concatenate(positions), np.concatenate(is_real), end

@@ -16,7 +16,7 @@ from cellfeed.loader.datamodule import Loaders, Split, divide, open_dataset
 from cellfeed.loader.dataset import ExperimentDataset
 from cellfeed.loader.inference import inference_dataloader, with_joinids
 from cellfeed.loader.world import find_ranks
-from cellfeed.rows.densify import densified
+from cellfeed.rows.minibatch import densified
 from cellfeed.scvi.covariates import make_encoders, read_numbers
 from cellfeed.scvi.registry import Schema, compare, find_registry, keys_of, make_registry, name_model
 from cellfeed.scvi.tensors import InferenceTensors, Tensors, check_counts
@@ -131,7 +131,7 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         self._var_column = var_column if genes is None else None  # a dataset of named genes knows their names
         self.genes = [str(name) for name in dataset.gene_names(self._var_column)]
         continuous = self._keys["continuous_covariate_keys"]
-        self._continuous = read_numbers(dataset._selection, continuous)  # (n_obs, n_continuous_cov)
+        self._continuous = read_numbers(dataset._engine.selection, continuous)  # (n_obs, n_continuous_cov)
         self._joinids = dataset.obs_joinids if continuous else None
         self._trimmed: ExperimentDataset | None = None
         self._must_check_counts = counts
@@ -163,7 +163,7 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
     def _training_cells(self) -> ExperimentDataset:
         """Return the dataset for training, without a last minibatch that is too small for batch normalisation."""
         dataset = self.parts["train"]
-        settings = dataset._settings
+        settings = dataset._engine.settings
         n_cells = dataset.shape[0] // find_ranks(settings.rank, settings.world_size)[1]
         if 0 < n_cells % settings.batch_size < LEAST_CELLS and n_cells > settings.batch_size:
             self._trimmed = self._trimmed or dataset._with(drop_last=True)  # always the same, as it counts epochs
@@ -197,7 +197,7 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         """Make the tensors of a minibatch; for SCANVI, a pair with the tensors of its labelled cells."""
         if isinstance(batch, dict):
             return batch
-        tensors = self.tensors(batch[0], batch[1])
+        tensors = self.tensors(*batch)
         plan = getattr(self.trainer, "lightning_module", None)
         if not isinstance(plan, scvi.train.SemiSupervisedTrainingPlan):
             return tensors
@@ -212,20 +212,18 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
             return tuple(self.on_after_batch_transfer(part, dataloader_idx) for part in batch)
         return {name: densified(tensor) for name, tensor in batch.items()}
 
-    def tensors(self, X: torch.Tensor, obs: torch.Tensor) -> Tensors:
+    def tensors(self, X: torch.Tensor, obs: torch.Tensor, joinids: torch.Tensor) -> Tensors:
         """Return the input of a model's module by scvi-tools' names, from a minibatch of this module's dataset."""
-        if obs.ndim == 1:  # batch_size=1
-            X, obs = X.reshape(1, -1) if X.ndim == 1 else X, obs[None]
         if self._must_check_counts:
-            check_counts(X, self.dataset._selection.X_name)
+            check_counts(X, self.dataset._engine.selection.X_name)
             self._must_check_counts = False
         tensors = {"X": X if X.is_floating_point() else X.float(), "batch": obs[:, :1], "labels": obs[:, 1:2]}
         # Continuous before categorical: if all cells are labelled, scvi-tools reads the five keys in this order.
         if self._joinids is not None:
-            positions = np.searchsorted(self._joinids, obs[:, -1].numpy())
+            positions = np.searchsorted(self._joinids, joinids.numpy())
             tensors["extra_continuous_covs"] = torch.from_numpy(self._continuous[positions])
         if self.n_cats_per_cov:
-            tensors["extra_categorical_covs"] = obs[:, 2:-1]
+            tensors["extra_categorical_covs"] = obs[:, 2:]
         return tensors
 
     # ------------------------------------------------------------------ attributes that scvi-tools reads
@@ -275,7 +273,8 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         If there is an ``unlabeled_category`` and all cells are labelled, one more entry names it, because SCANVI
         expects it here.
         """
-        labels = self._encoders[1].inverse_transform(self.dataset._selection.codes[1])  # type: ignore[arg-type]
+        codes: Any = self.dataset._engine.selection.codes[self._encoders[1].name]
+        labels = self._encoders[1].inverse_transform(codes)
         if self.unlabeled_category is None or self.unlabeled_category in labels:
             return labels
         return np.append(labels, [self.unlabeled_category])

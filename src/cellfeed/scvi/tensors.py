@@ -8,7 +8,7 @@ import torch
 
 from cellfeed.errors import SelectionError
 from cellfeed.loader.inference import InferenceDataLoader
-from cellfeed.rows.densify import densified
+from cellfeed.rows.minibatch import densified
 
 Tensors = dict[str, torch.Tensor]
 """Tensors of a minibatch by the names of scvi-tools."""
@@ -47,7 +47,7 @@ class InferenceTensors:
     """
 
     def __init__(
-        self, loader: InferenceDataLoader, make_tensors: Callable[[torch.Tensor, torch.Tensor], Tensors]
+        self, loader: InferenceDataLoader, make_tensors: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Tensors]
     ) -> None:
         self._loader = loader
         self._make_tensors = make_tensors
@@ -57,7 +57,7 @@ class InferenceTensors:
         self.joinids = []
         for X, obs, joinids in self._loader:
             self.joinids.append(joinids)
-            yield self._make_tensors(densified(X), obs)
+            yield self._make_tensors(densified(X), obs, joinids)
             del X  # a reference would keep its memory from reuse
 
     def __len__(self) -> int:

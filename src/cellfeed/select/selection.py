@@ -32,8 +32,8 @@ class Selection:
     encoders
         The fitted encoders by name, in the order of the columns of obs.
     codes
-        One array of shape (n_obs,) per encoder, of the smallest sufficient integer type; ``None`` for a column of
-        joinids.
+        The columns of a minibatch's obs by name, in order. A column of an encoder has shape (n_obs,) and the smallest
+        sufficient integer type; the column ``"soma_joinid"`` without an encoder is :attr:`joinids` itself.
     nnz
         Shape (n_obs,), of the smallest sufficient integer type: nnz of each cell, if obs has a column ``nnz``, as in a
         Census.
@@ -60,7 +60,7 @@ class Selection:
     joinids: JoinIds
     var_joinids: IntArray
     encoders: Mapping[str, Encoder]
-    codes: tuple[npt.NDArray[Any] | None, ...]
+    codes: Mapping[str, npt.NDArray[Any] | JoinIds]
     nnz: npt.NDArray[Any] | None = None
     raw_sum: npt.NDArray[Any] | None = None
     raw_squares: npt.NDArray[Any] | None = None
@@ -90,21 +90,16 @@ class Selection:
         """Number of selected genes."""
         return len(self.var_joinids)
 
-    @property
-    def label_names(self) -> list[str | None]:
-        """The name of each column of a minibatch's obs; ``None`` for joinids, which are not labels."""
-        names = iter(self.encoders)
-        return [None if codes is None else next(names) for codes in self.codes]
-
     def take(self, positions: IntArray, split: Mapping[str, Any] | None = None) -> Selection:
         """Keep the cells at ascending positions; ``split`` is appended to the splits."""
-        codes = tuple(None if column is None else column[positions] for column in self.codes)
+        joinids = self.joinids.take(positions)
+        codes = {name: joinids if column is self.joinids else column[positions] for name, column in self.codes.items()}
         figures: dict[str, Any] = {
             name: None if figure is None else figure[positions]
             for name, figure in (("nnz", self.nnz), ("raw_sum", self.raw_sum), ("raw_squares", self.raw_squares))
         }
         splits = self.splits if split is None else (*self.splits, split)
-        return replace(self, joinids=self.joinids.take(positions), codes=codes, splits=splits, **figures)
+        return replace(self, joinids=joinids, codes=codes, splits=splits, **figures)
 
     def take_vars(self, positions: IntArray, column_transform: Any) -> Selection:
         """Keep the genes at ascending positions; ``column_transform`` orders them."""
@@ -117,7 +112,7 @@ class Selection:
 
     def obs_rows(self, positions: IntArray) -> IntArray:
         """Return the codes of the cells at ``positions``: int64, shape (len(positions), n_columns)."""
-        out = np.empty((len(positions), len(self.codes)), np.int64)
-        for k, column in enumerate(self.codes):
-            out[:, k] = self.joinids[positions] if column is None else column[positions]
-        return out
+        rows = np.empty((len(positions), len(self.codes)), np.int64)
+        for k, column in enumerate(self.codes.values()):
+            rows[:, k] = column[positions]
+        return rows

@@ -104,7 +104,7 @@ class SomaLayer:
             buffer_bytes=resources.buffer_bytes,
             meter=meter,
             retries=retries,
-            check=partial(check_count, self.X, n_expected=geometry.n_values) if is_countable else None,
+            check=partial(check_count, self.X, n_expected=geometry.nnz) if is_countable else None,
         )
         if tiles is None or genes.joinids is not None:  # genes too far apart for a table are searched page by page
             if tiles is not None:
@@ -132,7 +132,7 @@ class SomaLayer:
             except ConsolidatedLater:
                 return None, False  # the count of a fragment includes values written after the timestamp
         if tiles is not None:
-            check_count(self.X, tiles.n_values, self.geometry.n_values)
+            check_count(self.X, tiles.n_values, self.geometry.nnz)
         return tiles, True
 
     def open_tiles(self, retries: Retries = NO_RETRY) -> TileIndex | None:
