@@ -57,5 +57,5 @@ def test_sums_of_more_genes_are_named_with_what_to_do(tmp_path):
     X = addressed(20, 6)
     obs = pd.DataFrame({"nnz": np.diff(X.indptr) + 3, "raw_sum": np.asarray(X.sum(axis=1)).ravel() + 9})
     uri = write_experiment(tmp_path / "s", X, obs)
-    with pytest.raises(cellfeed.ReadError, match="or of more genes, as in a store made of .*: drop nnz"):
+    with pytest.raises(cellfeed.ReadError, match="or more genes, as in a store made of .*: drop nnz"):
         list(cellfeed.ExperimentDataset(uri))
