@@ -8,7 +8,7 @@ import pytest
 from cellfeed import ExperimentDataset, MissingDependencyError, PlanError, SelectionError
 from cellfeed.command import calibrate
 from cellfeed.command.cli import main
-from cellfeed.loader import dataset as dataset_module
+from cellfeed.loader import engine as engine_module
 from cellfeed.sources.soma import query
 
 BUDGET = "390 KiB"
@@ -22,10 +22,10 @@ def uri(make_store):
 
 @pytest.fixture
 def no_reading(monkeypatch):
-    def stream(*_, **__):
+    def minibatches(*_, **__):
         raise AssertionError("X is read")
 
-    monkeypatch.setattr(dataset_module, "stream", stream)
+    monkeypatch.setattr(engine_module.Engine, "minibatches", minibatches)
 
 
 def compare(uri, **options):
@@ -80,7 +80,7 @@ def test_what_is_impossible_has_a_line_and_a_reason(uri):
 @pytest.mark.usefixtures("no_reading")
 def test_cells_and_labels_are_read_once(uri, monkeypatch):
     read = []
-    for module, name in ((query, "select"), (dataset_module, "read_obs_column")):
+    for module, name in ((query, "select"), (engine_module, "read_obs_column")):
         function = getattr(module, name)
 
         def noted(*args, name=name, function=function, **kwargs):

@@ -51,7 +51,7 @@ def test_other_genes_and_transforms_are_refused_by_name(store):
         )
 
     check(dataset.random_split([0.5, 0.5])[0])  # other cells are what inference is for
-    with pytest.raises(StateError, match="2 are missing \\('G0', 'G1'\\); take them by name"):
+    with pytest.raises(StateError, match="2 are missing \\('G0', 'G1'\\); select them by name"):
         check(dataset.select_genes([f"G{k}" for k in range(2, 30)]))
     with pytest.raises(StateError, match="their order differs"):
         check(dataset.select_genes([f"G{k}" for k in reversed(range(30))]))
