@@ -36,5 +36,6 @@ def test_prose_is_plain(page):
         f"line {number}: {match[0]!r}"
         for number, line in enumerate(page.read_text().splitlines(), start=1)
         for match in unwanted.finditer(line)
+        if match[0] not in ("is None", "are None")  # code
     ]
     assert not found, "; ".join(found)
