@@ -25,7 +25,7 @@ from benchmarks.harness.stores import StoreSpec, write_store
 from cellfeed import ExperimentDataset
 from cellfeed.rows.row_allocator import RowAllocator
 from cellfeed.rows.row_builder import GeneTable
-from cellfeed.rows.slabs import SLAB_BYTES, Arena
+from cellfeed.rows.slabs import SLAB_BYTES, Arena, SlabPool
 from cellfeed.sources.soma import tiledb_private
 from cellfeed.sources.soma.tiles.reader import TileReader
 from cellfeed.stats import Meter
@@ -44,7 +44,7 @@ def store(folder: Path, **spec: int) -> str:
 def query_cost(uri: str, repeat: int = 30) -> float:
     """Seconds of a query that decodes a tile or none, of one row and the last gene: what every query pays."""
     dataset = ExperimentDataset(uri)
-    array = dataset._selection.source.X.open(1 << 20)
+    array = dataset._engine.selection.source.X.open(1 << 20)
     rows, n_vars = dataset.shape
     last = np.array([[n_vars - 1, n_vars]])
     tiledb_private.read_pages(array, np.array([[0, 1]]), last, lambda page: None)
@@ -60,12 +60,12 @@ def query_cost(uri: str, repeat: int = 30) -> float:
 
 def read_cost(uri: str, repeat: int = 30) -> float:
     """Seconds to read one row straight from the files."""
-    selection = ExperimentDataset(uri)._selection
+    selection = ExperimentDataset(uri)._engine.selection
     tiles = selection.source.open_tiles()
     assert tiles is not None
     genes = GeneTable.from_joinids(selection.var_joinids, selection.geometry.n_columns)
     with contextlib.closing(TileReader(tiles, genes, np.float32, meter=Meter())) as reader:
-        space = RowAllocator([Arena(SLAB_BYTES, Meter())], np.zeros(1, np.int64), threading.Lock())
+        space = RowAllocator([Arena(SlabPool(SLAB_BYTES, Meter().hold))], np.zeros(1, np.int64), threading.Lock())
         reader.read(np.array([0]), space)
         seconds = []
         for k in range(repeat):
@@ -94,7 +94,7 @@ def main() -> None:
     for n in SIZES:
         print(f"{n:8,} cells: {statistics.median(rates[n]):8,.0f} cells/s ({min(rates[n]):,.0f}..{max(rates[n]):,.0f})")
     for uri in (uris[131_072], store(options.folder, n_obs=131_072, capacity=64)):
-        geometry = ExperimentDataset(uri)._selection.geometry
+        geometry = ExperimentDataset(uri)._engine.selection.geometry
         tiles = geometry.nnz // geometry.capacity
         print(f"{tiles:10,} tiles: {query_cost(uri) * 1e3:.2f} ms a query of almost nothing", end=", ")
         print(f"{read_cost(uri) * 1e3:.2f} ms a row from the files")

@@ -1,6 +1,6 @@
 """How well cells are mixed: foretold against delivered; slices against double-buffered blocks; what it costs.
 
-python -m benchmarks.mixing foretold small.soma --out benchmarks/results/mixing.jsonl   # writes the store first
+python -m benchmarks.mixing predicted small.soma --out benchmarks/results/mixing.jsonl   # writes the store first
 python -m benchmarks.mixing equal
 python -m benchmarks.mixing cost census_131k.soma --out benchmarks/results/mixing_cost.jsonl
 """
@@ -69,7 +69,7 @@ def cases(uri: str) -> Iterator[tuple[str, ExperimentDataset]]:
             yield f"rank {rank} of 4", ExperimentDataset(uri, rank=rank, world_size=4, **own)
 
 
-def foretold(uri: str, out: Path | None, n_epochs: int) -> None:
+def predicted(uri: str, out: Path | None, n_epochs: int) -> None:
     """Print what was foretold and what came, setting by setting."""
     if not Path(uri).exists():
         write_store(uri, SMALL)
@@ -143,7 +143,7 @@ def _save(out: Path | None, record: dict[str, Any]) -> None:
 def main() -> None:
     """Run one of the measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("foretold", "equal", "cost"))
+    parser.add_argument("what", choices=("predicted", "equal", "cost"))
     parser.add_argument("uri", nargs="?")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--repeats", type=int, default=6, help="epochs, or passes of each")
@@ -153,7 +153,7 @@ def main() -> None:
     elif options.uri is None:
         parser.error(f"{options.what} needs the path of a store")
     else:
-        (foretold if options.what == "foretold" else cost)(options.uri, options.out, options.repeats)
+        (predicted if options.what == "predicted" else cost)(options.uri, options.out, options.repeats)
 
 
 if __name__ == "__main__":

@@ -62,13 +62,13 @@ def main() -> None:
             next(iter(dataset))
             taken.append(time.perf_counter() - started)
         print(f"first minibatch of a {name}: {statistics.median(taken):.2f} s ({min(taken):.2f}..{max(taken):.2f})")
-    depth = dataset._selection.nnz
+    depth = dataset._engine.selection.nnz
     if depth is None:
         return
     for n_ranks in (2, 4, 8):
         ratios = []
         for epoch in range(20):
-            plan = dataset._planner.epoch_order(epoch)
+            plan = dataset._engine.planner.epoch_order(epoch)
             sums = [_nonzeros(ShardWindows(plan, *plan.shard(World(rank, n_ranks))), depth) for rank in range(n_ranks)]
             ratios.append(max(sums) / min(sums))
         print(f"{n_ranks} ranks: most over least nonzeros {np.median(ratios):.3f} (of 20 epochs: {max(ratios):.3f})")

@@ -67,11 +67,11 @@ def main() -> None:
         options.uri, obs_column_names=["cell_type", "dataset_id"], batch_size=1024, seed=0
     )
     print(f"constructed in {time.perf_counter() - started:.1f} s")
-    selection = dataset._selection
-    held = selection.joinids.offsets.nbytes + sum(codes.nbytes for codes in selection.codes)
+    selection = dataset._engine.selection
+    held = selection.joinids.offsets.nbytes + sum(codes.nbytes for codes in selection.codes.values())
     print(f"holds {held / options.n_obs:.1f} bytes per cell")
     started = time.perf_counter()
-    plan = dataset._planner.epoch_order(0)
+    plan = dataset._engine.planner.epoch_order(0)
     shard = ShardWindows(plan, *plan.shard(World()))
     next(shard.windows())
     print(f"first window of a fresh plan in {(time.perf_counter() - started) * 1e3:.0f} ms ({len(shard)} windows)")

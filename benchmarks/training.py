@@ -16,7 +16,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ class Contender:
 
 def contenders(uri: str, chunks: int = CHUNKS) -> list[Contender]:
     """All of them; cellfeed's own plans get a tenth of the pool that the published default is to have."""
-    row_block = split(uri)[0]._selection.geometry.row_extent
+    row_block = split(uri)[0]._engine.selection.geometry.row_extent
     published = {"soma_chunk_size": 64, "shuffle_chunk_count": chunks, "memory_budget": LITTLE}
     tenth = budget_for(uri, split(uri, seed=0, **published)[0].plan().pool_bytes / 10)
     return [
@@ -123,9 +123,9 @@ def contenders(uri: str, chunks: int = CHUNKS) -> list[Contender]:
 
 def budget_for(uri: str, pool: float) -> int:
     """Return the ``memory_budget`` of which so many bytes are left for the pool."""
-    process = replace(split(uri)[0]._planner.budget(), n_bytes=int(pool))
-    held = pool + process.minibatch_bytes
-    return int(max(held + process.reads_bytes, held / 0.75))  # a quarter is set aside for reads, or one read
+    memory = split(uri)[0]._engine.planner._memory(int(pool))
+    held = pool + memory.minibatches
+    return int(max(held + memory.in_flight, held / 0.75))  # a quarter is set aside for reads, or one read
 
 
 def split(uri: str, **options: Any) -> list[ExperimentDataset]:
@@ -272,7 +272,7 @@ def _cellfeed_order(uri: str, contender: Contender, seed: int) -> Order:
 
 
 def _numpy_order(kept: Cells, seed: int) -> Order:
-    delivered = LabelCounter([None, LABEL], [None, kept.obs[:, 1].numpy()], BATCH_SIZE)
+    delivered = LabelCounter({"soma_joinid": None, LABEL: kept.obs[:, 1].numpy()}, BATCH_SIZE)
     minibatches = kept.minibatches(np.random.default_rng(seed).permutation(kept.X.shape[0]), BATCH_SIZE)
 
     def tell() -> dict[str, Any]:

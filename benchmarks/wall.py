@@ -20,44 +20,47 @@ from cellfeed import ExperimentDataset
 from cellfeed.sources.soma.tiles.files import Piece
 from cellfeed.sources.soma.tiles.fragments import FIELDS
 from cellfeed.sources.soma.tiles.index import FRAGMENTS
-from cellfeed.sources.soma.tiles.unpack_kernels import CHUNK_BYTES, _unpack_chunk, _word
+from cellfeed.sources.soma.tiles.packed_tiles import CHUNK_BYTES, Decoder
+from cellfeed.sources.soma.tiles.unpack_kernels import _word, read_chunk, unpack_chunk
 from cellfeed.sources.soma.tiles.zstd import find_zstd
 
 
 @njit(nogil=True)
-def unpack_all(data, starts, stops, how, zstd, scratch):
+def unpack_all(data, starts, stops, codec, decoder):
     """Bytes that the tiles of one file unpack to."""
     total = 0
     for t in range(len(starts)):
-        at = starts[t]
-        n_chunks = _word(data, at)
-        at += 8
+        offset = starts[t]
+        n_chunks = _word(data, offset)
+        offset += 8
         for _ in range(n_chunks):
-            total += _unpack_chunk(data, at, stops[t], how, zstd[0], zstd[1], scratch.ctypes.data, len(scratch))
-            at += 12 + _word(data, at + 8) + _word(data, at + 4)
+            chunk = read_chunk(data, offset)
+            target, room = decoder.chunk.ctypes.data, len(decoder.chunk)
+            total += unpack_chunk(data, chunk, stops[t], codec, decoder, target, room)
+            offset = chunk.end
     return total
 
 
 def seconds(uri: str, n_threads: int) -> tuple[float, int]:
     """Seconds to unpack a store, and its values."""
-    selection = ExperimentDataset(uri)._selection
+    selection = ExperimentDataset(uri)._engine.selection
     index = selection.source.open_tiles()
     zstd = find_zstd()
     assert index is not None
     assert zstd is not None
     work = []
     for fragment in index.fragments:
-        for field, offsets, how in zip(FIELDS, fragment.offsets, index.how, strict=True):
+        for field, offsets, codec in zip(FIELDS, fragment.offsets, index.codecs, strict=True):
             name = f"{FRAGMENTS}/{fragment.name}/{field}.tdb"
             data = np.empty(offsets[-1], np.uint8)
             index.files.read([Piece(name, 0, data)])
             for part in np.array_split(np.arange(len(offsets) - 1), 8 * n_threads):
-                work.append((data, offsets[part], offsets[part + 1], how))
+                work.append((data, offsets[part], offsets[part + 1], int(codec)))
 
     def run(piece: tuple) -> int:
         context = zstd.new_context()
         try:
-            return unpack_all(*piece, (zstd.decompress, context), np.empty(CHUNK_BYTES, np.uint8))
+            return unpack_all(*piece, Decoder(zstd.decompress, context, np.empty(CHUNK_BYTES, np.uint8)))
         finally:
             zstd.free_context(context)
 

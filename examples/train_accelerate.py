@@ -1,8 +1,8 @@
-"""Train a classifier with Accelerate on two processes; a checkpoint holds the place in the data as well.
+"""Train a classifier with Accelerate on two processes; checkpoints include the place in the data.
 
 torchrun --nproc-per-node 2 examples/train_accelerate.py                        # the 700 cells of `cellfeed demo`
 torchrun --nproc-per-node 2 examples/train_accelerate.py URI --label cell_type --checkpoint FOLDER
-accelerate launch examples/train_accelerate.py URI --label cell_type            # as `accelerate config` was told
+accelerate launch examples/train_accelerate.py URI --label cell_type       # with the settings of `accelerate config`
 """
 
 import argparse
@@ -23,7 +23,7 @@ def main(accelerator, uri, label, n_epochs, checkpoint):
         uri or pbmc700(),  # each process writes its own copy
         obs_column_names=[label, "soma_joinid"],
         batch_size=32,
-        seed=0,  # the same on all ranks, which share one order
+        seed=0,  # the same on all ranks, so that they divide one order
         transform=Log1p(),
     )
     train, test = dataset.random_split([0.8, 0.2], seed=0, stratify=label)
@@ -31,7 +31,7 @@ def main(accelerator, uri, label, n_epochs, checkpoint):
     n_genes, n_labels = dataset.shape[1], len(dataset.obs_encoders[label].classes_)
     model = torch.nn.Sequential(torch.nn.LayerNorm(n_genes), torch.nn.Linear(n_genes, n_labels))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    # Each rank's loader yields its own part already. Accelerate leaves it as it is, and keeps its state.
+    # The loader of each rank already yields the part of this rank. Accelerate leaves it unchanged and saves its state.
     model, optimizer, loader = accelerator.prepare(model, optimizer, cellfeed.experiment_dataloader(train))
     if checkpoint and checkpoint.exists():
         accelerator.load_state(str(checkpoint))
@@ -46,10 +46,10 @@ def main(accelerator, uri, label, n_epochs, checkpoint):
             joinids.append(obs[:, 1])
             losses.append(loss.detach())
         show(accelerator, f"epoch {epoch}: loss", joinids, losses)
-        if checkpoint:  # after any step it would do as well
+        if checkpoint:  # any other step would also work
             accelerator.save_state(str(checkpoint))
     joinids, correct = [], []
-    for X, obs, ids in cellfeed.inference_dataloader(test):  # in the order of the joinids, each rank a stretch
+    for X, obs, ids in cellfeed.inference_dataloader(test):  # each rank reads a part, in the order of the joinids
         with torch.no_grad():
             predicted = model(X.to(accelerator.device)).argmax(dim=1)
         joinids.append(ids)
@@ -58,7 +58,7 @@ def main(accelerator, uri, label, n_epochs, checkpoint):
 
 
 def show(accelerator, what, joinids, values):
-    """Print the mean of what all ranks have met; a cell that came twice would be an error."""
+    """Print the mean over the cells of all ranks; a cell that was yielded twice would be an error."""
     cells, values = cellfeed.gather_ordered(joinids, values)
     accelerator.print(f"{what} {values.mean():.6f} over {len(cells)} cells", flush=True)
 
@@ -68,11 +68,11 @@ if __name__ == "__main__":
     parser.add_argument("uri", nargs="?", help="a SOMA experiment")
     parser.add_argument("--label", default="bulk_labels", help="the column of obs to predict")
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--checkpoint", type=Path, help="a folder to save to after each epoch, and to go on from")
+    parser.add_argument("--checkpoint", type=Path, help="a folder to save to after each epoch and to resume from")
     arguments = parser.parse_args()
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     main(accelerator, arguments.uri, arguments.label, arguments.epochs, arguments.checkpoint)
-    # PyTorch aborts a process that ends while a thread of Gloo still lets go of tensors: wait for it, and for others.
+    # PyTorch aborts a process that exits while a thread of Gloo still frees tensors: wait for it and for other ranks.
     accelerator.wait_for_everyone()
     time.sleep(0.1)
     accelerator.end_training()

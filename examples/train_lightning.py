@@ -1,7 +1,7 @@
-"""Train a classifier with Lightning on two processes: validate, checkpoint, go on, predict.
+"""Train a classifier with Lightning on two processes: validate, checkpoint, resume, predict.
 
 python examples/train_lightning.py                                              # the 700 cells of `cellfeed demo`
-python examples/train_lightning.py URI --label cell_type --checkpoints FOLDER   # again, it goes on within the epoch
+python examples/train_lightning.py URI --label cell_type --checkpoints FOLDER   # a second run resumes within the epoch
 """
 
 import argparse
@@ -37,7 +37,7 @@ class Classifier(pl.LightningModule):
         return losses.mean()
 
     def on_train_epoch_end(self):
-        cells, losses = cellfeed.gather_ordered(self.joinids, self.losses)  # a cell that came twice would be an error
+        cells, losses = cellfeed.gather_ordered(self.joinids, self.losses)  # a cell yielded twice is an error
         self.print(f"epoch {self.current_epoch}: loss {losses.mean():.6f} over {len(cells)} cells")
         self.joinids, self.losses = [], []
 
@@ -58,7 +58,7 @@ def main(uri, label, n_epochs, folder):
         predict="test",
         obs_column_names=[label, "soma_joinid"],
         batch_size=32,
-        seed=0,  # the same on all ranks, which share one order
+        seed=0,  # the same on all ranks, so that they divide one order
         transform=Log1p(),
     )
     pl.seed_everything(0)
@@ -71,7 +71,7 @@ def main(uri, label, n_epochs, folder):
     last = folder / "last.ckpt" if folder else None
     trainer.fit(model, datamodule=datamodule, ckpt_path=last if last and last.exists() else None)
     predictions = trainer.predict(model, datamodule=datamodule)
-    cells, correct = cellfeed.gather_ordered(*zip(*predictions, strict=True))  # all, in the order of their joinids
+    cells, correct = cellfeed.gather_ordered(*zip(*predictions, strict=True))  # of all ranks, by joinid
     if trainer.is_global_zero:
         print(f"test: accuracy {correct.mean():.6f} over {len(cells)} cells")
 
@@ -81,10 +81,10 @@ if __name__ == "__main__":
     parser.add_argument("uri", nargs="?", help="a SOMA experiment")
     parser.add_argument("--label", default="bulk_labels", help="the column of obs to predict")
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--checkpoints", type=Path, help="a folder to save to every 5 steps, and to go on from")
+    parser.add_argument("--checkpoints", type=Path, help="a folder to save to every 5 steps and to resume from")
     arguments = parser.parse_args()
     main(arguments.uri, arguments.label, arguments.epochs, arguments.checkpoints)
-    # PyTorch aborts a process that ends while a thread of Gloo still lets go of tensors: wait for it, and for others.
+    # PyTorch aborts a process that exits while a thread of Gloo still frees tensors: wait for it and for other ranks.
     dist.barrier()
     time.sleep(0.1)
     dist.destroy_process_group()

@@ -1,7 +1,7 @@
-"""Train a classifier with Ray Train on two workers of this machine; Ray keeps the checkpoints.
+"""Train a classifier with Ray Train on two workers of this machine; Ray saves the checkpoints.
 
 python examples/train_ray.py                                    # the 700 cells of `cellfeed demo`
-python examples/train_ray.py URI --label cell_type --storage FOLDER      # again, with more epochs, it goes on
+python examples/train_ray.py URI --label cell_type --storage FOLDER      # a second run with more epochs resumes
 """
 
 import argparse
@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # one machine: listen on 127.0.0.1 only, as there
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # one machine: listen on 127.0.0.1 only
 
 import ray
 import ray.train
@@ -29,17 +29,17 @@ def train_on_a_worker(config):
         config["uri"],
         obs_column_names=[label, "soma_joinid"],
         batch_size=32,
-        seed=0,  # the same on all workers, which share one order
+        seed=0,  # the same on all workers, so that they divide one order
         transform=Log1p(),
     )
     train, _ = dataset.random_split([0.8, 0.2], seed=0, stratify=label)
-    loader = cellfeed.experiment_dataloader(train)  # finds its rank by itself: no prepare_data_loader, no Ray Data
+    loader = cellfeed.experiment_dataloader(train)  # finds its rank itself: no prepare_data_loader, no Ray Data
     torch.manual_seed(0)
     n_genes, n_labels = dataset.shape[1], len(dataset.obs_encoders[label].classes_)
     model = prepare_model(torch.nn.Sequential(torch.nn.LayerNorm(n_genes), torch.nn.Linear(n_genes, n_labels)))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     saved = {"model": model, "optimizer": optimizer, "loader": loader}
-    if checkpoint := ray.train.get_checkpoint():  # where a worker was lost, or the run goes on
+    if checkpoint := ray.train.get_checkpoint():  # after the loss of a worker, or when a run is resumed
         with checkpoint.as_directory() as folder:
             states = torch.load(Path(folder, "state.pt"), weights_only=True)
         for name, part in saved.items():
@@ -53,11 +53,11 @@ def train_on_a_worker(config):
             optimizer.step()
             joinids.append(obs[:, 1])
             losses.append(loss.detach())
-        report(epoch, saved, *cellfeed.gather_ordered(joinids, losses))  # a cell that came twice would be an error
+        report(epoch, saved, *cellfeed.gather_ordered(joinids, losses))  # a cell yielded twice is an error
 
 
 def report(epoch, saved, cells, losses):
-    """Tell Ray how an epoch went, and give it a checkpoint of worker 0: all are at the same place."""
+    """Report the metrics of an epoch to Ray, with a checkpoint of worker 0: all workers are at the same step."""
     metrics = {"epoch": epoch, "loss": float(losses.mean()), "n_cells": len(cells)}
     checkpoint = None
     with tempfile.TemporaryDirectory() as folder:
@@ -73,7 +73,7 @@ def main(uri, label, n_epochs, storage):
         train_on_a_worker,
         train_loop_config={"uri": uri, "label": label, "n_epochs": n_epochs},
         scaling_config=ray.train.ScalingConfig(num_workers=2),
-        run_config=ray.train.RunConfig(name="cellfeed", storage_path=storage),  # a run of this name goes on
+        run_config=ray.train.RunConfig(name="cellfeed", storage_path=storage),  # a run of this name is resumed
     )
     for _, row in trainer.fit().metrics_dataframe.iterrows():
         print(f"epoch {row['epoch']:.0f}: loss {row['loss']:.6f} over {row['n_cells']:.0f} cells")
@@ -84,7 +84,7 @@ if __name__ == "__main__":
     parser.add_argument("uri", nargs="?", help="a SOMA experiment")
     parser.add_argument("--label", default="bulk_labels", help="the column of obs to predict")
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--storage", help="a folder for Ray's checkpoints; a run that has some there goes on")
+    parser.add_argument("--storage", help="a folder for Ray's checkpoints; a run with checkpoints in it is resumed")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         uri, storage = arguments.uri or pbmc700(), arguments.storage or scratch

@@ -125,7 +125,7 @@ def test_nothing_at_an_address_is_one_error_without_others_behind_it(tmp_path):
     with pytest.raises(SelectionError, match="'~' is not expanded"):
         ExperimentDataset("~/nowhere")
     (tmp_path / "notes").touch()
-    with pytest.raises(SelectionError, match="the file holds nothing of SOMA"):
+    with pytest.raises(SelectionError, match="the file holds no SOMA object"):
         ExperimentDataset(tmp_path / "notes")
 
 
@@ -136,16 +136,15 @@ def test_a_query_as_experiment_names_the_call(store):
             ExperimentDataset(query)
 
 
-def test_writing_to_an_open_experiment_names_the_call(store):
-    with (
-        soma.open(store) as experiment,
-        pytest.raises(SelectionError, match=rf"an open Experiment; give its URI: write_obsm\('.*{store}', 'X_a', ..."),
-    ):
-        cellfeed.write_obsm(experiment, "X_a", [0], [[1.0]])
-    with pytest.raises(SelectionError, match="experiment_uri='nowhere' is not a SOMA experiment.*there is no"):
+def test_writing_to_something_else_than_an_experiment_is_an_error(store):
+    with pytest.raises(SelectionError, match="experiment='nowhere' is not a SOMA experiment.*there is no"):
         cellfeed.write_obsm("nowhere", "X_a", [0], [[1.0]])
-    with pytest.raises(SelectionError, match="experiment_uri=3 must be the URI or path of an experiment, as text"):
+    with pytest.raises(SelectionError, match="experiment=3 must be a tiledbsoma.Experiment, or the URI or path of one"):
         cellfeed.write_obsm(3, "X_a", [0], [[1.0]])
+    with pytest.raises(SelectionError, match="is a Measurement, not a tiledbsoma.Experiment"):
+        cellfeed.write_obsm(f"{store}/ms/RNA", "X_a", [0], [[1.0]])
+    with pytest.raises(SelectionError, match="context= is a dict; give a tiledbsoma.SOMATileDBContext"):
+        cellfeed.write_obsm(store, "X_a", [0], [[1.0]], context={})
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")

@@ -44,7 +44,7 @@ from tests.support.stores import addressed, write_experiment
         ({"shuffle": "yes"}, PlanError, "shuffle='yes' must be True or False"),
         ({"seed": -1}, PlanError, "seed=-1 must be"),
         ({"memory_budget": "2 gallons"}, PlanError, "memory_budget='2 gallons' is not an amount of memory"),
-        ({"memory_budget": 0}, PlanError, "memory_budget=0 must be more than nothing"),
+        ({"memory_budget": 0}, PlanError, "memory_budget=0 must be at least 1 byte"),
         ({"memory_budget": None}, PlanError, "memory_budget=None must be a number of bytes"),
         ({"rank_remainder": "keep"}, PlanError, "rank_remainder='keep' must be one of 'drop', 'pad', 'uneven'"),
         ({"rank_remainder": "pad", "drop_last": True}, PlanError, "contradict"),

@@ -96,9 +96,9 @@ def test_settings_that_are_derived_keep_the_cells_and_are_checked(store):
     whole = ExperimentDataset(store, obs_column_names=["label"])
     other = whole._with(batch_size=7, shuffle=False)
     assert (other.seed, other.shape, len(other)) == (whole.seed, whole.shape, 15)
-    assert other._selection is whole._selection
-    assert not other._settings.seed_given
-    assert whole._with(seed=3)._settings.seed_given
+    assert other._engine.selection is whole._engine.selection
+    assert not other._engine.settings.seed_given
+    assert whole._with(seed=3)._engine.settings.seed_given
     assert len(next(iter(other))[0]) == 7
     with pytest.raises(PlanError, match="batch_size=0 must be"):
         whole._with(batch_size=0)

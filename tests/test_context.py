@@ -41,7 +41,7 @@ def opened(monkeypatch):
 def read_all(dataset):
     for _ in dataset:
         pass
-    read_obs_column(dataset._selection, "donor")
+    read_obs_column(dataset._engine.selection, "donor")
 
 
 GIVEN = [(None, OFF), ({"sm.mem.total_budget": "1000000000"}, OFF), ({MERGE: "7"}, "7")]

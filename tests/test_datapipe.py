@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from cellfeed import (
     BatchEncoder,
     EncodeError,
     Encoder,
     ExperimentDataPipe,
+    ExperimentDataset,
     LabelEncoder,
     PlanError,
     experiment_dataloader,
@@ -89,6 +91,25 @@ def test_a_chain_of_datapipes_is_loaded(store):
         experiment_dataloader(chain, 2)
     with pytest.raises(PlanError, match="does not take batch_size=3"):
         experiment_dataloader(chain, batch_size=3)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("rank_remainder", ["drop", "pad"])
+def test_only_a_datapipe_yields_single_cells(store, sparse, rank_remainder):
+    """With batch_size=1, its X and obs lose their first dimension, in loaders too; those of a dataset keep it."""
+    parameters = {
+        "obs_column_names": ["label"], "batch_size": 1, "seed": 0,
+        "return_sparse_X": sparse, "rank_remainder": rank_remainder,
+    }  # fmt: skip
+    pipe, dataset = ExperimentDataPipe(store, **parameters), ExperimentDataset(store, **parameters)
+    for source in (pipe, experiment_dataloader(pipe), pipe.random_split([0.5, 0.5])[0]):
+        X, obs, *_ = next(iter(source))
+        assert (tuple(X.shape), tuple(obs.shape)) == ((1, 30) if sparse else (30,), (1,))
+    for source in (dataset, experiment_dataloader(dataset)):
+        X, obs, *_ = next(iter(source))
+        assert (tuple(X.shape), tuple(obs.shape)) == ((1, 30), (1, 1))
+    with pytest.raises(PlanError, match="collates minibatches of this dataset"):
+        next(iter(DataLoader(dataset, batch_size=4)))
 
 
 def test_weights_of_a_split_have_any_sum(store):

@@ -1,6 +1,7 @@
 """The dataset over real stores: the behaviours of the published loader's tests, and what goes beyond them."""
 
 import gc
+import inspect
 import json
 import pickle
 import subprocess
@@ -15,6 +16,7 @@ from torch.utils.data import IterDataPipe
 
 from cellfeed import BatchEncoder, Encoder, ExperimentDataPipe, ExperimentDataset, LabelEncoder, experiment_dataloader
 from cellfeed.errors import EncodeError, PlanError, ReadError
+from cellfeed.plan.settings import PARAMETERS, Settings
 from tests.support.stores import addressed, collect, labelled_obs, write_experiment
 
 pytestmark = pytest.mark.usefixtures("reading_path")
@@ -162,6 +164,20 @@ def test_custom_encoders(store):
     assert obs.shape == (100, 2)
     assert dataset.obs_encoders["half"].inverse_transform(obs[[0, 99], 0]).tolist() == ["low", "high"]
     assert list(dataset.obs_encoders) == ["half", "kind"]
+
+
+def test_parameters_are_those_of_settings(store):
+    """A parameter is written once: the signature has the names and defaults of settings, and each takes effect."""
+    signature = inspect.signature(ExperimentDataset).parameters
+    assert all(signature[name].default is getattr(Settings, name) for name in PARAMETERS)
+    changed = {
+        "batch_size": 7, "shuffle": False, "seed": 5, "drop_last": True, "return_sparse_X": True, "X_dtype": "float16",
+        "soma_chunk_size": 3, "shuffle_chunk_count": 2, "memory_budget": 1 << 26, "use_eager_fetch": False,
+        "verify": False, "rank_remainder": "uneven", "rank": 1, "world_size": 2, "transform": torch.neg,
+    }  # fmt: skip
+    settings = ExperimentDataset(store, **changed)._engine.settings
+    assert {name: getattr(settings, name) for name in changed} == changed
+    assert {*changed, "mixing"} == set(PARAMETERS)
 
 
 def test_encoders_exclude_columns_and_duplicates(store):
@@ -483,7 +499,7 @@ def test_the_users_context_and_timestamp_are_used_again(tmp_path, reading_path):
     with soma.open(uri, context=context) as experiment:
         dataset = ExperimentDataset(experiment, batch_size=20, shuffle=False)
         pinned = experiment.tiledb_timestamp_ms
-    address = dataset._selection.source.X
+    address = dataset._engine.selection.source.X
     assert address.timestamp_ms == pinned
     array = address.open(1 << 20)
     opened = array.context.tiledb_config
@@ -503,7 +519,7 @@ def test_secrets_of_the_context_are_not_shown(tmp_path):
     uri = write_experiment(tmp_path / "secret", addressed(5, 3))
     context = soma.SOMATileDBContext(tiledb_config={"vfs.s3.aws_secret_access_key": "hunter2"})
     dataset = ExperimentDataset(uri, context=context)
-    assert "hunter2" not in repr(dataset) + repr(dataset._selection) + str(dataset.plan()) + str(dataset.stats())
+    assert "hunter2" not in repr(dataset) + repr(dataset._engine.selection) + str(dataset.plan()) + str(dataset.stats())
 
 
 def test_an_encoder_that_fails_is_named(store):
@@ -513,7 +529,7 @@ def test_an_encoder_that_fails_is_named(store):
         def transform(self, obs):
             return obs["number"] / 3
 
-    with pytest.raises(EncodeError, match="'bad': transform must give one integer per cell"):
+    with pytest.raises(EncodeError, match="'bad': transform must return one integer per cell"):
         ExperimentDataset(store, encoders=[Bad()])
 
 
@@ -589,7 +605,7 @@ def test_nonzeros_told_by_obs_bound_memory(tmp_path):
     pairs = [(chunks(told, budget), chunks(flat, budget)) for budget in range(200_000, 3_000_000, 50_000)]
     assert all(a <= b for a, b in pairs)
     assert any(0 < a < b for a, b in pairs)
-    assert ExperimentDataset(told)._selection.nnz.dtype == np.uint16
+    assert ExperimentDataset(told)._engine.selection.nnz.dtype == np.uint16
 
 
 def test_plan_knows_how_little_the_order_of_joinids_mixes(store):

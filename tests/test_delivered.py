@@ -36,7 +36,7 @@ def test_counted_is_received(seed, batch_size, n_minibatches, n_labels, at_once,
     rng = np.random.default_rng(seed)
     codes = lowest + rng.integers(0, n_labels, (n_minibatches, batch_size))
     others = rng.integers(0, 1 << 40, codes.shape)
-    counts = LabelCounter([None, "label"], [None, codes.ravel()], batch_size)
+    counts = LabelCounter({"other": None, "label": codes.ravel()}, batch_size)
     minibatches = [torch.from_numpy(np.stack(columns, axis=1)) for columns in zip(others, codes, strict=True)]
     short = torch.zeros((1, 2), dtype=torch.int64)
     with pytest.MonkeyPatch.context() as patch:
@@ -52,7 +52,7 @@ def test_counted_is_received(seed, batch_size, n_minibatches, n_labels, at_once,
 def test_what_waits_is_bounded():
     """Minibatches wait to be counted together, and no more of them than that pays for."""
     codes = np.arange(1 << 15) % 7
-    counts = LabelCounter(["label"], [codes], 1 << 10)
+    counts = LabelCounter({"label": codes}, 1 << 10)
     for _ in counts.counted(SimpleNamespace(obs=torch.from_numpy(codes[: 1 << 10, np.newaxis])) for _ in range(500)):
         assert sum(map(len, counts._waiting)) <= 8 * cellfeed.loader.label_counts.CELLS_COUNTED
     assert counts.effective_batch_sizes()["label"] > 500

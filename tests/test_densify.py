@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellfeed.rows.densify import densified
+from cellfeed.rows.minibatch import densified
 
 
 @given(st.data())

@@ -115,5 +115,7 @@ def test_closing_drops_reads_that_have_not_begun():
 def test_the_meter_sees_the_pool_grow_and_shrink():
     meter = Meter()
     plan = EpochOrder(chunk_bounds(200, 10), 0, 0, True, 10, ShufflePlan(2))
-    sizes = [sum(slab.n_bytes for slab in rows.held) for rows in feed(plan, FakeReader(addressed(200, 4)), meter=meter)]
+    sizes = [
+        sum(slab.n_bytes for slab in rows.owners) for rows in feed(plan, FakeReader(addressed(200, 4)), meter=meter)
+    ]
     assert max(sizes) <= meter.snapshot().peak_pool_bytes < sum(sizes)

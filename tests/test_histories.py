@@ -59,7 +59,7 @@ def test_a_consolidated_array_is_read_directly_before_it_is_vacuumed(tmp_path, c
     uri = write_experiment(tmp_path / "s", addressed(N_OBS, N_VARS), n_fragments=3)
     consolidate(array_uri(uri), vacuum=False)
     dataset = dataset_of(uri)
-    index = dataset._selection.source.open_tiles()
+    index = dataset._engine.selection.source.open_tiles()
     assert len(index.fragments) == 1
     assert np.array_equal(passed(dataset), as_tiledb_reads(uri))
 
@@ -72,7 +72,7 @@ def test_a_dataset_keeps_its_timestamp_over_a_consolidation(tmp_path, caplog):
     dataset = dataset_of(uri)
     before = passed(dataset)
     rows = np.arange(N_OBS - 10, N_OBS)
-    write(uri, rows, rows % N_VARS, rows, timestamp=dataset._selection.source.X.timestamp_ms + 1)
+    write(uri, rows, rows % N_VARS, rows, timestamp=dataset._engine.selection.source.X.timestamp_ms + 1)
     consolidate(array_uri(uri), vacuum=True)
     with caplog.at_level(logging.INFO, logger="cellfeed"):
         assert np.array_equal(passed(dataset), before)
@@ -82,7 +82,7 @@ def test_a_dataset_keeps_its_timestamp_over_a_consolidation(tmp_path, caplog):
 def test_values_that_a_writer_committed_late_are_named_as_the_cause(tmp_path):
     uri = write_experiment(tmp_path / "s", addressed(N_OBS, N_VARS, density=0.3))
     dataset = dataset_of(uri)
-    write(uri, [0], [11], [7], timestamp=dataset._selection.source.X.timestamp_ms - 1)
+    write(uri, [0], [11], [7], timestamp=dataset._engine.selection.source.X.timestamp_ms - 1)
     with pytest.raises(ReadError, match="a writer that opened it before the dataset was made has added values"):
         passed(dataset)
 
@@ -95,10 +95,10 @@ def test_all_genes_are_those_of_var_whatever_the_shape_of_the_array(tmp_path, sh
     import pandas as pd
 
     for name, more in (("right", 0), ("wrong", 1)):
-        told = pd.DataFrame({**obs, "nnz": obs["nnz"] + more * (np.arange(N_OBS) == 17)})
-        uri = write_experiment(tmp_path / name, X, told, columns=shape)
+        figures = pd.DataFrame({**obs, "nnz": obs["nnz"] + more * (np.arange(N_OBS) == 17)})
+        uri = write_experiment(tmp_path / name, X, figures, columns=shape)
         dataset = dataset_of(uri)
-        assert dataset._selection.source.open_tiles() is not None
+        assert dataset._engine.selection.source.open_tiles() is not None
         if more:
             with pytest.raises(ReadError, match="for soma_joinid 17, but obs has nnz="):
                 passed(dataset)
@@ -109,5 +109,5 @@ def test_all_genes_are_those_of_var_whatever_the_shape_of_the_array(tmp_path, sh
 def test_values_without_a_filter_are_read(tmp_path):
     uri = write_experiment(tmp_path / "s", addressed(N_OBS, N_VARS), unfiltered=("soma_data",))
     dataset = dataset_of(uri)
-    assert dataset._selection.source.open_tiles() is not None
+    assert dataset._engine.selection.source.open_tiles() is not None
     assert np.array_equal(passed(dataset), addressed(N_OBS, N_VARS).toarray())

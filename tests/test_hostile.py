@@ -165,7 +165,7 @@ def first_minibatch_is_right(dataset):
     genes = dataset.var_joinids
     X = X.to(torch.float64).numpy().reshape(-1, len(genes))
     at, column = np.nonzero(X)
-    if len(at) and dataset._settings.X_dtype not in ("float16", "bfloat16"):
+    if len(at) and dataset._engine.settings.X_dtype not in ("float16", "bfloat16"):
         rows, columns = np.divmod(X[at, column].astype(np.int64) - 1, N_VARS)
         assert (columns == genes[column]).all()
         assert np.isin(rows, dataset.obs_joinids).all()

@@ -48,6 +48,18 @@ def test_a_published_datapipe_is_served_too(store):
     assert (X.shape, obs.shape, joinids.tolist()) == ((1, G), (1, 1), [0])
 
 
+@pytest.mark.parametrize("columns", [["soma_joinid", "label"], ["label", "soma_joinid"], []])
+def test_joinids_do_not_change_obs(store, columns):
+    """Columns of obs are those of the dataset in their order, joinids among them where the user names them."""
+    dataset = ExperimentDataset(store, obs_column_names=columns, batch_size=30, seed=0)
+    first, ordered = next(iter(dataset)), next(iter(inference_dataloader(dataset)))
+    assert first.obs.shape == ordered.obs.shape == (30, len(columns))
+    labels = dict(enumerate(columns))
+    for k, name in labels.items():
+        wanted = ordered.joinids if name == "soma_joinid" else torch.arange(30) % 3
+        assert torch.equal(ordered.obs[:, k], wanted)
+
+
 def test_workers_would_bring_cells_out_of_order(store):
     with pytest.raises(PlanError, match="num_workers=2.*takes 0"):
         inference_dataloader(ExperimentDataset(store), num_workers=2)
@@ -79,9 +91,9 @@ def test_ranks_put_their_pieces_together(make_store, tmp_path):
 
 
 def test_gathering_refuses_what_is_not_row_for_row():
-    with pytest.raises(PlanError, match="soma_joinid 4 came more than once"):
+    with pytest.raises(PlanError, match="soma_joinid 4 occurs more than once"):
         cellfeed.gather_ordered([4, 1, 4], torch.zeros(3, 2))
-    with pytest.raises(PlanError, match="row for row"):
+    with pytest.raises(PlanError, match="must have equally many rows"):
         cellfeed.gather_ordered([4, 1], torch.zeros(3, 2))
     ids, rows = cellfeed.gather_ordered([torch.tensor([5, 6]), torch.tensor([2])], [torch.eye(2), torch.ones(1, 2)])
     assert (ids.tolist(), rows.tolist()) == ([2, 5, 6], [[1, 1], [1, 0], [0, 1]])
@@ -145,6 +157,41 @@ def test_an_embedding_that_was_not_written_to_its_end_is_not_in_obsm(writable, m
     assert read_obsm(uri, "X_a")[1].to_numpy().tolist() == [[7.0]]
     cellfeed.write_obsm(uri, "X_b", [1], [[9.0]])
     assert read_obsm(uri, "X_b")[1].to_numpy().tolist() == [[9.0]]
+
+
+@pytest.mark.parametrize("mode", ["r", "w", "closed"])
+def test_an_experiment_may_be_a_handle(writable, mode):
+    """Open or closed: its URI and its context are used, and it stays as it is."""
+    uri, joinids = writable
+    context = soma.SOMATileDBContext()
+    with soma.open(uri, "w" if mode == "w" else "r", context=context) as experiment:
+        if mode == "closed":
+            experiment.close()
+        cellfeed.write_obsm(experiment, "X_a", joinids, np.ones((20, 2)))
+        cellfeed.write_obsm(experiment, "X_a", joinids, np.zeros((20, 3)), overwrite=True)
+        assert experiment.closed == (mode == "closed")
+        with pytest.raises(SelectionError, match="context= goes with a URI; a tiledbsoma.Experiment brings its own"):
+            cellfeed.write_obsm(experiment, "X_b", [1], [[1.0]], context=context)
+    shape, read = read_obsm(uri, "X_a")
+    assert shape == (joinids[-1] + 1, 3)
+    assert (read.to_numpy() == 0).all()
+
+
+def test_an_embedding_is_written_at_the_timestamp_of_the_context_of_a_handle(writable):
+    """A handle opened at a timestamp is a view of that time, and the embedding is written now."""
+    uri, _ = writable
+    with soma.open(uri) as experiment:
+        before = experiment.tiledb_timestamp_ms
+    later = before + 10**9
+    with soma.open(uri, tiledb_timestamp=before) as experiment:
+        cellfeed.write_obsm(experiment, "X_now", [1], [[1.0]])
+        assert "obsm" not in experiment.ms["RNA"]
+    with soma.open(uri, context=soma.SOMATileDBContext(timestamp=later)) as experiment:
+        cellfeed.write_obsm(experiment, "X_later", [1], [[1.0]])
+    with soma.open(uri) as experiment:
+        assert list(experiment.ms["RNA"].obsm) == ["X_now"]
+    with soma.open(uri, tiledb_timestamp=later) as experiment:
+        assert sorted(experiment.ms["RNA"].obsm) == ["X_later", "X_now"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

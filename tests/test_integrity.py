@@ -1,4 +1,4 @@
-"""What a store tells twice is compared, row by row, whichever way it is read; a mismatch names the cell."""
+"""Rows of X are compared with obs, whichever way they are read; an error names the cell that differs."""
 
 import numpy as np
 import pandas as pd
@@ -14,8 +14,8 @@ from tests.support.stores import addressed, collect, write_experiment
 N_OBS, N_VARS = 60, 20
 
 
-def told(X):
-    """What a Census tells of each row."""
+def census_columns(X):
+    """The columns of obs in a Census with figures of each row."""
     return pd.DataFrame({"nnz": np.diff(X.indptr), "raw_sum": np.asarray(X.sum(axis=1), np.float64).ravel()})
 
 
@@ -32,10 +32,10 @@ def passed(uri, **parameters):
 
 
 @pytest.mark.parametrize("X_dtype", ["float32", "bfloat16", "stored"])
-def test_rows_that_are_as_obs_tells_pass(tmp_path, path, X_dtype):
+def test_rows_that_agree_with_obs_pass(tmp_path, path, X_dtype):
     X = addressed(N_OBS, N_VARS)
     X.data %= 250
-    uri = write_experiment(tmp_path / "s", X, told(X))
+    uri = write_experiment(tmp_path / "s", X, census_columns(X))
     dataset = ExperimentDataset(uri, obs_column_names=["soma_joinid"], X_dtype=X_dtype, seed=0)
     rows = sum(len(obs) for _, obs in dataset)
     assert rows == N_OBS
@@ -51,7 +51,7 @@ def test_rows_that_are_as_obs_tells_pass(tmp_path, path, X_dtype):
 )
 def test_a_row_that_differs_is_named(tmp_path, path, column, by, message):
     X = addressed(N_OBS, N_VARS)
-    obs = told(X)
+    obs = census_columns(X)
     obs.loc[17, column] += by
     uri = write_experiment(tmp_path / "s", X, obs)
     with pytest.raises(ReadError, match=message):
@@ -64,7 +64,7 @@ def test_a_row_that_differs_is_named(tmp_path, path, column, by, message):
 
 def test_of_some_genes_there_are_no_more_values_than_of_all(tmp_path, path):
     X = addressed(N_OBS, N_VARS, density=0.9)
-    obs = told(X)
+    obs = census_columns(X)
     genes = soma.AxisQuery(coords=(list(range(0, N_VARS, 2)),))
     uri = write_experiment(tmp_path / "right", X, obs)
     assert sum(len(batch.obs) for batch in ExperimentDataset(uri, var_query=genes, seed=0)) == N_OBS
@@ -88,7 +88,7 @@ def test_values_are_finite(tmp_path, path, value):
 def test_other_layers_have_other_sums(tmp_path, path):
     """``raw_sum`` is of the layer ``raw``; ``nnz`` is of all."""
     X = addressed(N_OBS, N_VARS)
-    obs = told(X)
+    obs = census_columns(X)
     obs["raw_sum"] += 1
     uri = write_experiment(tmp_path / "s", X, obs, layers=("raw", "normalized"))
     assert len(passed(uri, X_name="normalized")[0]) == N_OBS

@@ -1,4 +1,4 @@
-"""What the pages say: their code runs, their links to tests lead somewhere, and public names have an example."""
+"""Pages: their code runs, their links and terms are defined, and public names have an example."""
 
 import ast
 import doctest
@@ -24,16 +24,16 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"(?:^([^\n]*)\n)?^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_RUN = "% not run: "
-"""Stands before code that cannot run here, with the reason."""
+"""Precedes code that cannot run here, with the reason."""
 
 
 def blocks_of(page):
-    """Python that a page shows and does not run itself, from top to bottom."""
+    """Return the Python blocks of a page that the page itself does not run, from top to bottom."""
     return [code for before, code in BLOCK.findall(page.read_text()) if not before.startswith(NOT_RUN)]
 
 
 def counts_with_census_columns():
-    """400 cells x 40 genes of counts, and obs as the pages suppose it."""
+    """400 cells x 40 genes of counts, and obs with the columns that the pages use."""
     n_obs, n_vars = 400, 40
     rng = np.random.default_rng(0)
     X = sp.csr_matrix(rng.poisson(0.7, (n_obs, n_vars)).astype(np.float32))
@@ -52,7 +52,7 @@ def counts_with_census_columns():
 
 
 class Census(dict):
-    """What ``open_soma`` returns: a collection to open by ``with`` or to keep."""
+    """The return value of ``open_soma``: a collection that is also a context manager."""
 
     def __enter__(self):
         return self
@@ -63,7 +63,7 @@ class Census(dict):
 
 @pytest.fixture
 def reader(tmp_path, monkeypatch):
-    """What a reader of the pages has: an experiment, a Census, and what the prose around the code speaks of."""
+    """The names that the code of the pages uses: an experiment, a Census, a dataset, a model."""
     X, obs, var = counts_with_census_columns()
     uri = write_experiment(tmp_path / "my_experiment", X, obs, var=var, extent=64, capacity=500)
     experiment = soma.open(uri)
@@ -71,27 +71,35 @@ def reader(tmp_path, monkeypatch):
     monkeypatch.setattr(cellxgene_census, "open_soma", lambda **_: census)
     monkeypatch.chdir(tmp_path)
     dataset = cellfeed.ExperimentDataset(uri, obs_column_names=["dataset_id"], seed=0)
-    list(dataset)  # statistics tell of a pass
-    prose = {"uri": uri, "census": census, "dataset": dataset, "test": dataset, "model": torch.nn.Linear(40, 3)}
-    yield {"soma": soma, "cellfeed": cellfeed, "torch": torch, **prose}
+    list(dataset)  # for statistics of one epoch
+    names = {"uri": uri, "census": census, "dataset": dataset, "test": dataset, "model": torch.nn.Linear(40, 3)}
+    yield {"soma": soma, "cellfeed": cellfeed, "torch": torch, **names}
     experiment.close()
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page)], ids=lambda page: page.stem)
 def test_code_of_pages_runs(page, reader):
     for code in blocks_of(page):
-        # TileDB remembers the folder in which its process began.
+        # TileDB resolves relative paths against the folder in which the process began.
         located = code.replace('"my_experiment"', repr(reader["uri"]))
         exec(compile(located, page.name, "exec"), reader)
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/index.md", "docs/quickstart.md"])
 def test_the_first_code_of_a_page_runs_as_pasted(name):
-    """A newcomer pastes it into an empty session: it needs no store, no name and no network."""
+    """In an empty session: it needs no store, no other name and no network."""
     session = {}
     exec(compile(blocks_of(ROOT / name)[0], name, "exec"), session)
     assert session["X"].shape[1] == 765
     assert session["obs"].shape[1] == 1
+
+
+def test_the_readme_and_the_front_page_are_different_texts():
+    readme, front = (
+        set(re.split(r"(?<=[.:])\s", re.sub(r"```.*?```", "", (ROOT / name).read_text(), flags=re.DOTALL)))
+        for name in ("README.md", "docs/index.md")
+    )
+    assert [sentence for sentence in readme & front if len(sentence) > 30] == []
 
 
 def test_code_that_is_not_run_has_a_reason():
@@ -101,11 +109,11 @@ def test_code_that_is_not_run_has_a_reason():
 
 
 MESSAGE = re.compile(r"^```text\n(.*?)\n```$", re.MULTILINE | re.DOTALL)
-"""What cellfeed says, as the troubleshooting page shows it; … stands for names and numbers."""
+"""A message of cellfeed on the troubleshooting page; … stands for names and numbers."""
 
 
 def messages_in_the_source():
-    """Each text of the package but docstrings; f-strings with … for their values."""
+    """Yield each string of the package except docstrings; f-strings with … for their values."""
     for module in Path(cellfeed.__file__).parent.rglob("*.py"):
         nodes = list(ast.walk(ast.parse(module.read_text())))
         docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
@@ -117,7 +125,7 @@ def messages_in_the_source():
 
 
 def test_messages_on_the_troubleshooting_page_are_those_of_the_source():
-    """Who searches for a message finds it: the fixed parts stand in one text of the package, in this order."""
+    """A search for a message finds it: its fixed parts are in one string of the package, in this order."""
     shown = MESSAGE.findall((ROOT / "docs" / "troubleshooting.md").read_text())
     known = list(messages_in_the_source())
     assert len(shown) > 5
@@ -139,10 +147,23 @@ def test_every_guarantee_names_tests_that_are_there():
 
 
 def test_the_journey_leads_through_modules_that_are_there():
-    headings = re.findall("^## .*", (ROOT / "docs/journey.md").read_text(), re.MULTILINE)
-    named = {name for heading in headings for name in re.findall("`(.+?)`", heading)}
-    assert named
-    assert named <= {path.stem for path in Path(cellfeed.__file__).parent.glob("*.py")}
+    package = Path(cellfeed.__file__).parent
+    named = re.findall(r"`([a-z_/]+(?:/|\.py))`", (ROOT / "docs/journey.md").read_text())
+    folders = {f"{path.parent.relative_to(package)}/" for path in package.glob("*/__init__.py")}
+    assert folders <= set(named)
+    assert [name for name in named if not (package / name).exists()] == []
+
+
+TERM = re.compile(r"\{term\}`(?:[^`<]*<)?([^`>]+)>?`")
+
+
+def test_the_glossary_defines_each_term_once_and_pages_use_each():
+    (glossary,) = re.findall(r"```\{glossary\}\n(.*?)```", (ROOT / "docs/glossary.md").read_text(), re.DOTALL)
+    defined = re.findall(r"^(\S.*)\n  \S", glossary, re.MULTILINE)
+    assert len(defined) == len(re.findall(r"^\S", glossary, re.MULTILINE))  # each has a definition
+    assert defined == sorted(set(defined))
+    used = {term for page in PAGES for term in TERM.findall(page.read_text())}
+    assert used == set(defined)
 
 
 def test_links_between_pages_lead_to_files():
@@ -154,7 +175,7 @@ def test_links_between_pages_lead_to_files():
 
 
 def public_objects():
-    """All that users call: of the package, and of the modules for other libraries."""
+    """Yield the names that users call: of the package and of the modules for other libraries."""
     yield from ((name, getattr(cellfeed, name)) for name in cellfeed.__all__)
     yield from ((f"scvi.{name}", getattr(cellfeed.scvi, name)) for name in cellfeed.scvi.__all__)
     yield "lightning.ExperimentDataModule", cellfeed.lightning.ExperimentDataModule
@@ -171,7 +192,7 @@ RETURNS = re.compile(r"^Returns\n-+\n(.+?)(?=\n\n|\Z)", re.MULTILINE | re.DOTALL
 
 
 def test_the_reference_shows_returns_and_properties_as_they_are_written():
-    """Prose stays prose: no line of *Returns* and no words before a property's colon become a type."""
+    """No line of *Returns*, and no words before the colon of a property, become a type."""
     pytest.importorskip("sphinx")
     from sphinx.ext.napoleon import Config
 
@@ -203,7 +224,7 @@ FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$", re.DOTALL)
 
 
 def test_formulas_become_mathml_without_a_rest_of_latex():
-    """A reader without a network sees formulas, not their source."""
+    """A reader without a network sees formulas, not their LaTeX source."""
     converter = pytest.importorskip("latex2mathml.converter")
     formulas = [block or inline for block, inline in FORMULA.findall((ROOT / "docs" / "mixing.md").read_text())]
     assert len(formulas) > 20

@@ -104,7 +104,7 @@ def test_it_tells_how_long_items_waited_for_room(monkeypatch):
             clock.now += 1
             yield i
 
-    monkeypatch.setattr("cellfeed.prefetch.time.perf_counter", lambda: clock.now)
+    monkeypatch.setattr("cellfeed.loader.prefetch.time.perf_counter", lambda: clock.now)
     monkeypatch.setattr(queue.Queue, "put", slow_put)
     waits = []
     assert list(Prefetch(source(), depth=3, waited=waits.append)) == [0, 1, 2]

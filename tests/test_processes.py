@@ -79,7 +79,7 @@ def doomed(make_store):
     loader = experiment_dataloader(dataset, num_workers=2, timeout=15, persistent_workers=True)
     iterator = iter(loader)
     next(iterator)
-    return loader, iterator, loader._workers.watch._pids.tolist()
+    return loader, iterator, loader._workers.monitor._pids.tolist()
 
 
 @pytest.mark.parametrize("fate", [signal.SIGKILL, signal.SIGSTOP])

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = [
     *ROOT.glob("*.md"),
-    *ROOT.glob("docs/*.md"),
+    *(page for page in ROOT.glob("docs/*.md") if page.name != "tests.md"),  # a build writes it
     *ROOT.glob("docs/tutorials/*.md"),
     *ROOT.glob("examples/*.py"),
     *ROOT.glob("src/cellfeed/**/*.py"),
@@ -36,6 +36,6 @@ def test_prose_is_plain(page):
         f"line {number}: {match[0]!r}"
         for number, line in enumerate(page.read_text().splitlines(), start=1)
         for match in unwanted.finditer(line)
-        if match[0] not in ("is None", "are None")  # code
+        if match[0] != "is None"  # Python's
     ]
     assert not found, "; ".join(found)

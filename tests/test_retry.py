@@ -1,4 +1,4 @@
-"""What fails for a while is tried again until a deadline; what fails for good is told at once."""
+"""Transient errors are retried until a deadline; final errors are raised at once."""
 
 import threading
 from collections import Counter
@@ -22,7 +22,7 @@ SLOW_DOWN = "S3: Failed to read [Error Type: 19] [HTTP Response Code: 503] [Exce
 
 
 class Clock:
-    """Time that passes when somebody sleeps, or works."""
+    """Time that passes only in ``sleep``."""
 
     def __init__(self):
         self.now = 0.0
@@ -94,7 +94,7 @@ def test_which_errors_may_pass(text, transient):
 
 
 def failing(n, error=SLOW_DOWN, value="cells", clock=None, work_s=0.0):
-    """An attempt that fails so many times before it succeeds."""
+    """An attempt that fails ``n`` times before it succeeds."""
     errors = repeat(error, n)
 
     def attempt():
@@ -122,7 +122,7 @@ def test_what_fails_for_a_while_succeeds():
     assert "6, after" in str(stats)
 
 
-def test_at_the_deadline_the_error_tells_how_often_how_long_and_why():
+def test_at_the_deadline_the_error_has_attempts_seconds_and_cause():
     retries, clock = with_clock(10)
     with (
         pytest.raises(ReadError, match=r"reading cells failed: gave up after 9 attempts in 10\.1 s") as caught,
@@ -182,7 +182,7 @@ def test_several_requests_are_under_way(threads):
     assert sorted(request.result() for request in requests) == [0, 1, 2]
 
 
-def test_nobody_waits_for_an_attempt_that_does_not_return(threads, monkeypatch):
+def test_an_attempt_that_does_not_return_is_given_up(threads, monkeypatch):
     monkeypatch.setattr("cellfeed.sources.retry.GRACE_S", 0.1)
     retries, release = threads(0.2), threading.Event()
     with pytest.raises(RetryTimeout, match=r"gave up after 1 attempt in 0\.\d s .*was not answered"):
@@ -265,7 +265,7 @@ def test_a_host_that_was_found_before_may_be_found_again():
     assert advice_for("[HTTP Response Code: 503] [Exception: SlowDown]") is None
 
 
-def test_a_store_was_reached_after_the_first_success_and_by_whoever_selected_from_it():
+def test_a_store_was_reached_after_the_first_success_and_by_a_selection():
     """Also in a worker process, which has asked for nothing yet; another store's success says nothing."""
     retries, _ = with_clock(60)
     with pytest.raises(RuntimeError, match="resolve"):

@@ -1,4 +1,4 @@
-"""What obs says of the rows of X: sums of squares follow from the variance, and find values that compensate."""
+"""Figures of rows in obs: sums of squares follow from the variance, and find values that compensate."""
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from tests.support.stores import addressed, write_experiment
 ROWS = st.lists(st.lists(st.integers(1, 40_000), min_size=1, max_size=60), min_size=3, max_size=20)
 
 
-def told(rows, ddof=1):
+def census_columns(rows, ddof=1):
     """The columns of a Census for rows of values."""
     rows = [np.array(row, np.float64) for row in rows]
     return pd.DataFrame(
@@ -27,7 +27,7 @@ def told(rows, ddof=1):
 
 @given(ROWS)
 def test_sums_of_squares_follow_from_the_variance(rows):
-    nnz, _, squares = figures_of(told(rows))
+    nnz, _, squares = figures_of(census_columns(rows))
     exact = [sum(value**2 for value in row) for row in rows]
     below = [n > 1 and s < 1e8 for n, s in zip(nnz, exact, strict=True)]
     if any(below):
@@ -49,7 +49,7 @@ def rows_of(X):
 def test_values_that_change_without_their_sum_are_an_error(tmp_path):
     """Their number and sum are those that obs has; a tile has the sums of many rows."""
     X = counts()
-    obs = told(rows_of(X))
+    obs = census_columns(rows_of(X))
     at = X.indptr[17]
     X.data[at : at + 3] = [9, 9, 9]
     obs.loc[17, "raw_sum"] = X.data[X.indptr[17] : X.indptr[18]].sum()
@@ -66,9 +66,9 @@ def test_values_that_change_without_their_sum_are_an_error(tmp_path):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.uint8])
 def test_sound_rows_pass_and_parts_keep_their_figures(tmp_path, parameters, dtype):
     X = counts()
-    uri = write_experiment(tmp_path / "s", X, told(rows_of(X)), dtype=dtype)
+    uri = write_experiment(tmp_path / "s", X, census_columns(rows_of(X)), dtype=dtype)
     dataset = ExperimentDataset(uri, seed=0, **parameters)
-    assert dataset._selection.raw_squares.dtype == np.uint32
+    assert dataset._engine.selection.raw_squares.dtype == np.uint32
     for part in dataset.random_split([0.5, 0.5]):
         assert sum(len(obs) for _, obs in part) == 20
 
@@ -77,12 +77,12 @@ def test_another_column_of_that_name_is_not_compared(tmp_path):
     """With another ``ddof``, of another layer, or of values that are no counts."""
     X = counts()
     for name, obs in {
-        "ddof": told(rows_of(X), ddof=0),
-        "random": told(rows_of(X)).assign(raw_variance_nnz=0.3),
+        "ddof": census_columns(rows_of(X), ddof=0),
+        "random": census_columns(rows_of(X)).assign(raw_variance_nnz=0.3),
     }.items():
         uri = write_experiment(tmp_path / name, X, obs)
         dataset = ExperimentDataset(uri)
-        assert dataset._selection.raw_squares is None
+        assert dataset._engine.selection.raw_squares is None
         assert sum(len(obs) for _, obs in dataset) == 40
 
 

@@ -18,8 +18,8 @@ def rows_of(X, dtype, first=0):
     """Rows of a matrix, as cells from ``first`` on."""
     n = X.shape[0]
     space, arenas = row_allocator(np.zeros(n, np.int64))
-    rows = CellRows.of(place(X, space, dtype), np.arange(first, first + n), np.ones(n, np.bool_))
-    return replace(rows, held=arenas[0].held if arenas else ())
+    rows = CellRows.from_pointers(place(X, space, dtype), np.arange(first, first + n), np.ones(n, np.bool_))
+    return replace(rows, owners=arenas[0].slabs if arenas else ())
 
 
 @given(
@@ -37,7 +37,7 @@ def test_gather_after_any_order_and_cuts(sizes, dtypes, data):
     order = np.array(data.draw(st.permutations(range(n))), np.int64)
     rows = CellRows.join(reads).take(order)
     edges = sorted([0, n, *data.draw(st.lists(st.integers(0, n), max_size=3))])
-    parts = [rows.cut(low, high) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    parts = [rows.slice(low, high) for low, high in zip(edges[:-1], edges[1:], strict=True)]
     whole = CellRows.join(parts)
     assert np.array_equal(whole.positions, order)
     assert (matrix(whole, 9) != X[order]).nnz == 0
@@ -46,7 +46,7 @@ def test_gather_after_any_order_and_cuts(sizes, dtypes, data):
 def test_addresses_live_as_long_as_the_rows():
     """Memory that nobody else holds is held by the rows that lie there, and by cuts of these."""
     X = sp.csr_matrix(np.full((50, 40), 7, np.float32))
-    rows = rows_of(X, "uint8").cut(10, 20)
+    rows = rows_of(X, "uint8").slice(10, 20)
     gc.collect()
     clutter = [np.full(4096, 99, np.uint8) for _ in range(500)]
     assert (matrix(rows, 40) != X[10:20]).nnz == 0

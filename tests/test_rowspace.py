@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellfeed.rows.row_allocator import RowAllocator
-from cellfeed.rows.slabs import SLAB_BYTES, Arena, Slab
+from cellfeed.rows.slabs import SLAB_BYTES, Arena, SlabPool
 from cellfeed.stats import Meter
 
 
@@ -34,11 +34,12 @@ def test_rows_share_no_byte_and_lie_on_the_shelves_of_their_parts(
 ):
     """Of several reads at once, whatever fits in a slab or does not; any type may be written where it lies."""
     meter, lock, rng = Meter(), threading.Lock(), np.random.default_rng(seed)
-    arenas = [Arena(slab_bytes, meter) for _ in range(n_parts)]
+    pool = SlabPool(slab_bytes, meter.hold)
+    arenas = [Arena(pool) for _ in range(n_parts)]
     parts = [rng.integers(0, n_parts, len(rows)) for rows in sizes]
 
     def place(rows, part):
-        return RowAllocator(arenas, part, lock).place(np.array(rows, np.int64), gene_dtype, value_dtype)
+        return RowAllocator(arenas, part, lock).allocate(np.array(rows, np.int64), gene_dtype, value_dtype)
 
     with ThreadPoolExecutor(4) as threads:
         placed = list(threads.map(place, sizes, parts))
@@ -49,20 +50,21 @@ def test_rows_share_no_byte_and_lie_on_the_shelves_of_their_parts(
     for rows, part in zip(placed, parts, strict=True):
         low, high = (edge.reshape(2, -1) for edge in spans(rows))
         for row, p in enumerate(part):
-            slabs = [(slab.address, slab.address + slab.n_bytes) for slab in arenas[p].held]
+            slabs = [(slab.address, slab.address + slab.n_bytes) for slab in arenas[p].slabs]
             for kind in range(2 if rows.sizes[row] else 0):
                 assert any(a <= low[kind, row] and high[kind, row] <= b for a, b in slabs)
-    held = sum(slab.n_bytes for arena in arenas for slab in arena.held)
+    held = sum(slab.n_bytes for arena in arenas for slab in arena.slabs)
     assert meter.snapshot().peak_pool_bytes == held
 
 
 def test_memory_is_used_again_when_nobody_holds_it_and_not_before():
     meter = Meter()
-    first, second = Slab(SLAB_BYTES, meter), Slab(SLAB_BYTES, meter)
+    pool = SlabPool(SLAB_BYTES, meter.hold)
+    first, second = pool.allocate(1), pool.allocate(1)
     assert abs(first.address - second.address) >= SLAB_BYTES
     address = first.address
     del first
-    third, fourth = Slab(SLAB_BYTES, meter), Slab(SLAB_BYTES, meter)
+    third, fourth = pool.allocate(1), pool.allocate(1)
     assert third.address == address
     assert fourth.address not in (second.address, third.address)
     assert meter.snapshot().peak_pool_bytes == 3 * SLAB_BYTES
@@ -71,7 +73,7 @@ def test_memory_is_used_again_when_nobody_holds_it_and_not_before():
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc/self/maps on this system")
 def test_the_memory_of_slabs_is_this_process_own():
     """Shared memory would be seen, and written to, by forked processes; and it has no huge pages."""
-    slab = Slab(SLAB_BYTES, Meter())
+    slab = SlabPool(SLAB_BYTES, Meter().hold).allocate(SLAB_BYTES)
     for line in Path("/proc/self/maps").read_text().splitlines():
         start, end = (int(address, 16) for address in line.split()[0].split("-"))
         if start <= slab.address < end:

@@ -71,7 +71,7 @@ EXPECTED = addressed(N_OBS, N_VARS).toarray()
 
 
 def order(dataset):
-    """All cells of a pass in their order; each must be right."""
+    """All cells of an epoch in their order; each must be right."""
     X, obs, _ = collect(dataset, N_VARS)
     np.testing.assert_array_equal(X, EXPECTED[obs[:, 0]])
     return obs[:, 0].tolist()
@@ -134,7 +134,7 @@ def test_an_outage_beyond_the_deadline_is_an_error(make, proxy, reading_path, un
 
 
 @pytest.mark.parametrize("status", [403, 404])
-def test_what_is_final_is_told_at_once(make, proxy, reading_path, status):
+def test_a_final_error_is_raised_at_once(make, proxy, reading_path, status):
     dataset = make()
     proxy.set(error=1.0, status=status)
     with pytest.raises(ReadError, match=str(status)):
@@ -145,20 +145,20 @@ def test_what_is_final_is_told_at_once(make, proxy, reading_path, status):
 
 
 @pytest.mark.parametrize("direct", ["1", "0"])
-def test_an_array_made_anew_is_refused(tmp_path, server, monkeypatch, direct):
-    """It has as many values, at the same place; only its first schema has another name."""
+def test_an_array_created_again_is_refused(tmp_path, server, monkeypatch, direct):
+    """It has the same number of values at the same URI; only the name of its first schema differs."""
     monkeypatch.setenv("CELLFEED_DIRECT", direct)
     X, obs = addressed(N_OBS, N_VARS), labelled_obs(N_OBS)
     for folder in "12":
         (tmp_path / folder).mkdir()  # tiledbsoma 2.0 makes none
     later = write_experiment(tmp_path / "2" / "cells", X * 1000, obs)
-    uri = server.upload(write_experiment(tmp_path / "1" / "cells", X, obs), f"anew{direct}")
+    uri = server.upload(write_experiment(tmp_path / "1" / "cells", X, obs), f"again{direct}")
     dataset = ExperimentDataset(uri, context=soma.SOMATileDBContext(tiledb_config=server.config()))
     assert sum(len(X) for X, _ in dataset) == N_OBS
     with contextlib.closing(server.client()) as client:
-        for kept in client.list_objects_v2(Bucket=f"anew{direct}")["Contents"]:
-            client.delete_object(Bucket=f"anew{direct}", Key=kept["Key"])
-    server.upload(later, f"anew{direct}")
+        for kept in client.list_objects_v2(Bucket=f"again{direct}")["Contents"]:
+            client.delete_object(Bucket=f"again{direct}", Key=kept["Key"])
+    server.upload(later, f"again{direct}")
     with pytest.raises(ReadError, match="is not the one from which cells were selected"):
         list(dataset)
 
@@ -185,7 +185,7 @@ def test_construction_and_labels_beyond_the_deadline(make, proxy, uri):
                 attempt()
 
 
-def test_what_does_not_exist_is_told_at_once(uri, proxy, caplog):
+def test_a_missing_store_is_an_error_at_once(uri, proxy, caplog):
     """No attempt is repeated: each that is, is logged."""
     caplog.set_level(logging.INFO, logger="cellfeed")
     for wrong in ("s3://cells/nothing", "s3://nowhere/cells"):
@@ -199,7 +199,7 @@ def test_a_bucket_that_does_not_exist_is_named(proxy):
         ExperimentDataset("s3://nowhere/cells", context=context_of(proxy))
 
 
-def test_leaving_the_loop_in_an_outage_waits_for_nobody(make, proxy, reading_path):
+def test_leaving_the_loop_in_an_outage_does_not_wait(make, proxy, reading_path):
     """If it waited for the reads that are under way, it would do so for hours."""
     iterator = iter(make(soma_chunk_size=8, shuffle_chunk_count=1, memory_budget="100 KB", retry_deadline_s=10_000))
     next(iterator)
@@ -216,7 +216,7 @@ def test_workers_and_ordered_inference(make, proxy):
     assert sorted(order(cellfeed.experiment_dataloader(dataset, num_workers=2))) == list(range(N_OBS))
 
 
-def test_credentials_are_in_nothing_that_is_told(uri, proxy, reading_path, caplog):
+def test_credentials_are_in_no_text(uri, proxy, reading_path, caplog):
     caplog.set_level(logging.DEBUG, logger="cellfeed")
     keys = {"vfs.s3.aws_access_key_id": f"{SECRET}-id", "vfs.s3.aws_secret_access_key": f"{SECRET}/key"}
     context = context_of(
@@ -224,16 +224,16 @@ def test_credentials_are_in_nothing_that_is_told(uri, proxy, reading_path, caplo
     )
     dataset = ExperimentDataset(uri, context=context, obs_column_names=["soma_joinid"], seed=3, retry_deadline_s=0.3)
     order(dataset)
-    told = [repr(dataset), str(dataset.stats()), str(dataset.plan()), json.dumps(dataset.state_dict())]
+    texts = [repr(dataset), str(dataset.stats()), str(dataset.plan()), json.dumps(dataset.state_dict())]
     for fault in ({"down": True}, {"error": 1.0, "status": 403}):
         proxy.set(**fault)
         for attempt in (lambda: list(dataset), lambda: ExperimentDataset(uri, context=context, retry_deadline_s=0.3)):
             with pytest.raises(CellfeedError) as caught:
                 attempt()
-            told.append("".join(traceback.format_exception(caught.value)))
-    told += [record.getMessage() for record in caplog.records]
-    assert len(told) >= 8
-    assert not [text for text in told if SECRET in text]
+            texts.append("".join(traceback.format_exception(caught.value)))
+    texts += [record.getMessage() for record in caplog.records]
+    assert len(texts) >= 8
+    assert not [text for text in texts if SECRET in text]
 
 
 ENDING = """
@@ -266,5 +266,5 @@ def test_a_process_ends_well_while_tiledb_still_tries(uri, proxy):
             time.sleep(0.01)
         assert process.poll() is None
         proxy.set()
-        _, told = process.communicate(timeout=60)
-    assert process.returncode == 0, told
+        _, output = process.communicate(timeout=60)
+    assert process.returncode == 0, output

@@ -198,7 +198,7 @@ def test_categories_that_a_model_has_not_seen(uri, cells, var, tmp_path):
     other = write_experiment(tmp_path / "other.soma", sp.csr_matrix(X), obs, var=var)
     with pytest.raises(EncodeError, match="1 categories are not among the 4 of the reference: 'a new one'"):
         SCVIDataModule.from_reference(tmp_path / "model", other)
-    query = SCVIDataModule.from_reference(tmp_path / "model", other, unseen="extend", batch_size=50, seed=0)
+    query = SCVIDataModule.from_reference(tmp_path / "model", other, extend_categories=True, batch_size=50, seed=0)
     assert query.batch_labels == ["d0", "d1", "d2", "d3", "a new one"]
     for reference in (tmp_path / "model", model):
         extended = cellfeed.scvi.load_query_data(scvi.model.SCVI, reference, query)
@@ -312,21 +312,21 @@ def test_what_is_no_count_is_refused(uri, cells, var, tmp_path, sparse):
     for source, options in ((scaled, {}), (uri, {"transform": Log1p()})):
         for counts in (True, False):
             datamodule = make(source, return_sparse_X=sparse, counts=counts, **options)
-            refused = pytest.raises(SelectionError, match="X_name='raw' holds values that are no counts, such as")
+            refused = pytest.raises(SelectionError, match="X_name='raw' holds values that are not counts, such as")
             with refused if counts else contextlib.nullcontext():
                 datamodule.on_before_batch_transfer(next(iter(datamodule.train_dataloader())), 0)
             with refused if counts else contextlib.nullcontext():
                 next(iter(datamodule.inference_dataloader()))
-    with pytest.raises(SelectionError, match="holds values that are no counts, such as -"):
+    with pytest.raises(SelectionError, match="holds values that are not counts, such as -"):
         train(make(scaled))
 
 
 def test_numbers_that_are_none_are_refused(uri, cells, var, tmp_path):
     X, obs = cells
     bad = write_experiment(tmp_path / "bad.soma", sp.csr_matrix(X), obs.assign(age=np.nan), var=var)
-    with pytest.raises(EncodeError, match="column 'age' is no finite number for 302 of 302 cells"):
+    with pytest.raises(EncodeError, match="column 'age' is not a finite number for 302 of 302 cells"):
         make(bad, continuous_covariate_keys=["age"])
-    with pytest.raises(StateError, match="holds no model.pt"):
+    with pytest.raises(StateError, match="has no model.pt"):
         SCVIDataModule.from_reference(tmp_path, uri)
 
 

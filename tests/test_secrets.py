@@ -73,7 +73,7 @@ def secretive(tmp_path):
 
 @pytest.fixture
 def printed(caplog):
-    """Collects all that somebody could read: what is added, and the log of every level."""
+    """Collects all texts that a user can see: those that are added, and the log of every level."""
     caplog.set_level(logging.DEBUG, logger="cellfeed")
     shown = []
     yield shown
@@ -82,11 +82,11 @@ def printed(caplog):
     assert not [text for text in shown if SECRET in text]
 
 
-def told(error):
+def traceback_of(error):
     return "".join(traceback.format_exception(error))
 
 
-def test_success_tells_no_secret(secretive, printed, monkeypatch):
+def test_no_text_of_a_success_has_a_secret(secretive, printed, monkeypatch):
     uri, context = secretive
     for direct in "10":
         monkeypatch.setenv("CELLFEED_DIRECT", direct)
@@ -95,9 +95,28 @@ def test_success_tells_no_secret(secretive, printed, monkeypatch):
         iterator = iter(loader)
         minibatch = next(iterator)
         parts = dataset.random_split([0.5, 0.5], stratify="label")
-        things = [dataset, loader, iterator, minibatch, *parts, dataset.plan(), dataset.stats(), dataset._selection]
-        things += [dataset._settings, dataset._planner, dataset._passes, dataset._meter, dataset.obs_encoders]
-        things += [dataset.plan("label").as_dict(), dataset._selection.source.X, dataset._selection.source.obs]
+        things = [
+            dataset,
+            loader,
+            iterator,
+            minibatch,
+            *parts,
+            dataset.plan(),
+            dataset.stats(),
+            dataset._engine.selection,
+        ]
+        things += [
+            dataset._engine.settings,
+            dataset._engine.planner,
+            dataset._engine.epochs,
+            dataset._engine.meter,
+            dataset.obs_encoders,
+        ]
+        things += [
+            dataset.plan("label").as_dict(),
+            dataset._engine.selection.source.X,
+            dataset._engine.selection.source.obs,
+        ]
         printed += [text for thing in things for text in (repr(thing), str(thing))]
         printed += [json.dumps(dataset.state_dict()), json.dumps(loader.state_dict())]
 
@@ -118,10 +137,9 @@ def test_workers_are_sent_credentials_only_to_open_arrays(secretive):
     uri, context = secretive
     dataset = ExperimentDataset(uri, context=context, obs_column_names=["label"], batch_size=10, seed=0)
     assert SECRET.encode() in pickle.dumps(dataset)
-    bare = {name: dataclasses.replace(getattr(dataset._selection, name), config={}) for name in ("X", "obs", "var")}
-    selection = dataclasses.replace(dataset._selection, **bare)
-    for owner in (dataset, dataset._planner, dataset._passes):
-        object.__setattr__(owner, "_selection", selection)
+    source = dataset._engine.selection.source
+    bare = {name: dataclasses.replace(getattr(source, name), config={}) for name in ("X", "obs", "var")}
+    object.__setattr__(dataset._engine.selection, "source", dataclasses.replace(source, **bare))
     assert SECRET.encode() not in pickle.dumps(dataset)
 
 
@@ -134,17 +152,17 @@ def test_an_experiment_that_cannot_be_opened(uri, printed, capsys):
     if uri.startswith(("s3://", "/")):
         with pytest.raises(CellfeedError) as caught:
             ExperimentDataset(uri, context=context, retry_deadline_s=0.1)
-        printed.append(told(caught.value))
+        printed.append(traceback_of(caught.value))
     for wrong in (lambda: ExperimentDataset.from_query(uri), lambda: ExperimentDataset("/nowhere", context=KEYS)):
         with pytest.raises(CellfeedError) as caught:
             wrong()
-        printed.append(told(caught.value))
+        printed.append(traceback_of(caught.value))
     for arguments in (["plan", "store", uri], [uri], ["plan", "store", f"--{uri}"], ["plan", "store", "--seed", uri]):
         assert main(arguments) == 2
         printed += capsys.readouterr()
 
 
-def test_a_cause_that_tells_a_secret_is_told_without_it(secretive, printed, monkeypatch):
+def test_a_cause_with_a_secret_is_shown_without_it(secretive, printed, monkeypatch):
     """TileDB's own messages may hold the URI or a key: they are cut, and not chained."""
     from cellfeed.sources.soma import tiledb_private
 
@@ -158,7 +176,7 @@ def test_a_cause_that_tells_a_secret_is_told_without_it(secretive, printed, monk
     monkeypatch.setattr(tiledb_private, "read_pages", fail)
     with pytest.raises(CellfeedError, match="failed: 403 for ") as caught:
         list(dataset)
-    printed.append(told(caught.value))
+    printed.append(traceback_of(caught.value))
 
 
 @pytest.mark.slow
@@ -177,4 +195,4 @@ def test_failure_in_the_main_process_and_in_workers(secretive, printed, monkeypa
     ):
         with warnings.catch_warnings(record=True) as warned, pytest.raises(CellfeedError) as caught:
             attempt()
-        printed += [told(caught.value), *(str(one.message) for one in warned)]
+        printed += [traceback_of(caught.value), *(str(one.message) for one in warned)]

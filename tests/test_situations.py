@@ -95,7 +95,9 @@ def test_checks_of_sparse_tensors_may_be_on(store):
 
 def test_a_store_written_later_than_this_machine_thinks_it_is_is_named(store, monkeypatch):
     """Clocks of a cluster differ, and TileDB does not see what will be written."""
-    with pytest.raises(SelectionError, match=r"is written at 20.*after 1970-01-01 00:00:01.000.*timestamp of context="):
+    with pytest.raises(
+        SelectionError, match=r"was written at 20.*after 1970-01-01 00:00:01.000.*timestamp of context="
+    ):
         ExperimentDataset(store, context=soma.SOMATileDBContext(timestamp=1000))
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now - 86400)

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellfeed import ExperimentDataset, PlanError, SelectionError, experiment_dataloader
+from cellfeed.rows.assemble import Assembler, DenseBuffers
 from cellfeed.rows.cell_rows import CellRows
-from cellfeed.rows.minibatch import Assembler, DenseBuffers
 from cellfeed.transforms import Compose, Log1p, NormalizeTotal, OfValues, Scaling, SelectGenes, split_scaling, to_device
 from tests.support.fakes import place, row_allocator
 from tests.support.stores import addressed
@@ -71,7 +71,7 @@ def test_halves_hold_totals_that_are_too_large_for_them():
 def assembled(X, dtype, scaling):
     """Dense and CSR minibatches of the rows of X, which lie in the pool as values of a type."""
     space, arenas = row_allocator(np.zeros(len(X)))
-    rows = CellRows.of(place(sp.csr_matrix(X), space, dtype), np.arange(len(X)), np.ones(len(X), bool))
+    rows = CellRows.from_pointers(place(sp.csr_matrix(X), space, dtype), np.arange(len(X)), np.ones(len(X), bool))
     buffers = DenseBuffers(keep=1)
     with contextlib.closing(Assembler(X.shape[1], "float32", n_threads=2, buffers=buffers, scaling=scaling)) as make:
         yield make.dense_X(rows)
@@ -192,12 +192,12 @@ def test_a_loader_applies_it(store, sparse, num_workers):
 
 
 def test_any_callable_of_yours(store):
-    """A transform may change the type and the columns; splits and single cells have it as well."""
+    """A transform may change the type and the columns; splits and minibatches of one cell have it as well."""
     dataset = ExperimentDataset(store, batch_size=1, seed=0, shuffle=False, transform=lambda X: X[:, :2] > 0)
     wanted = torch.from_numpy(addressed(N, G).toarray()[:, :2] > 0)
-    assert torch.equal(torch.stack([X for X, obs in dataset]), wanted)
+    assert torch.equal(torch.cat([X for X, obs in dataset]), wanted)
     part = dataset.random_split([0.5, 0.5], seed=0)[1]
-    assert torch.equal(torch.stack([X for X, obs in part]), wanted[part.obs_joinids])
+    assert torch.equal(torch.cat([X for X, obs in part]), wanted[part.obs_joinids])
     with pytest.raises(PlanError, match="transform=3 must be a callable"):
         ExperimentDataset(store, transform=3)
 

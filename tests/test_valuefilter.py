@@ -158,7 +158,7 @@ def test_columns_by_name_and_by_mapping():
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"x": []}, "x=\\[\\] would select nothing; leave 'x' out"),
+        ({"x": []}, "x=\\[\\] would select nothing; omit 'x'"),
         ({"x": None}, "x has a missing value \\(None\\).*x == None"),
         ({"x": ["a", None]}, "missing value"),
         ({"x": pd.Series(["a", None])}, "missing value|not a finite number"),
@@ -181,12 +181,12 @@ def test_columns_by_name_and_by_mapping():
         ({"x": [["a"]]}, "is a list"),
         ({"x": np.ones((2, 2))}, "a ndarray of 2 dim"),
         ({"x": pd.DataFrame({"a": [1]})}, "a DataFrame of 2 dim"),
-        ({"x": 2**64}, "beyond 64 bits"),
-        ({"x": 1e300}, "beyond 64 bits"),
+        ({"x": 2**64}, "does not fit 64 bits"),
+        ({"x": 1e300}, "does not fit 64 bits"),
         ({"x": object()}, "is a object"),
         ({"": 1}, "must be the name"),
         ({3: 1}, "must be the name"),
-        ({}, "was given no column"),
+        ({}, "received no column"),
         ("tissue == 'lung'", "takes columns by name"),
     ],
 )

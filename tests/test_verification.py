@@ -84,7 +84,7 @@ def test_a_flipped_byte_is_an_error_or_is_not_in_what_is_read(store, name, selec
 def test_tiles_that_are_read_in_part_are_verified_once(store):
     """What small chunks cost: a tile is unpacked whole at its first read only."""
     dataset = ExperimentDataset(store, soma_chunk_size=16, shuffle_chunk_count=2, seed=0)
-    (fragment,) = dataset._selection.source.open_tiles().fragments
+    (fragment,) = dataset._engine.selection.source.open_tiles().fragments
     assert not fragment.verified.any()
     next(iter(dataset))
     assert fragment.verified.any()
@@ -207,7 +207,7 @@ def test_values_beyond_float32_name_the_way_to_read_them(tmp_path):
 def test_metadata_that_unpacks_to_too_much_is_an_error(tmp_path, claimed):
     """A damaged or hostile file takes no more memory than the schema of its array permits."""
     uri = write_experiment(tmp_path / "s", addressed(20, 10))
-    selection = ExperimentDataset(uri)._selection
+    selection = ExperimentDataset(uri)._engine.selection
     path = file_of(uri, "__fragment_metadata")
     data = path.read_bytes()
     bomb = zlib.compress(bytes(1 << 24), 9)

@@ -163,8 +163,8 @@ def test_what_goes_through_the_pipe_to_a_worker_is_small(store):
     assert len(sent) < 4096
     there = ForkingPickler.loads(sent)
     assert np.array_equal(there.obs_joinids, dataset.obs_joinids)
-    assert there._settings.transform.by.flags.writeable
-    assert not there._settings.transform.by.flags.owndata
+    assert there._engine.settings.transform.by.flags.writeable
+    assert not there._engine.settings.transform.by.flags.owndata
     assert len(pickle.dumps(dataset)) > 8 << 20  # any other pickle is a whole copy
 
 

@@ -1,4 +1,4 @@
-"""Formulas as MathML, which browsers draw themselves: pages need no network, no script and no LaTeX."""
+"""Formulas as MathML, which browsers draw: pages need no network, no script and no LaTeX."""
 
 from docutils import nodes
 from latex2mathml.converter import convert

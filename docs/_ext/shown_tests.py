@@ -1,7 +1,7 @@
-"""Guarantees link to the tests that hold them: a role, and a page that shows the code of each test.
+"""Links from guarantees to their tests: a role, and a page with the code of each test.
 
-``{test}`test_plan.py::test_coverage` `` links to that function on the page ``tests``, which is written before each
-build, of the tests that ``guarantees.md`` names.
+``{test}`test_plan.py::test_coverage` `` links to that function on the page ``tests``. The page is written before each
+build and has the tests that ``guarantees.md`` names.
 """
 
 import re
@@ -49,7 +49,9 @@ def write_page(app):
     source = Path(app.srcdir)
     named = dict.fromkeys(ROLE.findall((source / "guarantees.md").read_text()))
     page, text = source / "tests.md", HEAD + "".join(map(show, named))
-    if not page.exists() or page.read_text() != text:  # else Sphinx would read it again
+    if (
+        not page.exists() or page.read_text() != text
+    ):  # otherwise Sphinx would read it again
         page.write_text(text)
 
 

@@ -1,4 +1,4 @@
-"""cellfeed feeds cells to PyTorch from any TileDB-SOMA experiment."""
+"""cellfeed feeds single cells from TileDB-SOMA experiments to PyTorch."""
 
 from cellfeed import datasets as datasets
 from cellfeed.errors import (
@@ -14,17 +14,18 @@ from cellfeed.loader.dataloader import experiment_dataloader
 from cellfeed.loader.datapipe import ExperimentDataPipe
 from cellfeed.loader.dataset import ExperimentDataset
 from cellfeed.loader.highly_variable import highly_variable_genes
-from cellfeed.loader.inference import OrderedMinibatch, gather_ordered, inference_dataloader
+from cellfeed.loader.inference import gather_ordered, inference_dataloader
+from cellfeed.loader.pipeline import OrderedMinibatch
 from cellfeed.plan.summary import Plan
-from cellfeed.rows.heap import keep_freed_memory
 from cellfeed.rows.minibatch import Minibatch, PaddedMinibatch
+from cellfeed.rows.slabs import keep_freed_memory
 from cellfeed.select.batch_encoder import BatchEncoder
 from cellfeed.select.encoders import Encoder, LabelEncoder
 from cellfeed.select.obs_filter import obs_filter
 from cellfeed.sources.soma.obsm import write_obsm
 from cellfeed.stats import Stats
 
-keep_freed_memory()  # before a thread has a heap of its own; CELLFEED_MALLOC=0 leaves glibc as it is
+keep_freed_memory()  # before any thread gets its own heap; CELLFEED_MALLOC=0 disables it
 
 __version__ = "0.1.0"
 

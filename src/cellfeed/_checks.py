@@ -1,4 +1,4 @@
-"""Checks of arguments, and the words in which errors and warnings name values."""
+"""Checks of arguments, and the format of values in errors and warnings."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ T = TypeVar("T")
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether an argument is a number; ``True`` and ``False`` are none."""
+    """Whether an argument is an int or a float, but not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def is_integer(value: object) -> TypeGuard[int]:
-    """Whether an argument is a whole number, of Python or NumPy; ``True`` and ``False`` are none, nor is ``2.0``."""
+    """Whether an argument is an integer of Python or NumPy, but not a bool or a float such as ``2.0``."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def suggest(name: object, candidates: Iterable[str]) -> str:
-    """Say which of the candidates a misspelt name may have meant.
+    """Return the candidates that are similar to a misspelt name, and all candidates.
 
     Examples
     --------
@@ -35,18 +35,18 @@ def suggest(name: object, candidates: Iterable[str]) -> str:
     "did you mean 'cell_type'? There are: 'assay', 'cell_type'"
     """
     known = sorted(candidates)
-    by_case = {one.casefold(): one for one in known}
+    by_case = {candidate.casefold(): candidate for candidate in known}
     close = difflib.get_close_matches(str(name).casefold(), list(by_case), n=3, cutoff=0.6)
-    guess = f"did you mean {' or '.join(repr(by_case[one]) for one in close)}? " if close else ""
+    guess = f"did you mean {' or '.join(repr(by_case[key]) for key in close)}? " if close else ""
     return f"{guess}There are: {', '.join(map(repr, known)) or 'none'}"
 
 
 MAX_SHOWN = 5
-"""Names that a message lists."""
+"""The number of names that a message lists."""
 
 
 def abbreviate(names: Sequence[object]) -> str:
-    """List the first of some names, and say how many there are besides.
+    """Return the first of some names, and the number of the others.
 
     Examples
     --------
@@ -58,23 +58,23 @@ def abbreviate(names: Sequence[object]) -> str:
 
 
 def shortened(text: str, n: int = 200) -> str:
-    """Return text of at most ``n`` characters: of longer ones the first, and dots."""
+    """Return at most ``n`` characters of a text; a longer text ends in dots."""
     return text if len(text) <= n else f"{text[: n - 3]}..."
 
 
-def missing_from(names: Sequence[T], among: Sequence[T]) -> list[T]:
-    """Return the names that are not among others, in their order."""
-    known = set(among)
+def missing_from(names: Sequence[T], others: Sequence[T]) -> list[T]:
+    """Return the names that ``others`` lacks, in order."""
+    known = set(others)
     return [name for name in names if name not in known]
 
 
 def ordered(argument: str, values: Any, error: type[CellfeedError] = SelectionError) -> list[Any]:
-    """Return the values of an argument whose order counts, as a list.
+    """Return the values of an argument as a list; their order matters.
 
     Raises
     ------
     error
-        If it is text, a set, which has another order in each process, or not iterable.
+        If the argument is text, a set (its order differs between processes), or not iterable.
 
     Examples
     --------
@@ -89,18 +89,15 @@ def ordered(argument: str, values: Any, error: type[CellfeedError] = SelectionEr
     if isinstance(values, str):
         raise error(f"{argument}={values!r} must be a list of names: [{values!r}]")
     try:
-        return list(values.to_pylist() if hasattr(values, "to_pylist") else values)  # of Arrow: scalars equal no text
+        return list(values.to_pylist() if hasattr(values, "to_pylist") else values)  # Arrow scalars do not equal text
     except TypeError:
         raise error(f"{argument}={values!r} must be a list") from None
 
 
 def check_transform(transform: Any) -> Callable[[Any], Any]:
-    """Refuse what cannot be called with X alone."""
+    """Return the transform; raise a PlanError if it is a class or not callable."""
     if isinstance(transform, type):
-        raise PlanError(
-            f"transform={transform.__name__} is a class, which is called to make a transform: give one, such as "
-            f"{transform.__name__}()"
-        )
+        raise PlanError(f"transform={transform.__name__} is a class; give an instance, such as {transform.__name__}()")
     if not callable(transform):
         raise PlanError(
             f"transform={transform!r} must be a callable that takes X and returns X, such as "
@@ -117,7 +114,7 @@ def check_name(argument: str, name: object) -> None:
 
 @contextlib.contextmanager
 def raising(error: type[CellfeedError], what: str) -> Iterator[None]:
-    """Raise an error of the body as another one, whose message begins with ``what``."""
+    """Re-raise an exception of the body as ``error``, with ``what`` before its message."""
     try:
         yield
     except Exception as cause:
@@ -125,8 +122,8 @@ def raising(error: type[CellfeedError], what: str) -> Iterator[None]:
 
 
 def warn_user(message: str) -> None:
-    """Warn at the line of the caller's own code, however deep in cellfeed the reason lies."""
-    level = 2  # 1 would be this line
+    """Issue a UserWarning at the line outside cellfeed that made the call."""
+    level = 2  # 1 is this function
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == "cellfeed":
         frame, level = frame.f_back, level + 1
@@ -144,18 +141,19 @@ _UNITS = {
 
 
 MAX_BYTES = 1 << 60
+"""The largest amount of memory that is accepted."""
 
 
 def parse_bytes(value: int | str, *, argument: str = "memory_budget") -> int:
-    """Turn an amount of memory into a number of bytes.
+    """Return an amount of memory as a number of bytes.
 
     Parameters
     ----------
     value
         A number of bytes, or text such as ``"2 GiB"``, ``"500MB"``, ``"1.5 G"`` or ``"2000000000"``. ``G`` is ``GB``,
-        a thousand million, and ``Gi`` is ``GiB``.
+        10**9 bytes, and ``Gi`` is ``GiB``.
     argument
-        The name of the argument that an error shall show.
+        The name of the argument, for errors.
 
     Returns
     -------
@@ -186,14 +184,14 @@ def parse_bytes(value: int | str, *, argument: str = "memory_budget") -> int:
         amount = float(match[1]) * unit
         n_bytes = int(amount) if amount < MAX_BYTES else MAX_BYTES + 1
     if n_bytes < 1:
-        raise PlanError(f"{argument}={value!r} must be more than nothing")
+        raise PlanError(f"{argument}={value!r} must be at least 1 byte")
     if n_bytes > MAX_BYTES:
-        raise PlanError(f"{argument}={value!r} is more than any machine has; give a number of bytes up to 2**60")
+        raise PlanError(f"{argument}={value!r} is too much; give at most 2**60 bytes")
     return n_bytes
 
 
 def format_bytes(n_bytes: float) -> str:
-    """Write a number of bytes with the unit in which it is easiest to read.
+    """Return a number of bytes as text, in the largest suitable unit.
 
     Examples
     --------

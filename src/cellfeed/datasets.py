@@ -56,7 +56,7 @@ def _in_temporary_folder() -> str:
 def _write(path: str | Path) -> str:
     uri = locate(path)
     if Path(uri).exists():
-        raise SelectionError(f"path={str(path)!r} exists; give a folder that does not")
+        raise SelectionError(f"path={str(path)!r} exists; give a folder that does not exist")
     cells = pbmc700_anndata()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations between anndata and tiledbsoma
@@ -68,7 +68,7 @@ def _write(path: str | Path) -> str:
 
 
 def pbmc700_anndata() -> Any:
-    """Return the 700 blood cells of :func:`pbmc700` as an ``anndata.AnnData`` of counts.
+    """Return the 700 blood cells of :func:`~cellfeed.datasets.pbmc700` as an ``anndata.AnnData`` of counts.
 
     The cells are ``scanpy.datasets.pbmc68k_reduced``: 765 genes of peripheral blood cells from Zheng et al. (2017),
     with the type of each cell in the obs column ``bulk_labels``. scanpy ships the logarithms of counts scaled to

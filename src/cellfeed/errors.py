@@ -3,21 +3,21 @@
 ::
 
     CellfeedError
-    ├── SelectionError (ValueError)    what was asked for is not in the experiment
-    ├── PlanError (ValueError)         sizes, budgets, weights or ranks that cannot be planned
-    ├── EncodeError (ValueError)       a column or label that an encoder cannot turn into codes
+    ├── SelectionError (ValueError)    the experiment lacks what the arguments select
+    ├── PlanError (ValueError)         sizes, budgets, weights or ranks without a valid plan
+    ├── EncodeError (ValueError)       a column or label that an encoder cannot encode
     ├── StateError (ValueError)        a saved state that does not belong to this dataset
-    ├── ReadError (RuntimeError)       reading failed, or the store holds what no loader can serve
+    ├── ReadError (RuntimeError)       reading failed, or the data are damaged
     └── MissingDependencyError (ImportError)    an optional library that is not installed
 
-Each is built from one string: PyTorch re-raises a worker's exception from its text alone.
+Each error takes one string, because PyTorch re-raises the exception of a worker from its text alone.
 """
 
 from __future__ import annotations
 
 
 class CellfeedError(Exception):
-    """Base of all errors that cellfeed raises on purpose.
+    """Base class of the errors of cellfeed.
 
     Examples
     --------
@@ -30,7 +30,7 @@ class CellfeedError(Exception):
 
 
 class SelectionError(CellfeedError, ValueError):
-    """The experiment, measurement, layer, column or query asked for cannot be served.
+    """An experiment, measurement, layer or column does not exist, or a query is invalid or selects nothing.
 
     Examples
     --------
@@ -41,7 +41,7 @@ class SelectionError(CellfeedError, ValueError):
 
 
 class PlanError(CellfeedError, ValueError):
-    """Sizes, budgets, weights or ranks from which no epoch can be planned.
+    """A size, budget, weight or rank is invalid, or no epoch can be planned with it.
 
     Examples
     --------
@@ -52,7 +52,7 @@ class PlanError(CellfeedError, ValueError):
 
 
 class EncodeError(CellfeedError, ValueError):
-    """A column or a label that an encoder cannot turn into codes.
+    """An encoder cannot encode a column or a label.
 
     Examples
     --------
@@ -65,19 +65,19 @@ class EncodeError(CellfeedError, ValueError):
 
 
 class StateError(CellfeedError, ValueError):
-    """A saved state that does not belong to this dataset.
+    """A saved state does not belong to this dataset.
 
     Examples
     --------
-    >>> one, other = (cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), seed=k) for k in (1, 2))
-    >>> other.load_state_dict(one.state_dict())  # doctest: +ELLIPSIS
+    >>> first, second = (cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), seed=seed) for seed in (1, 2))
+    >>> second.load_state_dict(first.state_dict())  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     cellfeed.errors.StateError: the state was saved with seed=1, and this dataset has seed=2: ...
     """
 
 
 class ReadError(CellfeedError, RuntimeError):
-    """Reading the store failed, or it holds what cannot be served exactly.
+    """Reading failed, or the store holds damaged or unsupported data.
 
     Examples
     --------
@@ -91,17 +91,17 @@ class ReadError(CellfeedError, RuntimeError):
     """
 
 
-class RetryTimeout(Exception):  # noqa: N818 - what failed is told by others, as a ReadError
-    """Nothing came from an object store until the deadline, or until it was not wanted any more."""
+class RetryTimeout(Exception):  # noqa: N818 - the caller raises a ReadError that says what failed
+    """An object store did not answer before the deadline, or before the request was cancelled."""
 
 
 class MissingDependencyError(CellfeedError, ImportError):
-    """An optional library that is needed and not installed.
+    """An optional library is needed and not installed.
 
     Examples
     --------
     >>> try:
     ...     import cellfeed.lightning
     ... except cellfeed.MissingDependencyError as error:
-    ...     print(error)  # what to install
+    ...     print(error)  # the command that installs it
     """

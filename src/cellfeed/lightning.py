@@ -1,7 +1,7 @@
 """A data module for Lightning: ``pip install "cellfeed[lightning]"``.
 
-Lightning is installed under two names, ``lightning.pytorch`` and ``pytorch_lightning``, and a trainer of one does not
-take a data module of the other. The one that has been imported already is used; ``lightning.pytorch`` if both or none.
+Lightning has two import paths, ``lightning.pytorch`` and ``pytorch_lightning``, and a trainer of one does not accept a
+data module of the other. The path that was imported already is used; ``lightning.pytorch`` if both or neither were.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NAMES = ("lightning.pytorch", "pytorch_lightning")
 
 
 def find_lightning() -> Any:
-    """Import Lightning under the name that is in use."""
+    """Import Lightning by the path that is in use."""
     imported = [name for name in NAMES if name in sys.modules]
     for name in [*imported, *NAMES]:
         if importlib.util.find_spec(name.split(".")[0]) is not None:
@@ -36,13 +36,13 @@ LightningDataModule: Any = lightning.LightningDataModule
 class ExperimentDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
     """Train, validate, test and predict on the cells of a SOMA experiment under Lightning.
 
-    Checkpoints hold the state of the training loader, and training goes on from one in the middle of an epoch with the
-    cells that had not come yet, in the order in which they would have come; from one of the end of an epoch, with the
-    order of the next epoch. Under several ranks each cell of an epoch
-    comes once, fewer than there are ranks being left out, others each epoch; predictions leave out none.
+    Checkpoints contain the state of the training loader. From a checkpoint in the middle of an epoch, training
+    continues with the remaining cells in their order; from one at the end of an epoch, with the next epoch. Under
+    several ranks each cell of an epoch is yielded once, except for fewer cells than there are ranks, different ones in
+    each epoch; predictions include every cell.
 
-    A checkpoint also says what the model was trained on (:meth:`provenance`). Where it is loaded with other data, to go
-    on or to predict, other genes, another order of them or of the labels, or another transform are an error.
+    A checkpoint also describes the training data (:meth:`provenance`). If it is loaded with data that have other genes,
+    another order of genes or labels, or another transform, an error is raised.
 
     Parameters
     ----------
@@ -50,28 +50,28 @@ class ExperimentDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         An open ``tiledbsoma.Experiment``, the URI of one, a ``tiledbsoma.ExperimentAxisQuery``, or an
         :class:`~cellfeed.ExperimentDataset`.
     split
-        Fractions that sum to 1, by name (``"train"``, ``"validation"``, ``"test"``) or in this order; or datasets of
-        your own by these names. Without validation or test, Lightning skips them.
+        Fractions that sum to 1, by name (``"train"``, ``"validation"``, ``"test"``) or in this order; or datasets by
+        these names. Without validation or test, Lightning skips them.
     split_seed, stratify, group
         As for :meth:`cellfeed.ExperimentDataset.random_split`.
     var_column
         The column of var that names genes in checkpoints; see :meth:`cellfeed.ExperimentDataset.gene_names`.
     predict
-        Cells that :meth:`predict_dataloader` serves: ``"all"``, or a part of the split.
+        Cells of :meth:`predict_dataloader`: ``"all"``, or a part of the split.
     num_workers
         Worker processes of the loaders for training, validation and testing; 0 reads in threads, which is faster.
     dataloader_kwargs
         Further arguments of :func:`cellfeed.experiment_dataloader`, such as ``{"pin_memory": True}``.
     parameters
-        Those of :class:`cellfeed.ExperimentDataset`: ``obs_column_names``, ``batch_size``, ``seed`` and so on. Several
-        ranks need a ``seed``.
+        Parameters of :class:`cellfeed.ExperimentDataset`: ``obs_column_names``, ``batch_size``, ``seed`` and so on.
+        Several ranks need a ``seed``.
 
     Raises
     ------
     MissingDependencyError
         When the module is imported and Lightning is not installed.
     PlanError, SelectionError, EncodeError
-        As for :class:`cellfeed.ExperimentDataset`, or if the split is none.
+        As for :class:`cellfeed.ExperimentDataset`, or if the split is invalid.
 
     Examples
     --------

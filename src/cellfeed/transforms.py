@@ -22,8 +22,8 @@ import torch
 
 from cellfeed._checks import check_transform, is_number, ordered
 from cellfeed.errors import PlanError
-from cellfeed.rows.densify import densified
-from cellfeed.rows.minibatch import Scaling
+from cellfeed.rows.assemble import Scaling
+from cellfeed.rows.minibatch import densified
 from cellfeed.select.gene_names import find_genes, gene_list
 
 Transform = Callable[[torch.Tensor], torch.Tensor]

@@ -67,7 +67,7 @@ def by_lightning(uri):
     from cellfeed.lightning import lightning
 
     class Module(lightning.LightningDataModule):
-        def setup(self, segment):
+        def setup(self, stage):
             signal.alarm(60)
             self.dataset = ExperimentDataset(uri, obs_column_names=["soma_joinid"], batch_size=16, seed=1)
 

@@ -10,8 +10,9 @@ import scipy.sparse as sp
 
 from cellfeed.plan.windows import ShardWindows
 from cellfeed.rows import kernels
+from cellfeed.rows.assemble import CsrArrays
 from cellfeed.rows.row_allocator import RowAllocator, RowPointers
-from cellfeed.rows.slabs import Arena
+from cellfeed.rows.slabs import Arena, SlabPool
 from cellfeed.stats import Meter
 
 
@@ -60,14 +61,15 @@ def real_cells(plan, world):
 
 def row_allocator(part, *, slab_bytes=4096):
     """Room for rows of some parts, and the arenas that hold them."""
-    arenas = [Arena(slab_bytes, Meter()) for _ in range(int(max(part, default=-1)) + 1)]
+    pool = SlabPool(slab_bytes, Meter().hold)
+    arenas = [Arena(pool) for _ in range(int(max(part, default=-1)) + 1)]
     return RowAllocator(arenas, np.asarray(part, np.int64), threading.Lock()), arenas
 
 
 def place(X: sp.csr_matrix, space: RowAllocator, dtype: np.typing.DTypeLike) -> RowPointers:
     """Put the rows of a matrix where there is room."""
     indptr = X.indptr.astype(np.int64)
-    rows = space.place(np.diff(indptr), np.uint16, dtype)
+    rows = space.allocate(np.diff(indptr), np.uint16, dtype)
     kernels.put_values(rows.genes, indptr, X.indices.astype(np.uint16))
     kernels.put_values(rows.values, indptr, X.data.astype(dtype))
     return rows
@@ -90,10 +92,8 @@ def matrix(rows, n_vars):
     indptr = np.concatenate(([0], np.cumsum(rows.sizes)))
     genes, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
     dense = np.full((len(rows), n_vars), np.nan, np.float32)
-    memory = (rows.genes, rows.values, rows.sizes, rows.widths)
-    types = np.empty(0, rows.gene_dtype), np.empty(0, rows.value_dtype)
-    kernels.gather_csr(*memory, *types, indptr[:-1], genes, values)
-    kernels.gather_dense(*memory, *types, dense)
+    kernels.gather_csr(rows.arrays, rows.widths, CsrArrays(indptr[:-1], genes, values))
+    kernels.gather_dense(rows.arrays, rows.widths, dense)
     X = sp.csr_matrix((values, genes, indptr), shape=dense.shape)
     assert np.array_equal(X.toarray(), dense)
     return X

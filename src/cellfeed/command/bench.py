@@ -1,4 +1,4 @@
-"""Measure a store on this machine: what ``cellfeed bench`` runs."""
+"""Measure how fast this machine reads a store: the work of ``cellfeed bench``."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from cellfeed.stats import Stats, hidden
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What was measured; it prints as a table.
+    """The measurement of a store; ``print`` shows a table.
 
     Attributes
     ----------
     cells_per_second
         Cells received per second, from the first ``next`` on.
     first_s
-        Seconds to the first minibatch: opening, compilation and the first block.
+        Seconds until the first minibatch: opening, compilation and the first fetch.
     n_obs
-        Cells received.
+        Number of cells received.
     peak_bytes
-        Largest resident memory of the whole process, where the system tells it, else 0.
+        Peak resident memory of the process; 0 if the system does not report it.
     plan, stats
-        Of the dataset.
+        The plan and the statistics of the dataset.
     """
 
     cells_per_second: float
@@ -54,14 +54,14 @@ class BenchResult:
 
 @dataclass(frozen=True)
 class Measured:
-    """How fast the minibatches of a dataset came.
+    """Cells and seconds of a measurement.
 
     Attributes
     ----------
     n_obs
-        Cells received.
+        Number of cells received.
     first_s
-        Seconds to the first minibatch.
+        Seconds until the first minibatch.
     elapsed_s
         Seconds from the first ``next`` on.
     """
@@ -77,16 +77,16 @@ class Measured:
 
 
 def run(uri: str, *, seconds: float = 30.0, progress: bool = True, **parameters: Any) -> BenchResult:
-    """Read a store for some seconds, or until a pass ends, and do nothing with the cells.
+    """Read a store for some seconds, or until the epoch ends, and discard the cells.
 
     Parameters
     ----------
     uri
-        A SOMA experiment.
+        The URI of a SOMA experiment.
     seconds
-        When to stop, counted from the first minibatch; more than 0.
+        Duration from the first minibatch on; more than 0.
     progress
-        Show a progress bar.
+        Whether to show a progress bar.
     parameters
         Further parameters of :class:`cellfeed.ExperimentDataset`.
 
@@ -101,36 +101,38 @@ def run(uri: str, *, seconds: float = 30.0, progress: bool = True, **parameters:
     """
     check_seconds(seconds)
     dataset = ExperimentDataset(uri, **parameters)
-    took = measure(dataset, seconds=seconds, progress=progress)
-    return BenchResult(took.cells_per_second, took.first_s, took.n_obs, _peak_bytes(), dataset.plan(), dataset.stats())
+    speed = measure(dataset, seconds=seconds, progress=progress)
+    return BenchResult(
+        speed.cells_per_second, speed.first_s, speed.n_obs, _peak_bytes(), dataset.plan(), dataset.stats()
+    )
 
 
 def check_seconds(seconds: float) -> None:
-    """Refuse a time in which nothing can be measured."""
+    """Raise a PlanError unless the duration of a measurement is positive and finite."""
     if not 0 < seconds < math.inf:
-        raise PlanError(f"seconds={seconds!r} must be a number of more than 0: for so long is measured")
+        raise PlanError(f"seconds={seconds!r} must be a number above 0: the duration of the measurement")
 
 
 def measure(dataset: ExperimentDataset, *, seconds: float, progress: bool, title: str | None = None) -> Measured:
-    """Receive minibatches for some seconds, or until a pass ends, and do nothing with the cells.
-
-    Seconds count from the first minibatch: where cells come in large blocks, the first block alone can take longer.
+    """Receive minibatches for some seconds, or until the epoch ends, and discard the cells.
 
     Parameters
     ----------
     dataset
-        What is read.
+        The dataset to read.
     seconds
-        When to stop.
-    progress, title
-        Show a progress bar, with something before it.
+        Duration from the first minibatch on, because the first fetch alone can take longer.
+    progress
+        Whether to show a progress bar.
+    title
+        The text before the bar.
     """
     n_obs, first_s = 0, 0.0
     started = time.perf_counter()
     with tqdm(total=dataset.shape[0], unit=" cells", unit_scale=True, disable=hidden(progress), desc=title) as bar:
         for minibatch in dataset:
             first_s = first_s or time.perf_counter() - started
-            size = len(minibatch.obs) if minibatch.obs.ndim == 2 else 1
+            size = len(minibatch.obs)
             n_obs += size
             bar.update(size)
             if time.perf_counter() - started > first_s + seconds:
@@ -141,6 +143,6 @@ def measure(dataset: ExperimentDataset, *, seconds: float, progress: bool, title
 def _peak_bytes() -> int:
     try:
         import resource
-    except ImportError:  # not on Windows
+    except ImportError:  # on Windows
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,4 +1,4 @@
-"""The ``cellfeed`` command: its options, and how errors and retries are shown."""
+"""The ``cellfeed`` command: its options, and the display of errors and retries."""
 
 import contextlib
 import dataclasses
@@ -40,12 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _show(message: str) -> None:
-    """Write an error to stderr, without the credentials of URIs in the arguments that it repeats."""
+    """Write an error to stderr, without the credentials in URIs."""
     Console(stderr=True).print(Text.assemble(("cellfeed: ", "bold red"), redacted(message)), soft_wrap=True)
 
 
 class _OnePerSecond(logging.Filter):
-    """Lets one message per second pass: several requests fail together."""
+    """Passes one message per second, because several requests fail together."""
 
     last = -math.inf
 
@@ -58,7 +58,7 @@ class _OnePerSecond(logging.Filter):
 
 @contextlib.contextmanager
 def _showing_retries() -> Iterator[None]:
-    """Write a line to stderr for attempts that failed, with the time that is left."""
+    """Write failed attempts of requests to stderr, with the time until the deadline."""
     log, handler = logging.getLogger("cellfeed.sources.retry"), logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("cellfeed: %(message)s"))
     handler.addFilter(_OnePerSecond())
@@ -86,7 +86,7 @@ class Access:
     region: Annotated[str | None, _option("Access", "Region of a store on S3; us-west-2 for the Census.")] = None
     anonymous: Annotated[bool, _option("Access", "Send no credentials: for public buckets.", "--anonymous")] = False
     retry_deadline: Annotated[
-        float, _option("Access", "For how long requests to an object store are retried.", metavar="SECONDS")
+        float, _option("Access", "Duration of retries of a request to an object store.", metavar="SECONDS")
     ] = RETRY_DEADLINE_S
 
     def parameters(self) -> dict[str, Any]:
@@ -94,14 +94,14 @@ class Access:
         import tiledbsoma as soma
 
         settings = {"vfs.s3.region": self.region, "vfs.s3.no_sign_request": "true" if self.anonymous else None}
-        given = {name: value for name, value in settings.items() if value is not None}
-        context = soma.SOMATileDBContext(tiledb_config=given) if given else None
+        config = {name: value for name, value in settings.items() if value is not None}
+        context = soma.SOMATileDBContext(tiledb_config=config) if config else None
         return {"context": context, "retry_deadline_s": self.retry_deadline}
 
 
 @dataclasses.dataclass(kw_only=True)
 class Selection:
-    """Options that are parameters of :class:`cellfeed.ExperimentDataset`, by the same names."""
+    """Options with the names of parameters of :class:`cellfeed.ExperimentDataset`."""
 
     measurement_name: Annotated[str, _option("Cells", "Measurement of the experiment.")] = "RNA"
     X_name: Annotated[str, _option("Cells", "Layer of X.", "--x-name")] = "raw"
@@ -114,7 +114,7 @@ class Selection:
 
 
 def _check_picture(file: str | None) -> str | None:
-    """Refuse, before any work, the name of a file that cannot be drawn."""
+    """Raise an error, before any work, if the picture cannot be drawn."""
     from cellfeed.command.plot import check_file
 
     try:
@@ -125,11 +125,11 @@ def _check_picture(file: str | None) -> str | None:
 
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help="Folder or URI of a SOMA experiment.")]
 BatchSize = Annotated[int, _option("Reading", "Cells per minibatch.")]
-Sparse = Annotated[bool, _option("Reading", "Make CSR minibatches, not dense ones.", "--sparse")]
+Sparse = Annotated[bool, _option("Reading", "Make CSR minibatches instead of dense ones.", "--sparse")]
 Label = Annotated[str | None, _option("Mixing", "Column of obs to mix, such as dataset_id. Default: the worst case.")]
 Mixing = Annotated[str | None, _option("Mixing", "Least effective over nominal batch size: 0.9 or 90%.")]
 Speed = Annotated[bool, _option("Measuring", "Read X to measure each setting.", "--speed")]
-Seconds = Annotated[float, _option("Measuring", "For how long, from the first minibatch on.")]
+Seconds = Annotated[float, _option("Measuring", "Duration from the first minibatch on.")]
 Picture = Annotated[
     str | None, _option("Output", "Draw a .png, .svg or .pdf file.", metavar="FILE", callback=_check_picture)
 ]
@@ -137,18 +137,18 @@ Json = Annotated[bool, _option("Output", "Print JSON.", "--json")]
 
 
 def _command(function: Callable[..., None]) -> None:
-    """Add a command; a parameter that is a dataclass becomes one option per field."""
+    """Add a command; a parameter whose type is a dataclass becomes one option per field."""
     parameters = inspect.signature(function).parameters.values()
     groups: dict[str, Any] = {p.name: p.annotation for p in parameters if dataclasses.is_dataclass(p.annotation)}
 
     @functools.wraps(function)
-    def call(**given: Any) -> None:
+    def call(**arguments: Any) -> None:
         for name, kind in groups.items():
-            given[name] = kind(**{field.name: given.pop(field.name) for field in dataclasses.fields(kind)})
-        function(**given)
+            arguments[name] = kind(**{field.name: arguments.pop(field.name) for field in dataclasses.fields(kind)})
+        function(**arguments)
 
     fields = {name: inspect.signature(kind).parameters.values() for name, kind in groups.items()}
-    flat = [one for p in parameters for one in fields.get(p.name, [p])]
+    flat = [option for p in parameters for option in fields.get(p.name, [p])]
     call.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
     call.__annotations__ = {p.name: p.annotation for p in flat}
     app.command()(call)
@@ -157,8 +157,8 @@ def _command(function: Callable[..., None]) -> None:
 # ---------------------------------------------------------------------- commands
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         print(f"cellfeed {version('cellfeed')}")
         raise typer.Exit
 
@@ -177,7 +177,7 @@ def demo(
     *,
     uri: Annotated[str | None, typer.Option(help="SOMA experiment.", show_default="700 blood cells")] = None,
     label: Annotated[str, typer.Option(help="Column of obs to predict.")] = "bulk_labels",
-    epochs: Annotated[int, typer.Option(help="Passes over the cells.")] = 20,
+    epochs: Annotated[int, typer.Option(help="Number of epochs.")] = 20,
     selection: Selection,
     batch_size: BatchSize = 64,
     access: Access,
@@ -192,11 +192,11 @@ def demo(
 
 @_command
 def info(source: Source, *, as_json: Json = False, access: Access) -> None:
-    """Show what a store holds: cells, columns, measurements, layers, embeddings."""
+    """Show the cells, columns, measurements, layers and embeddings of a store."""
     from cellfeed.command.info import as_text, describe
 
-    found = describe(source, **access.parameters())
-    print(json.dumps(found) if as_json else as_text(found))
+    description = describe(source, **access.parameters())
+    print(json.dumps(description) if as_json else as_text(description))
 
 
 @_command
@@ -210,12 +210,12 @@ def plan(
     as_json: Json = False,
     access: Access,
 ) -> None:
-    """Show what reading a store will do and cost, without reading X."""
+    """Show the plan of an epoch and its cost, without reading X."""
     from cellfeed.loader.dataset import ExperimentDataset
 
     parameters = {"batch_size": batch_size, "mixing": mixing, **dataclasses.asdict(selection), **access.parameters()}
-    found = ExperimentDataset(source, **parameters).plan(label)
-    print(json.dumps(found.as_dict()) if as_json else found)
+    result = ExperimentDataset(source, **parameters).plan(label)
+    print(json.dumps(result.as_dict()) if as_json else result)
 
 
 @_command
@@ -238,8 +238,8 @@ def bench(
         **dataclasses.asdict(selection),
         **access.parameters(),
     }
-    found = run(source, seconds=seconds, **parameters)
-    print(json.dumps(found.as_dict()) if as_json else found)
+    result = run(source, seconds=seconds, **parameters)
+    print(json.dumps(result.as_dict()) if as_json else result)
 
 
 @_command
@@ -266,5 +266,5 @@ def calibrate(
         **dataclasses.asdict(selection),
         **access.parameters(),
     }
-    found = run(source, label=label, mixing=mixing, speed=speed, seconds=seconds, picture=picture, **parameters)
-    print(json.dumps(found.as_dict(), allow_nan=False) if as_json else found)
+    result = run(source, label=label, mixing=mixing, speed=speed, seconds=seconds, picture=picture, **parameters)
+    print(json.dumps(result.as_dict(), allow_nan=False) if as_json else result)

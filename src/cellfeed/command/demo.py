@@ -1,4 +1,4 @@
-"""Train a classifier of cell types on real cells: what ``cellfeed demo`` runs."""
+"""Train a classifier of cell types on real cells: the work of ``cellfeed demo``."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ COMPILING = "compiling kernels, once per environment: this takes a few seconds"
 
 @dataclass(frozen=True)
 class DemoResult:
-    """How the demo went.
+    """The result of the demo.
 
     Attributes
     ----------
     accuracy
-        Fraction of held-out cells whose label was predicted.
+        Fraction of held-out cells whose label is predicted correctly.
     baseline
-        The same for always predicting the most frequent label of the training cells.
+        The accuracy of the most frequent label of the training cells.
     cells_per_second
-        Cells trained on, per second of training.
+        Training cells per second of training.
     n_train, n_test, n_labels, n_epochs
-        Sizes.
+        Number of training cells, held-out cells, labels and epochs.
     plan
         The plan of the training cells.
     """
@@ -69,18 +69,22 @@ def run(
     progress: bool = True,
     **parameters: Any,
 ) -> DemoResult:
-    """Train a logistic regression on the labels of an experiment's cells.
+    """Train a logistic regression on the labels of the cells of an experiment.
 
     Parameters
     ----------
     uri
-        A SOMA experiment; ``None`` takes :func:`cellfeed.datasets.pbmc700`.
+        The URI of a SOMA experiment; ``None`` takes :func:`cellfeed.datasets.pbmc700`.
     label
         The column of obs to predict.
-    n_epochs, batch_size, seed
-        Of the training.
+    n_epochs
+        Number of epochs.
+    batch_size
+        Cells per minibatch.
+    seed
+        Seed of the split, the order of cells and the initial weights.
     progress
-        Show a progress bar; before it, say if kernels must be compiled.
+        Whether to show a progress bar, and a message if kernels are compiled.
     parameters
         Further parameters of :class:`cellfeed.ExperimentDataPipe`.
 
@@ -131,7 +135,7 @@ class LogisticRegression(torch.nn.Module):
 
 
 def fit(model: torch.nn.Module, dataset: Any, *, n_epochs: int, progress: bool) -> float:
-    """Train with Adam; return the seconds that it took."""
+    """Train with Adam; return the duration in seconds."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-3)
     started = time.perf_counter()
     with tqdm(total=n_epochs * len(dataset), unit=" minibatches", disable=hidden(progress)) as bar:
@@ -139,7 +143,7 @@ def fit(model: torch.nn.Module, dataset: Any, *, n_epochs: int, progress: bool) 
             bar.set_description(f"epoch {epoch + 1}/{n_epochs}")
             model.train()
             for X, y in _labelled(dataset):
-                if len(y) > 1:  # one cell has no variance to normalise by
+                if len(y) > 1:  # batch normalisation needs two cells
                     loss = torch.nn.functional.cross_entropy(model(X), y)
                     optimizer.zero_grad()
                     loss.backward()  # type: ignore[no-untyped-call]
@@ -150,7 +154,7 @@ def fit(model: torch.nn.Module, dataset: Any, *, n_epochs: int, progress: bool) 
 
 
 def predict(model: torch.nn.Module, dataset: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return predicted and true codes of every cell of a dataset."""
+    """Return the predicted and the true codes of the cells of a dataset."""
     model.eval()
     with torch.no_grad():
         pairs = [(model(X).argmax(dim=1).numpy(), y.numpy()) for X, y in _labelled(dataset)]

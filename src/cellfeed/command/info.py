@@ -1,4 +1,4 @@
-"""What an experiment holds: its size, measurements, layers and columns, read from metadata alone."""
+"""The size, measurements, layers and columns of an experiment, read from its metadata."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from cellfeed.stats import Meter
 
 
 def describe(uri: str, context: Any = None, *, retry_deadline_s: float = 120.0) -> dict[str, Any]:
-    """Return what an experiment holds, as plain values.
+    """Return a description of an experiment as plain values.
 
     Parameters
     ----------
     uri
-        A SOMA experiment.
+        The URI of a SOMA experiment.
     context
         A ``tiledbsoma.SOMATileDBContext`` to open it with.
     retry_deadline_s
@@ -24,18 +24,18 @@ def describe(uri: str, context: Any = None, *, retry_deadline_s: float = 120.0) 
 
     Returns
     -------
-    The URI without secrets, the timestamp, the number of cells, the columns of obs with their types, and for each
-    measurement its genes, the columns of var, its layers with shape and type, and its obsm.
+    The URI without secrets, the timestamp, the number of cells, and the columns of obs with their types; for each
+    measurement the number of genes, the columns of var, the layers with shape and type, and the names in obsm.
 
     Raises
     ------
     SelectionError
-        If there is no experiment at the URI.
+        If the URI is not an experiment.
 
     Examples
     --------
-    >>> found = describe(cellfeed.datasets.pbmc700())
-    >>> found["n_obs"], list(found["measurements"])
+    >>> description = describe(cellfeed.datasets.pbmc700())
+    >>> description["n_obs"], list(description["measurements"])
     (700, ['RNA'])
     """
     with (
@@ -67,15 +67,18 @@ def _measurement(measurement: Any) -> dict[str, Any]:
 
 
 def _columns(frame: Any) -> dict[str, str]:
-    """Return the type of each column; a dictionary has that of its values."""
+    """Return the type of each column; for a dictionary, the type of its values."""
     types = {field.name: getattr(field.type, "value_type", field.type) for field in frame.schema}
     return {name: str(kind).removeprefix("large_") for name, kind in types.items()}
 
 
-def as_text(found: dict[str, Any]) -> str:
-    """Write what :func:`describe` returns for people."""
-    lines = [f"{found['uri']}, as of {found['timestamp']}", f"{found['n_obs']:,} cells; obs: {_listed(found['obs'])}"]
-    for name, measurement in found["measurements"].items():
+def as_text(description: dict[str, Any]) -> str:
+    """Return the result of :func:`describe` as text."""
+    lines = [
+        f"{description['uri']}, as of {description['timestamp']}",
+        f"{description['n_obs']:,} cells; obs: {_listed(description['obs'])}",
+    ]
+    for name, measurement in description["measurements"].items():
         lines.append(f"measurement {name}: {measurement['n_vars']:,} genes; var: {_listed(measurement['var'])}")
         lines += [f"  X {layer}: {kind}" for layer, kind in measurement["X"].items()]
         lines += [f"  obsm: {', '.join(measurement['obsm'])}"] if measurement["obsm"] else []

@@ -14,13 +14,13 @@ from cellfeed.errors import MissingDependencyError
 EXTENSIONS = (".png", ".svg", ".pdf")
 
 MARKERS = {"own plan": "o", "mixing": "^", "joinid order": "v", "published default": "s"}
-"""The kinds of settings, and how each is drawn."""
+"""The marker of each kind of setting."""
 
 KINDS = {"own plan": "own plan at a memory_budget", "mixing": "target of mixing"}
-"""What the legend calls them, where it says more."""
+"""Names in the legend that differ from the kind."""
 
 TICKS = (1, 1.2, 1.5, 2, 3, 5, 10, 20, 30, 50, 100, 200, 500, 1000)
-"""Of decode amplification: where its colours are named."""
+"""Ticks of the colour bar of decode amplification."""
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,18 @@ class Point:
 
     Attributes
     ----------
-    name, kind
-        What stands beside it; one of ``MARKERS``.
+    name
+        The text beside the point.
+    kind
+        A key of ``MARKERS``.
     memory_bytes
-        Bytes held at most.
+        Peak memory in bytes.
     effective_batch_size
-        In cells.
+        Effective batch size in cells.
     amplification
-        Values decoded for each one wanted.
+        Values decoded per value used.
     chosen
-        Whether it is ringed.
+        Whether the point has a ring.
     """
 
     name: str
@@ -50,7 +52,7 @@ class Point:
 
 
 def check_file(path: str | Path) -> Path:
-    """Return the path of a picture that can be drawn; raise an error before any work if it cannot.
+    """Return the path of a picture; raise an error if the picture cannot be drawn.
 
     Raises
     ------
@@ -61,18 +63,18 @@ def check_file(path: str | Path) -> Path:
     MissingDependencyError
         If matplotlib or adjustText is not installed.
     """
-    file, given = Path(path), f"picture={str(path)!r}"
+    file, argument = Path(path), f"picture={str(path)!r}"
     if file.suffix.lower() not in EXTENSIONS:
-        raise ValueError(f"{given} must end in one of {', '.join(EXTENSIONS)}")
+        raise ValueError(f"{argument} must end in one of {', '.join(EXTENSIONS)}")
     if not file.parent.is_dir():
-        raise FileNotFoundError(f"{given} cannot be written: there is no folder {str(file.parent)!r}; make it")
+        raise FileNotFoundError(f"{argument} cannot be written: there is no folder {str(file.parent)!r}; make it")
     if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise OSError(f"{given} cannot be written; give a file in a folder that you may write to")
+        raise OSError(f"{argument} cannot be written; give a file in a writable folder")
     try:
         import adjustText  # noqa: F401 - imports matplotlib
     except ImportError as cause:
         raise MissingDependencyError(
-            f'{given} needs matplotlib and adjustText ({cause}): pip install "cellfeed[plot]"'
+            f'{argument} needs matplotlib and adjustText ({cause}): pip install "cellfeed[plot]"'
         ) from cause
     return file
 
@@ -83,28 +85,28 @@ def scatter(points: Sequence[Point], path: Path, *, batch_size: int, title: str)
     Parameters
     ----------
     points
-        The settings, one at least; own plans are joined by a line in the order of their memory.
+        The settings, at least one; a line joins the own plans in the order of their memory.
     path
-        Where to write it; what :func:`check_file` returned.
+        The file, from :func:`check_file`.
     batch_size
-        Cells of a minibatch: what a full shuffle reaches.
+        Cells per minibatch, the effective batch size of a full shuffle.
     title
-        What stands above.
+        The title of the picture.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 5.8), layout="constrained")  # without pyplot: no window
-    FigureCanvasAgg(figure)  # measures text
+    figure = Figure(figsize=(9, 5.8), layout="constrained")  # pyplot would open a window
+    FigureCanvasAgg(figure)  # a canvas that can measure text
     axes = figure.subplots()
     _set_axes(axes, points, batch_size, title)
     colours = _draw_points(axes, points)
     low, high = colours.get_clim()
-    bar = figure.colorbar(colours, ax=axes, label="decode amplification (values decoded / values wanted)")
+    bar = figure.colorbar(colours, ax=axes, label="decode amplification (values decoded / values used)")
     bar.set_ticks([tick for tick in TICKS if low <= tick <= high], labels=[f"{t:g}" for t in TICKS if low <= t <= high])
     bar.minorticks_off()
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9, frameon=False)
-    figure.draw_without_rendering()  # fixes the layout, which the places of the names depend on
+    figure.draw_without_rendering()  # fixes the layout before names are placed
     _write_names(axes, points)
     figure.savefig(path, dpi=150)
 
@@ -123,7 +125,7 @@ def _set_axes(axes: Any, points: Sequence[Point], batch_size: int, title: str) -
 
 
 def _draw_points(axes: Any, points: Sequence[Point]) -> Any:
-    """Draw line, points and ring; returns what the colours mean."""
+    """Draw the line, the points and the ring; return the mappable of the colour bar."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LogNorm
 
@@ -133,34 +135,34 @@ def _draw_points(axes: Any, points: Sequence[Point]) -> Any:
     for kind, marker in MARKERS.items():
         for k, point in enumerate(p for p in points if p.kind == kind):
             colour = colours.to_rgba(point.amplification)
-            place = (point.memory_bytes, point.effective_batch_size)
-            axes.scatter(*place, s=70, marker=marker, color=colour, edgecolors="black", lw=0.6, zorder=3)
-            if k == 0:  # colours differ within a kind, so its place in the legend has none
+            xy = (point.memory_bytes, point.effective_batch_size)
+            axes.scatter(*xy, s=70, marker=marker, color=colour, edgecolors="black", lw=0.6, zorder=3)
+            if k == 0:  # without a colour, because colours differ within a kind
                 axes.scatter(
                     [], [], s=70, marker=marker, color="white", edgecolors="black", lw=0.6, label=KINDS.get(kind, kind)
                 )
     for point in (p for p in points if p.chosen):
-        place = (point.memory_bytes, point.effective_batch_size)
-        axes.scatter(*place, s=300, facecolors="none", edgecolors="crimson", lw=1.8, zorder=2)
+        xy = (point.memory_bytes, point.effective_batch_size)
+        axes.scatter(*xy, s=300, facecolors="none", edgecolors="crimson", lw=1.8, zorder=2)
         axes.scatter([], [], s=90, facecolors="none", edgecolors="crimson", lw=1.8, label="chosen")
     return colours
 
 
 def _write_names(axes: Any, points: Sequence[Point]) -> None:
-    """Write each name near its point, where it covers neither another name nor a point nor a line."""
+    """Write each name near its point, without covering names, points or lines."""
     from adjustText import adjust_text
     from matplotlib.transforms import Bbox
 
     names = [axes.text(p.memory_bytes, p.effective_batch_size, p.name, fontsize=8, zorder=4) for p in points]
     paths = [line.get_transform().transform_path(line.get_path()).interpolated(64) for line in axes.lines]
-    places = axes.transData.transform([name.get_position() for name in names])
-    taken = [Bbox.from_extents(x - 9, y - 9, x + 9, y + 9) for x, y in places]  # in pixels
+    centres = axes.transData.transform([name.get_position() for name in names])  # (n_points, 2), in pixels
+    taken = [Bbox.from_extents(x - 9, y - 9, x + 9, y + 9) for x, y in centres]
     taken += [Bbox.from_bounds(x, y, 1, 1) for path in paths for x, y in path.vertices]
     adjust_text(
         names,
         objects=[box.transformed(axes.transData.inverted()) for box in taken],
         ax=axes,
         expand=(1.05, 1.4),
-        iter_lim=500,  # instead of a limit in seconds, by which pictures would differ from run to run
+        iter_lim=500,  # a limit in seconds would make pictures irreproducible
         arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "grey"},
     )

@@ -1,4 +1,4 @@
-"""A DataLoader set up for datasets that make their own minibatches."""
+"""The ``DataLoader`` of datasets, which make their own minibatches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cellfeed._checks import is_integer
 from cellfeed.errors import CellfeedError, PlanError, ReadError
 from cellfeed.loader.datapipe import is_chained, plain
 from cellfeed.loader.dataset import ExperimentDataset
-from cellfeed.loader.epochs import Pass
+from cellfeed.loader.epochs import RankEpoch
 from cellfeed.loader.frameworks import EpochSampler, mark_last
 from cellfeed.loader.worker_monitor import Watchdog
 from cellfeed.loader.workers import WorkerGroup, check_sendable, sending
@@ -33,132 +33,137 @@ _REFUSED = {
 Loader = TypeVar("Loader", bound="ExperimentDataLoader")
 
 TIMEOUT_S = 600.0
-"""Seconds without a minibatch after which workers count as hung, unless ``timeout=`` says otherwise."""
+"""Seconds without a minibatch after which workers count as hung, unless ``timeout=`` sets another limit."""
 
 NOT_BEGUN = (
-    ". No worker had begun; their own messages on stderr say why. A script must start workers beneath "
+    ". No worker had begun; their own messages on stderr say why. A script must start workers inside "
     '`if __name__ == "__main__":`, as each worker imports the script. num_workers=0 starts none, and is faster'
 )
 
 
 class ExperimentDataLoader(DataLoader[Minibatch | PaddedMinibatch]):
-    """What :func:`experiment_dataloader` returns."""
+    """The class of the loaders that :func:`experiment_dataloader` makes."""
 
     made_by = "experiment_dataloader"
 
-    # Accelerate's ``prepare`` gives each rank a part of what a loader yields, and the dataset has done that. What says
-    # that it was prepared already is returned as it is; and ``save_state`` keeps the state of a loader that has one.
+    # Accelerate's ``prepare`` divides the minibatches of a loader among ranks, which the dataset does already. It
+    # returns a loader with the first attribute unchanged; ``save_state`` saves the state of one with the second.
     _is_accelerate_prepared = True
     use_stateful_dataloader = True
 
-    # Lightning makes a loader again from its attributes by the names of these parameters, and then gives a
+    # Lightning makes a loader again from its attributes that have the names of these parameters. It then gives a
     # ``batch_sampler``, which :func:`experiment_dataloader` refuses.
     def __init__(self, dataset: ExperimentDataset, num_workers: int = 0, **kwargs: Any) -> None:
-        self._passes, self._label_counter = dataset._passes, dataset._label_counter
+        self._engine = dataset._engine
         self._workers: WorkerGroup | None = None
-        self._address = dataset._selection.source
-        self._repeats = "batch_sampler" in kwargs
-        self._first: int | None = None
+        self._repeats_epoch = "batch_sampler" in kwargs
+        self._repeated_epoch: int | None = None
         if num_workers and kwargs.get("multiprocessing_context") != "fork":
-            transform, first = dataset._settings.transform, kwargs.get("worker_init_fn")
-            parts = {f"transform={transform!r}": transform, f"worker_init_fn={first!r}": first, "the dataset": dataset}
+            transform, initializer = self._engine.settings.transform, kwargs.get("worker_init_fn")
+            parts = {
+                f"transform={transform!r}": transform,
+                f"worker_init_fn={initializer!r}": initializer,
+                "the dataset": dataset,
+            }
             check_sendable(parts, num_workers)
         super().__init__(plain(dataset), num_workers=num_workers, **kwargs)
-        self.__dict__["sampler"] = EpochSampler(self._passes.epochs)  # PyTorch takes none for an iterable dataset
+        # PyTorch accepts no sampler for an iterable dataset.
+        self.__dict__["sampler"] = EpochSampler(self._engine.epochs)
 
     def __iter__(self) -> Iterator[Minibatch | PaddedMinibatch]:  # type: ignore[override]
-        # A generator: a pass begins with its first minibatch. Lightning makes iterators that it does not read, and
-        # gives the number of the epoch after it has made one.
-        if self._repeats:
+        # A generator, so that an epoch begins with its first minibatch: Lightning makes iterators that it does not
+        # read, and sets the epoch after it has made one.
+        if self._repeats_epoch:
             self._repeat()
-        yield from mark_last(self, self._passes, self._minibatches)
+        yield from mark_last(self, self._engine.epochs, self._minibatches)
 
     def _repeat(self) -> None:
-        """Make the next pass the first pass again: ``Trainer(overfit_batches=...)`` wants the same minibatches."""
-        if self._first is None:
-            self._first = self._passes.epochs.next
+        """Yield the first epoch again: ``Trainer(overfit_batches=...)`` needs the same minibatches."""
+        epochs = self._engine.epochs
+        if self._repeated_epoch is None:
+            self._repeated_epoch = epochs.next
         else:
-            self._passes.epochs.set(self._first)
+            epochs.set(self._repeated_epoch)
 
     def _minibatches(self) -> Iterator[Minibatch | PaddedMinibatch]:
-        """Begin a pass."""
+        """Begin the next epoch."""
         if self.num_workers == 0:
             # PyTorch's iterator would add a quarter of a millisecond to each minibatch, for its profiler.
-            return self._of_torch() if self.pin_memory else iter(self.dataset)
-        this = self._passes.begin(self.num_workers)  # each worker has a copy of the dataset, and cannot do it
-        received = self._received(*self._begin(this))
-        return self._passes.epochs.counted(self._label_counter.counted(received), this)
+            return self._torch_iterator() if self.pin_memory else iter(self.dataset)
+        # The copies of the dataset in the workers cannot turn to the next epoch for this process.
+        this = self._engine.epochs.begin(self.num_workers)
+        return self._engine.counted(self._received(*self._begin(this)), this)
 
-    def _of_torch(self) -> Iterator[Minibatch | PaddedMinibatch]:
-        with torch.device("cpu"):  # PyTorch draws a seed, on a default device that may not have values
+    def _torch_iterator(self) -> Iterator[Minibatch | PaddedMinibatch]:
+        with torch.device("cpu"):  # PyTorch draws a seed, which the meta device could not return
             return super().__iter__()
 
-    def _begin(self, this: Pass) -> tuple[Iterator[Minibatch | PaddedMinibatch], WorkerGroup]:
-        """Start workers for a pass, or have those that live through several passes begin it."""
+    def _begin(self, this: RankEpoch) -> tuple[Iterator[Minibatch | PaddedMinibatch], WorkerGroup]:
+        """Start workers for an epoch, or make persistent workers begin it."""
         if self._iterator is not None and self._workers is not None:
-            self._workers.watch.forget()
+            self._workers.monitor.forget()
             self._workers.assign(this)
-            with self._guarded(self._iterator, self._workers) as alarm, alarm.set():
-                return self._of_torch(), self._workers
+            with self._guarded(self._iterator, self._workers) as watchdog, watchdog.guard():
+                return self._torch_iterator(), self._workers
         workers = self._workers = WorkerGroup(self.num_workers)
         workers.assign(this)
         with sending(self.dataset, workers):
-            minibatches = self._of_torch()
+            minibatches = self._torch_iterator()
         workers.processes = minibatches._workers  # type: ignore[attr-defined]
-        # Within a time-out of its own PyTorch would not look whether workers live; without one it looks every 5 s.
+        # With a timeout PyTorch would not check that workers are alive; without one it checks every 5 s.
         minibatches._timeout = 0  # type: ignore[attr-defined]
         return minibatches, workers
 
     def _received(
         self, minibatches: Iterator[Minibatch | PaddedMinibatch], workers: WorkerGroup
     ) -> Iterator[Minibatch | PaddedMinibatch]:
-        """Yield what workers send, as long as they live and something comes in time."""
-        with self._guarded(minibatches, workers) as alarm:
+        """Yield the minibatches that workers send; raise if a worker dies or none arrives within the timeout."""
+        with self._guarded(minibatches, workers) as watchdog:
             while True:
-                with alarm.set(), torch.device("cpu"):  # where PyTorch puts CSR tensors together again
+                with watchdog.guard(), torch.device("cpu"):  # PyTorch rebuilds CSR tensors on the default device
                     minibatch = next(minibatches, None)
                 if minibatch is None:
                     return
                 yield minibatch
-                del minibatch
+                del minibatch  # a reference here would prevent the reuse of its memory
 
     @contextlib.contextmanager
     def _guarded(self, minibatches: Any, workers: WorkerGroup) -> Iterator[Watchdog]:
-        """When a worker dies or hangs in the body, end all of them and say what they were reading."""
-        alarm = Watchdog(self.timeout, workers.end)
+        """If a worker dies or hangs in the body, end all workers, and raise an error with the cells being read."""
+        watchdog = Watchdog(self.timeout, workers.end)
         try:
-            with alarm:
-                yield alarm
+            with watchdog:
+                yield watchdog
         except (RuntimeError, OSError, EOFError) as cause:
-            if not (alarm.rang or _tells_of_a_lost_worker(cause)):
+            if not (watchdog.timed_out or _is_lost_worker(cause)):
                 raise
-            reading = workers.watch.describe()
+            reading = workers.monitor.describe()
             with contextlib.suppress(Exception):  # PyTorch reports each worker that it finds dead
                 minibatches._shutdown_workers()
-            workers.end()  # one that is stopped would hold up the end of this process
-            self._iterator = None  # the next pass starts others
-            what = f"no minibatch came for {self.timeout:g} s" if alarm.rang else f"a worker was lost ({cause})"
-            advice = NOT_BEGUN if workers.watch.nothing_begun and not alarm.rang else ""
-            raise ReadError(f"{what}: {reading}, of {str(self._address)!r}{advice}") from cause
+            workers.end()  # a stopped worker would delay the end of this process
+            self._iterator = None  # the next epoch starts new workers
+            what = f"no minibatch came for {self.timeout:g} s" if watchdog.timed_out else f"a worker was lost ({cause})"
+            advice = NOT_BEGUN if workers.monitor.nothing_begun and not watchdog.timed_out else ""
+            raise ReadError(f"{what}: {reading}, of {str(self._engine.selection.source)!r}{advice}") from cause
 
     def __len__(self) -> int:
-        """Minibatches of this rank in the next pass, those received before a restore included."""
-        return self._passes.n_minibatches(max(1, self.num_workers))
+        """Return the number of minibatches of this rank in the next epoch, including those before a restore."""
+        return self._engine.epochs.n_minibatches(max(1, self.num_workers))
 
     def state_dict(self) -> dict[str, Any]:
-        """Say where the training loop is; as :meth:`ExperimentDataset.state_dict`, for any number of workers.
+        """Return the position of the training loop, as :meth:`ExperimentDataset.state_dict`, for any number of workers.
 
-        Minibatches that workers have made ahead and the loop has not received are not counted.
+        Minibatches that workers have made and the loop has not received are not counted.
         """
-        return self._passes.save()
+        return self._engine.epochs.save()
 
     def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
-        """Make the next pass go on where a state was saved; see :meth:`ExperimentDataset.load_state_dict`."""
-        self._passes.restore(state)
+        """Make the next iterator continue from a saved state; see :meth:`ExperimentDataset.load_state_dict`."""
+        self._engine.epochs.restore(state)
 
 
-def _tells_of_a_lost_worker(error: BaseException) -> bool:
-    """Whether PyTorch misses a worker, or a tensor could not be fetched from one; not what a worker itself raised."""
+def _is_lost_worker(error: BaseException) -> bool:
+    """Whether PyTorch reports a lost worker or a tensor that it could not receive, not an error of a worker itself."""
     if isinstance(error, RuntimeError):
         return str(error).startswith("DataLoader") and not isinstance(error, CellfeedError)
     return not str(error).startswith("Caught ")
@@ -169,8 +174,8 @@ def experiment_dataloader(
 ) -> ExperimentDataLoader:
     """Make a :class:`torch.utils.data.DataLoader` for a dataset.
 
-    With ``num_workers=0`` the dataset reads in threads of this process, which is the fast way: they
-    share one open array and need no copies between processes.
+    With ``num_workers=0`` the dataset reads in threads of this process. This is fastest, as threads share one open
+    array and need no copies between processes.
 
     Parameters
     ----------
@@ -178,28 +183,29 @@ def experiment_dataloader(
         An :class:`ExperimentDataset` or :class:`ExperimentDataPipe`; or a chain of datapipes that begins with one,
         such as ``datapipe.map(function)``. A chain takes no workers, and its loader is PyTorch's, without a state.
     num_workers
-        Worker processes; each reads an equal part of the cells. They are spawned, never forked, unless you
-        give another ``multiprocessing_context``. A script must start them beneath ``if __name__ == "__main__":``, and
+        Number of worker processes; each reads an equal part of the cells. They are spawned unless
+        ``multiprocessing_context`` is given. A script must start them inside ``if __name__ == "__main__":``, and
         a ``transform`` must be defined where they can import it.
     datapipe
-        The name that ``dataset`` has in ``cellxgene_census.experimental.ml``.
+        The name of ``dataset`` in ``cellxgene_census.experimental.ml``.
     kwargs
-        Further arguments of :class:`torch.utils.data.DataLoader`, but for those that the dataset decides. ``timeout``
-        is 600 seconds unless given: workers from which no minibatch comes for so long count as hung.
+        Further arguments of :class:`torch.utils.data.DataLoader`, except for those that the dataset determines.
+        ``timeout`` is 600 by default: workers that send no minibatch for 600 seconds count as hung.
 
     Returns
     -------
-    A loader of ``(X, obs)``; ``len`` of it is the number of minibatches of this rank. It has ``state_dict()`` and
-    ``load_state_dict(state)``, which Lightning calls by itself.
+    A loader of ``(X, obs)``; its ``len`` is the number of minibatches of this rank. It has ``state_dict()`` and
+    ``load_state_dict(state)``, which Lightning calls.
 
     Raises
     ------
     ReadError
-        While it is iterated, if a worker process dies or hangs; the message says what the workers were reading. In a
-        process that was forked during a pass, which has no threads to read with.
+        During iteration, if a worker process dies or hangs; the message names the cells that the workers were reading.
+        Also in a process that was forked during an epoch, as threads do not survive a fork.
     PlanError
-        A ``ValueError``, for what the dataset decides: ``shuffle``, ``batch_size``, ``sampler``, ``batch_sampler``,
-        ``collate_fn``, ``drop_last``; and for a ``transform`` or ``worker_init_fn`` that cannot be sent to workers.
+        A ``ValueError``, for an argument that the dataset determines: ``shuffle``, ``batch_size``, ``sampler``,
+        ``batch_sampler``, ``collate_fn``, ``drop_last``; and for a ``transform`` or ``worker_init_fn`` that cannot be
+        sent to workers.
 
     Examples
     --------
@@ -210,11 +216,11 @@ def experiment_dataloader(
     """
     if (dataset is None) == (datapipe is None):
         raise PlanError("experiment_dataloader takes a dataset, or by its published name datapipe=: give one of them")
-    given: Any = datapipe if dataset is None else dataset
-    if is_chained(given):
-        chained: Any = _chained_dataloader(given, num_workers, kwargs)
-        return chained  # type: ignore[no-any-return]
-    return make_dataloader(ExperimentDataLoader, given, num_workers, kwargs)
+    source: Any = datapipe if dataset is None else dataset
+    if is_chained(source):
+        loader: Any = _chained_dataloader(source, num_workers, kwargs)
+        return loader  # type: ignore[no-any-return]
+    return make_dataloader(ExperimentDataLoader, source, num_workers, kwargs)
 
 
 def make_dataloader(
@@ -224,42 +230,43 @@ def make_dataloader(
     kwargs: Mapping[str, Any],
     prepare: Callable[[ExperimentDataset], ExperimentDataset] = lambda dataset: dataset,
 ) -> Loader:
-    """Check what a loader of a kind is asked for, and make it for what ``prepare`` makes of the dataset."""
+    """Check the arguments of a loader, and make it for ``prepare(dataset)``."""
     if not isinstance(dataset, ExperimentDataset):
         raise PlanError(
             f"dataset is a {type(dataset).__name__}; {kind.made_by} takes an ExperimentDataset or an ExperimentDataPipe"
         )
-    _refuse_decided(kind.made_by, kwargs)
+    _check_names(kind.made_by, kwargs)
     if not is_integer(num_workers) or not 0 <= num_workers <= MAX_WORKERS:
         raise PlanError(f"num_workers={num_workers!r} must be an integer from 0 to {MAX_WORKERS}")
     num_workers = int(num_workers)
     if num_workers > 0:
         kwargs = {"multiprocessing_context": "spawn", "timeout": TIMEOUT_S, **kwargs}
     try:
-        return kind(prepare(dataset), num_workers, batch_size=None, collate_fn=_as_it_is, **kwargs)
+        return kind(prepare(dataset), num_workers, batch_size=None, collate_fn=_identity, **kwargs)
     except CellfeedError:
         raise
-    except Exception as cause:  # of what it was given, which may raise anything
-        given = ", ".join([f"num_workers={num_workers}", *(f"{name}=" for name in sorted(kwargs))])
-        raise PlanError(f"torch.utils.data.DataLoader refuses its arguments ({given}): {cause}") from cause
+    except Exception as cause:  # arguments of users may raise anything
+        arguments = ", ".join([f"num_workers={num_workers}", *(f"{name}=" for name in sorted(kwargs))])
+        raise PlanError(f"torch.utils.data.DataLoader refuses its arguments ({arguments}): {cause}") from cause
 
 
-def _refuse_decided(made_by: str, kwargs: Mapping[str, Any]) -> None:
+def _check_names(made_by: str, kwargs: Mapping[str, Any]) -> None:
+    """Refuse arguments that the dataset determines."""
     for name, instead in _REFUSED.items():
         if name in kwargs:
             raise PlanError(f"{made_by} does not take {name}={kwargs[name]!r}; use {instead}")
 
 
 def _chained_dataloader(chain: Any, num_workers: int, kwargs: Mapping[str, Any]) -> Any:
-    """Make PyTorch's loader of a chain of datapipes; workers would each read all cells, in one order for ever."""
-    _refuse_decided("experiment_dataloader", kwargs)
+    """Make PyTorch's loader of a chain of datapipes. Workers are refused: each would read all cells in every epoch."""
+    _check_names("experiment_dataloader", kwargs)
     if num_workers:
         raise PlanError(
             f"num_workers={num_workers!r} with a chain of datapipes ({type(chain).__name__}): give num_workers=0, "
             f"which reads in threads, or the function as transform= of the ExperimentDataPipe"
         )
-    return DataLoader(chain, batch_size=None, collate_fn=_as_it_is, **kwargs)
+    return DataLoader(chain, batch_size=None, collate_fn=_identity, **kwargs)
 
 
-def _as_it_is(minibatch: Any) -> Any:
+def _identity(minibatch: Any) -> Any:
     return minibatch

@@ -1,4 +1,4 @@
-"""One experiment as loaders for training, validation, testing and prediction: what all Lightning data modules share."""
+"""Loaders for training, validation, testing and prediction: the common base of the Lightning data modules."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Split = Mapping[str, Any] | Sequence[float]
 
 
 def open_dataset(experiment: Any, parameters: Mapping[str, Any]) -> ExperimentDataset:
-    """Make the dataset of an experiment, its URI, or a query; one that is made already is taken as it is."""
+    """Make the dataset of an experiment, its URI, or a query; a dataset is returned unchanged."""
     if isinstance(experiment, ExperimentDataset):
         if parameters:
             raise PlanError(f"{next(iter(parameters))}= is decided by the dataset that was given as experiment=")
@@ -38,42 +38,43 @@ def open_dataset(experiment: Any, parameters: Mapping[str, Any]) -> ExperimentDa
 def divide(
     dataset: ExperimentDataset, split: Split, seed: int, stratify: str | None, group: str | None
 ) -> dict[str, ExperimentDataset]:
-    """Return the parts of a dataset by name; those of no cells asked for are not among them."""
+    """Return the parts of a dataset by name, without parts of fraction 0."""
     parts: dict[str, Any] = dict(split if isinstance(split, Mapping) else zip(PARTS, split, strict=False))
     unknown = [name for name in parts if name not in PARTS]
     if unknown or len(parts) < (0 if isinstance(split, Mapping) else len(split)) or "train" not in parts:
         what = suggest(unknown[0], PARTS) if unknown else f"there must be a train part, and at most {len(PARTS)} parts"
         raise PlanError(f"split={split!r} must name parts: {what}")
     if any(isinstance(part, ExperimentDataset) for part in parts.values()):
-        _check_given(parts, stratify, group)
+        _check_datasets(parts, stratify, group)
         return parts
-    shares = {name: share for name, share in parts.items() if share != 0}
-    return dict(zip(shares, dataset.random_split(shares, seed, stratify=stratify, group=group), strict=True))
+    fractions = {name: fraction for name, fraction in parts.items() if fraction != 0}
+    return dict(zip(fractions, dataset.random_split(fractions, seed, stratify=stratify, group=group), strict=True))
 
 
-def _check_given(parts: Mapping[str, Any], stratify: str | None, group: str | None) -> None:
+def _check_datasets(parts: Mapping[str, Any], stratify: str | None, group: str | None) -> None:
+    """Check the parts of a split that are datasets already."""
     if stratify is not None or group is not None:
-        raise PlanError(f"stratify={stratify!r} and group={group!r} have no effect on parts that are given; leave them")
+        raise PlanError(
+            f"stratify={stratify!r} and group={group!r} have no effect on parts that are given; leave them out"
+        )
     for name, part in parts.items():
         if not isinstance(part, ExperimentDataset):
-            raise PlanError(
-                f"split: {name}={part!r} is not an ExperimentDataset, as others are; give one for each part"
-            )
+            raise PlanError(f"split: {name}={part!r} must be an ExperimentDataset, as other parts are")
     genes = {name: part.var_joinids.tobytes() for name, part in parts.items()}
-    other = [name for name in genes if genes[name] != genes["train"]]
-    if other:
-        raise PlanError(f"split: {other[0]} has other genes than train; make them with the same var_query")
+    differing = [name for name in genes if genes[name] != genes["train"]]
+    if differing:
+        raise PlanError(f"split: {differing[0]} has other genes than train; make them with the same var_query")
 
 
 class Loaders:
-    """The loaders of a data module: mixed into Lightning's own class, under whichever name that is installed.
+    """Mixin that gives a Lightning data module its loaders; Lightning's own class has one of two import paths.
 
     Attributes
     ----------
     dataset
         All cells.
     parts
-        The datasets of the split, by name: train, and validation and test where there are any.
+        The datasets of the split, by name: train, and validation and test if they exist.
     """
 
     dataset: ExperimentDataset
@@ -99,18 +100,18 @@ class Loaders:
 
     @property
     def n_obs(self) -> int:
-        """Cells of all parts."""
+        """Number of cells of all parts."""
         return self.dataset.shape[0]
 
     @property
     def n_vars(self) -> int:
-        """Genes."""
+        """Number of genes."""
         return self.dataset.shape[1]
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
-        """What a checkpoint says of the data: read once, as checkpoints are written often."""
-        genes = identify_columns(self.dataset._selection, self._var_column)
+        """Description of the data for checkpoints: read once, as checkpoints are written often."""
+        genes = identify_columns(self.dataset._engine.selection, self._var_column)
         classes = {name: getattr(encoder, "classes_", None) for name, encoder in self.dataset.obs_encoders.items()}
         return {
             "provenance": self.parts["train"].provenance(self._var_column),
@@ -119,27 +120,27 @@ class Loaders:
         }
 
     def provenance(self) -> dict[str, Any]:
-        """Return that of the training cells; see :meth:`cellfeed.ExperimentDataset.provenance`."""
+        """Describe the training cells; see :meth:`cellfeed.ExperimentDataset.provenance`."""
         return dict(self._identity["provenance"])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return for a checkpoint what the data are, and where training is in an epoch; Lightning calls it."""
-        passes = self._training_cells()._passes
-        return {**self._identity, "training": None if passes.is_at_end else passes.save()}
+        """Describe the data and the position of training in an epoch, for a checkpoint; Lightning calls it."""
+        epochs = self._training_cells()._engine.epochs
+        return {**self._identity, "training": None if epochs.is_at_end else epochs.save()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Refuse a checkpoint of a model that these data would mislead; Lightning calls it.
+        """Refuse a checkpoint of a model that was trained on data of another meaning; Lightning calls it.
 
         Raises
         ------
         StateError
-            If genes, their order, the transform, or the codes of labels are others; the message names them.
+            If the genes, their order, the transform, or the codes of labels differ; the message names them.
         """
         own = self._identity
         check_record(state["provenance"], state["genes"], own["provenance"], own["genes"])
         check_classes(state["classes"], own["classes"])
         trainer = getattr(self, "trainer", None)
-        if trainer is None or trainer.state.fn == "fit":  # to predict from a checkpoint does not change training
+        if trainer is None or trainer.state.fn == "fit":  # prediction from a checkpoint does not change training
             self._to_resume = state.get("training")
 
     def _training_cells(self) -> ExperimentDataset:
@@ -147,37 +148,40 @@ class Loaders:
         return self.parts["train"]
 
     def train_dataloader(self) -> ExperimentDataLoader:
-        """Make the loader of the training cells; each pass over it is one epoch in an order of its own."""
+        """Make the loader of the training cells; each iteration over it is one epoch with its own order."""
         dataset = self._training_cells()
-        # Lightning restores the loader itself, but not where the model asks for ``trainer.estimated_stepping_batches``.
+        # Lightning restores the loader too, but not if the model reads ``trainer.estimated_stepping_batches``.
         if self._to_resume is not None:
             dataset.load_state_dict(self._to_resume)
             self._to_resume = None
         return experiment_dataloader(dataset, self._num_workers, **self._options)
 
     def val_dataloader(self) -> ExperimentDataLoader | list[Any]:
-        """Make the loader of the validation cells, in the order of their joinids."""
+        """Make the loader of the validation cells, in ascending order of their joinids."""
         return self._evaluating("validation")
 
     def test_dataloader(self) -> ExperimentDataLoader | list[Any]:
-        """Make the loader of the test cells, in the order of their joinids."""
+        """Make the loader of the test cells, in ascending order of their joinids."""
         return self._evaluating("test")
 
     def predict_dataloader(self) -> InferenceDataLoader:
-        """Make the loader of ``(X, obs, joinids)`` of the cells to predict: each once, in the order of the joinids."""
-        options = {name: value for name, value in self._options.items() if name not in _OF_WORKERS}
+        """Make the loader of ``(X, obs, joinids)`` of the cells to predict, in ascending order of their joinids."""
+        options = {name: value for name, value in self._options.items() if name not in _WORKER_OPTIONS}
         return inference_dataloader(self._part(self._predict), **options)
 
     def _part(self, name: str) -> ExperimentDataset:
         return self.dataset if name == "all" else self.parts[name]
 
     def _evaluating(self, name: str) -> ExperimentDataLoader | list[Any]:
-        """Serve a part as it lies. Ranks take as many steps each: a model that synchronises its buffers would hang."""
+        """Make the loader of a part in ascending order of the joinids.
+
+        All ranks yield equally many minibatches, as a model that synchronises its buffers would hang otherwise.
+        """
         if name not in self.parts:
             return []
         ordered = self.parts[name]._with(**IN_ORDER, rank_remainder="drop")
         return experiment_dataloader(ordered, self._num_workers, **self._options)
 
 
-_OF_WORKERS = {"multiprocessing_context", "persistent_workers", "prefetch_factor", "timeout", "worker_init_fn"}
-"""Arguments of a loader that ask for worker processes."""
+_WORKER_OPTIONS = {"multiprocessing_context", "persistent_workers", "prefetch_factor", "timeout", "worker_init_fn"}
+"""Arguments of a loader that require worker processes."""

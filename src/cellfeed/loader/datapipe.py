@@ -1,9 +1,11 @@
-"""The dataset under the name of the loader that the Census team published in July 2024."""
+"""The dataset with the interface of the loader that the Census team published in July 2024."""
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch.utils.data import IterDataPipe
@@ -12,16 +14,38 @@ from torch.utils.data.graph import traverse_dps
 from cellfeed._checks import ordered, suggest, warn_user
 from cellfeed.errors import PlanError
 from cellfeed.loader.dataset import ExperimentDataset
+from cellfeed.plan.settings import Settings
+from cellfeed.rows.minibatch import Minibatch, PaddedMinibatch
 from cellfeed.select.encoders import Encoder
 
 
-class ExperimentDataPipe(ExperimentDataset, IterDataPipe[Any]):
+class _SingleCells(ExperimentDataset):
+    """A dataset that yields single cells with ``batch_size=1``: dense ``X`` and ``obs`` without a first dimension."""
+
+    def __iter__(self) -> Iterator[Minibatch | PaddedMinibatch]:
+        settings = self._engine.settings
+        if settings.batch_size > 1:
+            return super().__iter__()
+        minibatches = self._engine.minibatches(self._workers, may_be_collated=True)
+        return _squeezed(minibatches, sparse=settings.return_sparse_X)
+
+
+def _squeezed(minibatches: Iterator[Any], *, sparse: bool) -> Iterator[Any]:
+    """Yield minibatches of one cell without their first dimension; CSR keeps it."""
+
+    def squeeze(minibatch: Any) -> Any:
+        return minibatch._replace(X=minibatch.X if sparse else minibatch.X[0], obs=minibatch.obs[0])
+
+    yield from map(squeeze, minibatches)
+
+
+class ExperimentDataPipe(_SingleCells, IterDataPipe[Any]):
     """:class:`ExperimentDataset` with the signature of the published ``ExperimentDataPipe``.
 
-    Positions and defaults of the parameters are those of ``cellxgene_census.experimental.ml`` (``batch_size=1``),
-    but for ``soma_chunk_size`` and ``shuffle_chunk_count``, which are planned unless given (there: 64
-    and 2,000). It is a ``torch.utils.data.IterDataPipe``, with the public attributes of the published class; these
-    cannot be set.
+    Positions and defaults of the parameters are those of ``cellxgene_census.experimental.ml``, except for
+    ``soma_chunk_size`` and ``shuffle_chunk_count``, which are planned unless given (there: 64
+    and 2,000). With ``batch_size=1``, the default, dense ``X`` and ``obs`` have no first dimension. The class is a
+    ``torch.utils.data.IterDataPipe`` and has the public attributes of the published class, which cannot be set.
 
     Parameters
     ----------
@@ -30,7 +54,7 @@ class ExperimentDataPipe(ExperimentDataset, IterDataPipe[Any]):
     return_sparse_X, soma_chunk_size, use_eager_fetch, shuffle_chunk_count, encoders, parameters
         As for :class:`ExperimentDataset`.
     allow_empty
-        As for :class:`ExperimentDataset`, but by default a query that selects nothing is a warning only.
+        As for :class:`ExperimentDataset`, but by default a query that selects nothing only issues a warning.
 
     Examples
     --------
@@ -50,36 +74,20 @@ class ExperimentDataPipe(ExperimentDataset, IterDataPipe[Any]):
         var_query: Any = None,
         obs_column_names: Sequence[str] = (),
         batch_size: int = 1,
-        shuffle: bool = True,
-        seed: int | None = None,
-        return_sparse_X: bool = False,
-        soma_chunk_size: int | None = None,
-        use_eager_fetch: bool = True,
-        shuffle_chunk_count: int | None = None,
+        shuffle: bool = Settings.shuffle,
+        seed: int | None = Settings.seed,
+        return_sparse_X: bool = Settings.return_sparse_X,
+        soma_chunk_size: int | None = Settings.soma_chunk_size,
+        use_eager_fetch: bool = Settings.use_eager_fetch,
+        shuffle_chunk_count: int | None = Settings.shuffle_chunk_count,
         encoders: Sequence[Encoder] | None = None,
         *,
         allow_empty: bool = True,
         **parameters: Any,
     ) -> None:
-        super().__init__(
-            experiment,
-            measurement_name=measurement_name,
-            X_name=X_name,
-            obs_query=obs_query,
-            var_query=var_query,
-            obs_column_names=obs_column_names,
-            encoders=encoders,
-            batch_size=batch_size,
-            shuffle=shuffle,
-            seed=seed,
-            return_sparse_X=return_sparse_X,
-            soma_chunk_size=soma_chunk_size,
-            shuffle_chunk_count=shuffle_chunk_count,
-            use_eager_fetch=use_eager_fetch,
-            allow_empty=allow_empty,
-            **parameters,
-        )
-        if not self._selection.n_obs or not self._selection.n_vars:
+        named = {name: value for name, value in locals().items() if name not in ("self", "parameters", "__class__")}
+        super().__init__(**named, **parameters)  # the names are those of a dataset; only positions and defaults differ
+        if not self._engine.selection.n_obs or not self._engine.selection.n_vars:
             warn_user("obs_query or var_query selects nothing; the datapipe is empty")
 
     def random_split(
@@ -92,27 +100,27 @@ class ExperimentDataPipe(ExperimentDataset, IterDataPipe[Any]):
         stratify: str | None = None,
         group: str | None = None,
     ) -> Any:
-        """Split the cells as :meth:`ExperimentDataset.random_split` does, with weights of any sum.
+        """Split the cells like :meth:`ExperimentDataset.random_split`, with weights of any sum.
 
         Parameters
         ----------
         weights
-            The parts' weights: a sequence, or a dict whose order is that of the result.
+            Weights of the parts: a sequence, or a dict whose order is the order of the result.
         seed, stratify, group
             As for :meth:`ExperimentDataset.random_split`.
         total_length
-            Not needed: the number of cells is known.
+            Ignored, as the number of cells is known.
         target
-            The key of ``weights`` of the one part to return.
+            The key in ``weights`` of the only part to return.
 
         Returns
         -------
-        One datapipe per weight, or that of ``target``.
+        One datapipe per weight, or the datapipe of ``target``.
 
         Raises
         ------
         PlanError, SelectionError
-            As for :meth:`ExperimentDataset.random_split`, or if ``target`` is no part.
+            As for :meth:`ExperimentDataset.random_split`, or if ``target`` is not a part.
 
         Examples
         --------
@@ -125,73 +133,76 @@ class ExperimentDataPipe(ExperimentDataset, IterDataPipe[Any]):
         names = list(weights) if isinstance(weights, Mapping) else list(range(len(weights)))
         if target is not None and target not in names:
             raise PlanError(f"target={target!r} must be a part: {suggest(str(target), map(str, names))}")
-        parts = super().random_split(_normalised(weights), seed, stratify=stratify, group=group)
+        parts = super().random_split(_normalized(weights), seed, stratify=stratify, group=group)
         return parts if target is None else parts[names.index(target)]
 
     @property
     def batch_size(self) -> int:
-        """Cells in a minibatch."""
-        return self._settings.batch_size
+        """Cells per minibatch."""
+        return self._engine.settings.batch_size
 
     @property
     def return_sparse_X(self) -> bool:
         """Whether ``X`` is sparse."""
-        return self._settings.return_sparse_X
+        return self._engine.settings.return_sparse_X
 
     @property
     def use_eager_fetch(self) -> bool:
         """Whether threads read ahead."""
-        return self._settings.use_eager_fetch
+        return self._engine.settings.use_eager_fetch
 
     @property
     def soma_chunk_size(self) -> int | None:
-        """Cells in a chunk, as given; ``None`` if it is planned."""
-        return self._settings.soma_chunk_size
+        """Cells per chunk, as given; ``None`` if it is planned."""
+        return self._engine.settings.soma_chunk_size
 
     @property
     def exp_uri(self) -> str:
         """The URI of the experiment, without passwords or signatures."""
-        return self._selection.experiment_uri
+        return self._engine.selection.experiment_uri
 
     @property
     def measurement_name(self) -> str:
         """The measurement."""
-        return self._selection.measurement_name
+        return self._engine.selection.measurement_name
 
     @property
     def layer_name(self) -> str:
         """The layer of ``X``."""
-        return self._selection.X_name
+        return self._engine.selection.X_name
 
     @property
     def obs_column_names(self) -> list[str]:
-        """The columns of obs that were asked for, or that the encoders need."""
-        encoders = iter(self._selection.encoders.values())
-        columns = (["soma_joinid"] if codes is None else next(encoders).columns for codes in self._selection.codes)
-        return list(dict.fromkeys(column for some in columns for column in some))
+        """The columns of obs that the user named, or that the encoders need."""
+        selection = self._engine.selection
+        encoders = selection.encoders
+        columns = (encoders[name].columns if name in encoders else [name] for name in selection.codes)
+        return list(dict.fromkeys(itertools.chain.from_iterable(columns)))
 
     def __getstate__(self) -> Any:
-        # PyTorch looks for datapipes inside datapipes by a pickle of their state; there are none in here,
-        # and the joinids of a Census need not be pickled to find that out.
+        # PyTorch pickles the state of a datapipe to find other datapipes in it. It holds none, and pickling the
+        # joinids of a Census would take long.
         if IterDataPipe.getstate_hook is not None:
             return IterDataPipe.getstate_hook({})
-        return super().__getstate__()
+        return self.__dict__
 
 
-def _normalised(weights: Any) -> Any:
-    """Return weights that sum to 1; what is no weight is left to the check of the split."""
+def _normalized(weights: Any) -> Any:
+    """Return weights that sum to 1; invalid ones are returned unchanged, and the split refuses them."""
     values = list(weights.values()) if isinstance(weights, Mapping) else list(weights)
     if not all(isinstance(value, (int, float)) for value in values) or not 0 < sum(values) < math.inf:
         return weights
-    shares = [value / sum(values) for value in values]
-    return dict(zip(weights, shares, strict=True)) if isinstance(weights, Mapping) else shares
+    fractions = [value / sum(values) for value in values]
+    return dict(zip(weights, fractions, strict=True)) if isinstance(weights, Mapping) else fractions
 
 
 def is_chained(datapipe: Any) -> bool:
-    """Whether a datapipe ends a chain that begins with an :class:`ExperimentDataPipe`: ``datapipe.map(function)``."""
+    """Whether a datapipe, such as ``datapipe.map(function)``, ends a chain from an :class:`ExperimentDataPipe`."""
 
     def begins_with_cells(graph: Mapping[Any, Any]) -> bool:
-        return any(isinstance(node, ExperimentDataPipe) or begins_with_cells(more) for node, more in graph.values())
+        return any(
+            isinstance(node, ExperimentDataPipe) or begins_with_cells(sources) for node, sources in graph.values()
+        )
 
     if not isinstance(datapipe, IterDataPipe) or isinstance(datapipe, ExperimentDataset):
         return False
@@ -199,11 +210,10 @@ def is_chained(datapipe: Any) -> bool:
 
 
 def plain(dataset: ExperimentDataset) -> ExperimentDataset:
-    """Return a twin of a dataset for one loader: the same passes, as a dataset of its own.
+    """Return another dataset with the same engine, for one loader.
 
-    The twin of a datapipe is a plain dataset: ``DataLoader`` wraps datapipes, for a pickle of its own.
+    A datapipe is replaced by a dataset that is not a datapipe, as ``DataLoader`` pickles datapipes in its own way.
     """
-    kind = ExperimentDataset if isinstance(dataset, ExperimentDataPipe) else type(dataset)
-    twin = kind.__new__(kind)
-    twin.__dict__.update(dataset.__dict__)
-    return twin
+    if isinstance(dataset, ExperimentDataPipe):
+        return _SingleCells._of(dataset._engine)
+    return copy.copy(dataset)

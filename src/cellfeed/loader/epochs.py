@@ -1,41 +1,49 @@
-"""Which epoch the next pass belongs to, and how far the pass under way has come."""
+"""The epochs of a dataset: which one comes next, how much of it is done, and how this is saved and restored."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import cached_property
+from typing import Any, Self, TypeVar
 
 from cellfeed._checks import is_integer
 from cellfeed.errors import PlanError, ReadError, StateError
-from cellfeed.plan.resume import ResumeSegment, WorldLayout
+from cellfeed.loader.world import find_ranks, warn_of_unknown_rank
+from cellfeed.plan import state
+from cellfeed.plan.epoch import EpochOrder
+from cellfeed.plan.planner import Planner
+from cellfeed.plan.resume import ResumeSegment, ShardAssignment, WorldLayout, assign_shards, windows_of
+from cellfeed.plan.settings import Settings
+from cellfeed.plan.windows import Window
+from cellfeed.select.selection import Selection
 
 T = TypeVar("T")
 
 MAX_EPOCH = 1 << 62
 
-_OF_PARENT: list[Any] = []
-"""Iterators that a forked process has from its parent: collected, PyTorch's would end the workers of the parent."""
-
 MAX_SEGMENTS = 1000
-"""Restores within one epoch: each makes planning the rest take longer."""
+"""Limit on the restores within one epoch: planning the rest of an epoch takes longer with each of them."""
+
+_INHERITED: list[Any] = []
+"""Iterators that a forked process inherits. Collecting PyTorch's iterator there would end the workers of the parent."""
 
 
 @dataclass(frozen=True)
-class Pass:
-    """One pass of a rank.
+class RankEpoch:
+    """One epoch, as one rank begins it.
 
     Attributes
     ----------
     epoch
-        Its epoch.
+        Number of the epoch.
     segments
-        What had been walked of the epoch before the pass began.
+        Segments of the epoch that were done before a restore.
     world_layout
-        The ranks and workers that walk the rest.
+        Ranks and workers that read the rest of the epoch.
     rank
-        The rank whose cells the pass yields.
+        Rank that receives the minibatches.
     """
 
     epoch: int
@@ -43,83 +51,203 @@ class Pass:
     world_layout: WorldLayout
     rank: int
 
+    def pack(self) -> dict[str, Any]:
+        """Return the state of a rank that begins the epoch: workers receive this, and :meth:`unpack` reads it."""
+        return state.pack(self.epoch, (*self.segments, ResumeSegment(self.world_layout, 0)), self.rank, {})
 
-class Epochs:
-    """Counts the passes of a dataset, and the minibatches that the training loop has received of the latest one.
+    @classmethod
+    def unpack(cls, packed: Mapping[str, Any]) -> Self:
+        """Make the epoch from what :meth:`pack` returned."""
+        epoch, (*segments, rest) = state.unpack(packed, {})
+        return cls(epoch, tuple(segments), rest.world_layout, packed["rank"])
 
-    A copy that is sent to another process counts on its own: each process turns to the next epoch by itself.
+
+class EpochTracker:
+    """Begins the epochs of a dataset and counts the minibatches that the training loop has received.
+
+    Several iterators may be begun; the one that was begun last is counted. A copy that is sent to another process
+    counts by itself.
+
+    Parameters
+    ----------
+    selection, settings, planner
+        Those of the dataset.
+
+    Attributes
+    ----------
+    home
+        Id of the process that made the dataset; a copy in another process keeps it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, selection: Selection, settings: Settings, planner: Planner) -> None:
+        self._selection = selection
+        self._settings = settings
+        self._planner = planner
+        self.home = os.getpid()
         self._next = 0
         self._next_segments: tuple[ResumeSegment, ...] = ()
-        self._pass: Pass | None = None
-        self._received = 0
+        self._current: RankEpoch | None = None
+        self._n_received = 0  # minibatches of the current epoch
 
     @property
     def next(self) -> int:
-        """Epoch of the next pass."""
+        """Number of the epoch that begins next."""
         return self._next
 
-    @property
-    def next_segments(self) -> tuple[ResumeSegment, ...]:
-        """What will have been walked of the epoch of the next pass before that begins."""
-        return self._next_segments
-
-    @property
-    def position(self) -> tuple[int, tuple[ResumeSegment, ...]]:
-        """Epoch and segments from which a restored dataset goes on; the last segment is counted by this rank."""
-        this = self._pass
-        if this is None:
-            return self._next, self._next_segments
-        segments, received = this.segments, self._received
-        if segments and segments[-1].world_layout == this.world_layout:  # it went on where it had stopped
-            received += segments[-1].received_by(this.rank)
-            segments = segments[:-1]
-        return this.epoch, (*segments, ResumeSegment(this.world_layout, received))
-
     def set(self, epoch: int) -> None:
-        """Choose the epoch of the next pass."""
+        """Choose the epoch that begins next."""
         if not is_integer(epoch) or not 0 <= epoch < MAX_EPOCH:
             raise PlanError(f"epoch={epoch!r} must be an integer of at least 0, and less than 2**62")
-        self.resume(int(epoch), ())
+        self._resume(int(epoch), ())
 
-    def resume(self, epoch: int, segments: Sequence[ResumeSegment]) -> None:
-        """Make the next pass walk what some segments left of an epoch."""
-        if len(segments) > MAX_SEGMENTS:
-            raise StateError(f"the state counts {len(segments)} restores within one epoch, more than {MAX_SEGMENTS}")
-        self._next, self._next_segments, self._pass = epoch, tuple(segments), None
+    def begin(self, num_workers: int = 1, *, apart: bool = False) -> RankEpoch:
+        """Begin the next epoch.
 
-    def begin_pass(self, world_layout: WorldLayout, rank: int) -> Pass:
-        """Turn to the next epoch, on a world_layout, as one of its ranks."""
-        this = Pass(self._next, self._next_segments, world_layout, rank)
-        self._next, self._next_segments = self._next + 1, ()
-        self._pass, self._received = this, 0
-        return this
+        Parameters
+        ----------
+        num_workers
+            Processes that read for this rank.
+        apart
+            Whether each of these processes made its dataset itself, with the same parameters.
+        """
+        warn_of_unknown_rank(self._settings.rank)
+        rank, world_size = self._ranks()
+        if self._settings.shuffle and not self._settings.seed_given:
+            if world_size > 1:
+                raise _seed_missing("rank", f"world_size={world_size}")
+            if apart and num_workers > 1:
+                raise _seed_missing("worker", f"{num_workers} workers")
+        current = RankEpoch(self._next, self._next_segments, self._layout(world_size, num_workers), rank)
+        self._resume(self._next + 1, ())
+        self._current, self._n_received = current, 0
+        return current
 
-    def counted(self, minibatches: Iterator[T], this: Pass) -> Iterator[T]:
-        """Yield the minibatches of a pass and count them, as long as no other pass has begun.
+    def windows(self, rank_epoch: RankEpoch, worker: int) -> Iterator[Window]:
+        """Return the windows of one worker."""
+        order, shards = self._assign(rank_epoch.epoch, rank_epoch.segments, rank_epoch.world_layout)
+        return windows_of(shards.ranks[rank_epoch.rank][worker], order)
+
+    def counted(self, minibatches: Iterator[T], rank_epoch: RankEpoch) -> Iterator[T]:
+        """Yield the minibatches of an epoch and count them, until another epoch begins.
 
         Raises
         ------
         ReadError
-            In a process that was forked since: the threads that read exist in its parent only.
+            In a process that was forked from the one in which the iterator began: no thread reads for it there.
         """
         process = os.getpid()
         while True:
             if os.getpid() != process:
-                _OF_PARENT.append(minibatches)
+                _INHERITED.append(minibatches)
                 raise ReadError(
-                    "this iterator belongs to the process from which this one was forked, and the threads that read "
-                    "for it are not here: begin a pass in this process, over a dataset that is made in it"
+                    "this iterator belongs to the process from which this one was forked, and its reading threads "
+                    "exist only there: make a dataset in this process and iterate over that"
                 )
             minibatch = next(minibatches, None)
             if minibatch is None:
                 return
-            if self._pass is this:
-                self._received += 1
+            if self._current is rank_epoch:
+                self._n_received += 1
             yield minibatch
-            del minibatch  # held here, its memory could not be used again
+            del minibatch  # a reference here would keep its memory from being used again
+
+    def n_minibatches(self, num_workers: int = 1) -> int:
+        """Return how many minibatches this rank receives in the next epoch, plus those before a restore."""
+        n_received = (
+            max(segment.received_by(rank) for rank in range(segment.world_layout.world_size))
+            for segment in self._next_segments
+        )
+        return self.n_to_come(num_workers) + sum(n_received)
+
+    def n_to_come(self, num_workers: int = 1) -> int:
+        """Return how many minibatches this rank receives in the next epoch after a restore, if any."""
+        rank, world_size = self._ranks()
+        _, shards = self._assign(self._next, self._next_segments, self._layout(world_size, num_workers))
+        return shards.n_minibatches(rank, self._settings.batch_size)
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether no epoch is under way: none has begun, or the current one is finished."""
+        epoch, segments = self._position
+        return not segments or self._is_finished(epoch, segments)
+
+    def save(self) -> dict[str, Any]:
+        """Return the state of this rank."""
+        epoch, segments = self._position
+        return state.pack(epoch, segments, self._ranks()[0], self._fingerprint)
+
+    def restore(self, saved: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
+        """Continue after the last minibatch that a state counts; if it ended an epoch, with the next epoch."""
+        epoch, segments = state.unpack(saved, self._fingerprint)
+        if segments and self._is_finished(epoch, segments):
+            epoch, segments = epoch + 1, ()
+        if len(segments) > MAX_SEGMENTS:
+            raise StateError(f"the state counts {len(segments)} restores within one epoch, more than {MAX_SEGMENTS}")
+        self._resume(epoch, segments)
+
+    def _resume(self, epoch: int, segments: tuple[ResumeSegment, ...]) -> None:
+        self._next, self._next_segments, self._current = epoch, segments, None
+
+    @property
+    def _position(self) -> tuple[int, tuple[ResumeSegment, ...]]:
+        """Epoch and segments with which a restored dataset continues; the last segment counts for this rank."""
+        current = self._current
+        if current is None:
+            return self._next, self._next_segments
+        segments, n_received = current.segments, self._n_received
+        if segments and segments[-1].world_layout == current.world_layout:  # the last segment continued
+            n_received += segments[-1].received_by(current.rank)
+            segments = segments[:-1]
+        return current.epoch, (*segments, ResumeSegment(current.world_layout, n_received))
+
+    def _is_finished(self, epoch: int, segments: Sequence[ResumeSegment]) -> bool:
+        *before, last = segments
+        _, shards = self._assign(epoch, before, last.world_layout)
+        return all(
+            last.received_by(rank) >= shards.n_minibatches(rank, self._settings.batch_size)
+            for rank in range(last.world_layout.world_size)
+        )
+
+    def _assign(
+        self, epoch: int, segments: Sequence[ResumeSegment], world_layout: WorldLayout
+    ) -> tuple[EpochOrder, ShardAssignment]:
+        order = self._planner.epoch_order(epoch, world_layout.mixing)
+        return order, assign_shards(order, segments, world_layout)
+
+    def _layout(self, world_size: int, num_workers: int) -> WorldLayout:
+        return WorldLayout(world_size, num_workers, self._planner.shuffle_plan(num_workers))
+
+    def _ranks(self) -> tuple[int, int]:
+        return find_ranks(self._settings.rank, self._settings.world_size)
+
+    @cached_property
+    def _fingerprint(self) -> state.Fingerprint:
+        selection, settings = self._selection, self._settings
+        return {
+            "measurement_name": selection.measurement_name,
+            "X_name": selection.X_name,
+            "n_obs": selection.n_obs,
+            "obs_joinids": state.digest(selection.joinids[:]),
+            "n_vars": selection.n_vars,
+            "var_joinids": state.digest(selection.var_joinids),
+            "obs nnz": state.digest(selection.nnz),
+            "row_extent": selection.geometry.row_extent,
+            "chunk_rows": self._planner.chunk_rows,
+            "seed": settings.seed,
+            "shuffle": settings.shuffle,
+            "batch_size": settings.batch_size,
+            "drop_last": settings.drop_last,
+            "rank_remainder": settings.rank_remainder,
+            "soma_chunk_size": settings.soma_chunk_size,
+            "shuffle_chunk_count": settings.shuffle_chunk_count,
+        }
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pass": None}
+        return {**self.__dict__, "_current": None}
+
+
+def _seed_missing(reader: str, number: str) -> PlanError:
+    return PlanError(
+        f"seed=None with {number}: each {reader} would draw another order, and cells would be lost and repeated; "
+        f"give all {reader}s the same seed"
+    )

@@ -1,4 +1,4 @@
-"""From windows to the rows of minibatches: read ahead, hold, cut."""
+"""From windows to the rows of minibatches: read ahead, keep in memory, divide into batches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cellfeed._joinids import IntArray, JoinIds
 from cellfeed.plan.windows import Fetch, Window
 from cellfeed.rows.cell_rows import CellRows
 from cellfeed.rows.row_allocator import RowAllocator, RowPointers
-from cellfeed.rows.slabs import Arena
+from cellfeed.rows.slabs import Arena, SlabPool
 from cellfeed.stats import Meter
 
 ReadRows = Callable[[IntArray, IntArray, RowAllocator], RowPointers]
@@ -32,10 +32,28 @@ def load_windows(
     slab_bytes: int,
     meter: Meter,
 ) -> Generator[CellRows, None, None]:
-    """Read what windows need with several reads in flight, ``ahead`` windows before they are asked for.
+    """Yield the cells of each window, with several reads in progress.
 
-    Yields the cells of each window. Closing the generator ends its threads: reads that have not begun are dropped,
-    those that have are waited for. ``read`` is called in several threads.
+    Closing the generator cancels reads that have not started, and waits for the others.
+
+    Parameters
+    ----------
+    windows
+        The windows of an epoch, in order.
+    joinids
+        The joinids of the selection, indexed by position. This is the only conversion from one to the other.
+    read
+        Reads rows; called in several threads.
+    read_bounds
+        Divides ascending joinids into reads; see :func:`cellfeed._joinids.read_bounds`.
+    n_threads
+        Number of reads in progress at once.
+    ahead
+        Number of windows whose reads start before the window that is yielded next.
+    slab_bytes
+        Bytes that an arena allocates at once.
+    meter
+        Counts the bytes in memory.
     """
     threads = ThreadPoolExecutor(n_threads, thread_name_prefix="cellfeed-read")
     pending: deque[tuple[Window, list[_Read]]] = deque()
@@ -45,8 +63,8 @@ def load_windows(
         wanted = joinids[fetch.positions]
         bounds = read_bounds(wanted)
         for low, high in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-            space = RowAllocator(arenas, fetch.window_offset[low:high], pool.lock)
-            rows = threads.submit(read, fetch.positions[low:high], wanted[low:high], space)
+            allocator = RowAllocator(arenas, fetch.window_offset[low:high], pool.lock)
+            rows = threads.submit(read, fetch.positions[low:high], wanted[low:high], allocator)
             yield _Read(fetch, low, high, rows)
 
     try:
@@ -65,7 +83,7 @@ def load_windows(
 
 @dataclass(frozen=True, eq=False)
 class _Read:
-    """A read under way: cells ``low`` to ``high`` of an fetch."""
+    """A read in progress: the cells from index ``low`` to ``high`` of a fetch."""
 
     fetch: Fetch
     low: int
@@ -74,55 +92,57 @@ class _Read:
 
 
 class _Pool:
-    """Cells that have been read and have not left, apart by the window in which they will."""
+    """The cells in memory, grouped by the window that yields them."""
 
     def __init__(self, slab_bytes: int, meter: Meter) -> None:
-        self._slab_bytes = slab_bytes
-        self._meter = meter
-        self._gone = 0
-        self._leaving: deque[tuple[Arena, list[CellRows]]] = deque()
+        self._slabs = SlabPool(slab_bytes, meter.hold)
+        self._n_yielded = 0
+        self._windows: deque[tuple[Arena, list[CellRows]]] = deque()  # from the next window on
         self.lock = threading.Lock()
 
-    def arenas(self, k: int, n: int) -> list[Arena]:
-        """Return the arenas of ``n`` windows from window ``k`` on, counted from the first of the feed."""
-        while len(self._leaving) < k + n - self._gone:
-            self._leaving.append((Arena(self._slab_bytes, self._meter), []))
-        return [self._leaving[after][0] for after in range(k - self._gone, k + n - self._gone)]
+    def arenas(self, k: int, n_windows: int) -> list[Arena]:
+        """Return the arenas of the windows from ``k`` to ``k + n_windows``, counted from the first of the epoch."""
+        while len(self._windows) < k + n_windows - self._n_yielded:
+            self._windows.append((Arena(self._slabs), []))
+        return [self._windows[i][0] for i in range(k - self._n_yielded, k + n_windows - self._n_yielded)]
 
     def next_window(self, window: Window, reads: list[_Read]) -> CellRows:
-        """Take in what was read for a window, and give out the cells that leave in it."""
+        """Add the cells of reads, and remove and return the cells of the next window in its order."""
         for read in reads:
-            self._take(read)
-        self.arenas(self._gone, 1)
-        arena, shares = self._leaving.popleft()
-        self._gone += 1
-        return replace(CellRows.join(shares).take(window.order[window.n_skipped :]), held=arena.held)
+            self._add(read)
+        self.arenas(self._n_yielded, 1)
+        arena, parts = self._windows.popleft()
+        self._n_yielded += 1
+        return replace(CellRows.join(parts).take(window.order[window.n_skipped :]), owners=arena.slabs)
 
-    def _take(self, read: _Read) -> None:
-        fetch, rows = read.fetch, read.rows.result()
-        here = slice(read.low, read.high)
-        by_window = np.argsort(fetch.window_offset[here], kind="stable")
-        share = CellRows.of(rows, fetch.positions[here], fetch.is_real[here]).take(by_window)
-        edges = np.searchsorted(fetch.window_offset[here][by_window], np.arange(len(self._leaving) + 1)).tolist()
-        for (_, shares), low, high in zip(self._leaving, edges[:-1], edges[1:], strict=True):
+    def _add(self, read: _Read) -> None:
+        """Wait for a read, and add its rows to the windows that yield them."""
+        part = slice(read.low, read.high)
+        offsets = read.fetch.window_offset[part]  # (n_cells,), windows from the next one on
+        by_window = np.argsort(offsets, kind="stable")
+        rows = CellRows.from_pointers(read.rows.result(), read.fetch.positions[part], read.fetch.is_real[part]).take(
+            by_window
+        )
+        edges = np.searchsorted(offsets[by_window], np.arange(len(self._windows) + 1)).tolist()  # (n_windows + 1,)
+        for (_, parts), low, high in zip(self._windows, edges[:-1], edges[1:], strict=True):
             if low < high:
-                shares.append(share.cut(low, high))
+                parts.append(rows.slice(low, high))
 
 
 def rebatch(windows: Iterator[CellRows], batch_size: int) -> Generator[CellRows, None, None]:
-    """Cut minibatches from the stream of windows; one may span several. The last may be short."""
+    """Yield batches from the cells of consecutive windows; a batch may span several. The last one may be smaller."""
     parts: list[CellRows] = []
-    n_held = 0
+    n_cells = 0  # in parts
     for window in windows:
         size, low = len(window), 0
         while low < size:
-            high = min(size, low + batch_size - n_held)
-            parts.append(window.cut(low, high))
-            n_held += high - low
+            high = min(size, low + batch_size - n_cells)
+            parts.append(window.slice(low, high))
+            n_cells += high - low
             low = high
-            if n_held == batch_size:
+            if n_cells == batch_size:
                 yield CellRows.join(parts)
-                parts, n_held = [], 0
-        del window  # its memory is wanted for the next one
+                parts, n_cells = [], 0
+        del window  # a reference here would prevent the reuse of its memory
     if parts:
         yield CellRows.join(parts)

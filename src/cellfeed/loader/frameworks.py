@@ -1,4 +1,4 @@
-"""What training frameworks expect of a loader beside its minibatches."""
+"""The parts of a loader that training frameworks use: a sampler for Lightning, a mark of the last minibatch."""
 
 from __future__ import annotations
 
@@ -9,26 +9,25 @@ from typing import Any, TypeVar
 
 from torch.utils.data import Sampler
 
-from cellfeed.loader.epochs import Epochs
-from cellfeed.loader.passes import Passes
+from cellfeed.loader.epochs import EpochTracker
 
 T = TypeVar("T")
 
 
 class EpochSampler(Sampler[None]):
-    """The sampler of a loader, by which Lightning gives the number of the epoch that training begins with.
+    """The sampler of a loader, whose ``set_epoch`` Lightning calls with the epoch from which training starts.
 
-    Lightning restores the state of a loader only from a checkpoint of the middle of an epoch. After a checkpoint of
-    the end of an epoch the number is all that says which pass comes next. Only the first call counts: Lightning counts
-    an epoch without minibatches when it resumes under ``max_steps``.
+    Lightning restores the state of a loader only from a checkpoint in the middle of an epoch. After a checkpoint at
+    the end of an epoch this call alone determines the next epoch. Only the first call has an effect, as Lightning
+    counts an epoch without minibatches when it resumes under ``max_steps``.
 
     Parameters
     ----------
     epochs
-        Of the loader.
+        The epochs of the loader.
     """
 
-    def __init__(self, epochs: Epochs) -> None:
+    def __init__(self, epochs: EpochTracker) -> None:
         self._epochs = epochs
         self._is_set = False
 
@@ -36,33 +35,34 @@ class EpochSampler(Sampler[None]):
         return itertools.repeat(None)
 
     def set_epoch(self, epoch: int) -> None:
-        """Skip the passes before an epoch, in the first call; a later pass stays the next one."""
+        """Advance to an epoch, in the first call only; never go back."""
         if not self._is_set and epoch > self._epochs.next:
             self._epochs.set(epoch)
         self._is_set = True
 
 
-def mark_last(loader: Any, passes: Passes, begin: Callable[[], Iterator[T]]) -> Iterator[T]:
-    """Begin a pass of a loader; if Accelerate is in use, it learns from the loader which minibatch is the last.
+def mark_last(loader: Any, epochs: EpochTracker, begin: Callable[[], Iterator[T]]) -> Iterator[T]:
+    """Begin an epoch of a loader; if Accelerate is in use, mark the last minibatch for it.
 
-    Accelerate makes an optimizer step after the last minibatch even if fewer than ``gradient_accumulation_steps`` have
-    come since the step before. Its own loaders read one minibatch ahead to know; here the plan knows.
+    Accelerate makes an optimizer step after the last minibatch even if fewer than ``gradient_accumulation_steps``
+    minibatches were yielded since the previous step. Its own loaders read one minibatch ahead to find the last one; a
+    dataset computes their number from its plan.
     """
     accelerate_state = sys.modules.get("accelerate.state")
     if accelerate_state is None:
         return begin()
-    n_minibatches = passes.n_to_come(max(1, loader.num_workers))
+    n_minibatches = epochs.n_to_come(max(1, loader.num_workers))
     return _marked(loader, accelerate_state.GradientState(), begin(), n_minibatches)
 
 
 def _marked(loader: Any, state: Any, minibatches: Iterator[T], n_minibatches: int) -> Iterator[T]:
     loader.end_of_dataloader = False
-    loader.remainder = 0  # rows that ``gather_for_metrics`` keeps of the last minibatch; 0 keeps all
+    loader.remainder = 0  # number of rows of the last minibatch that ``gather_for_metrics`` keeps; 0 keeps all
     state._add_dataloader(loader)
     try:
         for k, minibatch in enumerate(minibatches, start=1):
             loader.end_of_dataloader = k == n_minibatches
             yield minibatch
-            del minibatch  # held here, its memory could not be used again
+            del minibatch  # a reference here would prevent the reuse of its memory
     finally:
         state._remove_dataloader(loader)

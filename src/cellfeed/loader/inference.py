@@ -1,70 +1,31 @@
-"""Every cell once, in the order of the joinids, and what a model makes of them put together again."""
+"""Inference: every cell once, in ascending order of the joinids, and the results of all ranks in that order."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 import torch.distributed
 
 from cellfeed._joinids import IntArray, in_order
 from cellfeed.errors import PlanError
 from cellfeed.loader.dataloader import ExperimentDataLoader, make_dataloader
 from cellfeed.loader.dataset import ExperimentDataset
+from cellfeed.loader.pipeline import OrderedMinibatch
 from cellfeed.loader.world import find_ranks
-from cellfeed.plan.settings import IN_ORDER, Settings
-from cellfeed.rows.minibatch import Minibatch, PaddedMinibatch, array_of, moved
-
-
-class OrderedMinibatch(NamedTuple):
-    """What an :func:`inference_dataloader` yields.
-
-    Attributes
-    ----------
-    X
-        As in :class:`~cellfeed.Minibatch`, always with two dimensions.
-    obs
-        int64, shape (B, n_columns): the columns of the dataset.
-    joinids
-        int64, shape (B,): the ``soma_joinid`` of each row.
-
-    Examples
-    --------
-    >>> dataset = cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), batch_size=4, seed=0)
-    >>> next(iter(cellfeed.inference_dataloader(dataset))).joinids
-    tensor([0, 1, 2, 3])
-    """
-
-    X: torch.Tensor
-    obs: torch.Tensor
-    joinids: torch.Tensor
-
-    def to(self, device: Any, *, non_blocking: bool | None = None) -> OrderedMinibatch:
-        """Return the minibatch on a device; see :meth:`cellfeed.Minibatch.to`."""
-        return OrderedMinibatch(*moved(self, device, non_blocking))
+from cellfeed.plan.settings import IN_ORDER
+from cellfeed.rows.minibatch import array_of
 
 
 class InferenceDataLoader(ExperimentDataLoader):
-    """What :func:`inference_dataloader` returns."""
+    """The class of the loaders that :func:`inference_dataloader` makes."""
 
     made_by = "inference_dataloader"
 
     def __iter__(self) -> Iterator[OrderedMinibatch]:  # type: ignore[override]
-        for minibatch in super().__iter__():
-            yield _with_joinids(minibatch)
-            del minibatch  # held here, its memory could not be used again
-
-
-def _with_joinids(minibatch: Minibatch | PaddedMinibatch) -> OrderedMinibatch:
-    """Take the last column of obs, the joinids, apart from the others."""
-    X, obs = minibatch[0], minibatch[1]
-    if obs.ndim == 1:  # batch_size=1
-        X, obs = X if X.layout == torch.sparse_csr else X[None], obs[None]
-    return OrderedMinibatch(X, obs[:, :-1], obs[:, -1])
+        return super().__iter__()  # type: ignore[return-value] # the engine of the dataset adds joinids
 
 
 def inference_dataloader(
@@ -72,22 +33,22 @@ def inference_dataloader(
 ) -> InferenceDataLoader:
     """Make a loader of all cells of a dataset, or of a split, in ascending order of their joinids.
 
-    None is left out, whatever ``drop_last`` and ``rank_remainder`` of the dataset say, and the joinids come along: row
-    ``i`` of what a model makes of them belongs to row ``i`` of ``dataset.obs_joinids``.
+    Every cell is yielded, regardless of ``drop_last`` and ``rank_remainder`` of the dataset, together with its
+    joinid: row ``i`` of the concatenated results of a model belongs to row ``i`` of ``dataset.obs_joinids``.
 
-    Under several ranks each gets a stretch of the joinids, and all the same number of minibatches;
-    :func:`gather_ordered` puts the results together.
+    Under several ranks each rank gets a contiguous shard of the cells, and all ranks yield equally many minibatches;
+    :func:`gather_ordered` combines their results.
 
     Parameters
     ----------
     dataset
-        Whose cells, genes, columns of obs and type of X are served. Its own epochs are not touched.
+        The dataset whose cells, genes, columns of obs and type of X are used. Its own epochs are not affected.
     batch_size
-        Cells in a minibatch, that of the dataset by default. Under several ranks it may be one less, so that all make
-        as many steps.
+        Cells per minibatch, by default the ``batch_size`` of the dataset. Under several ranks it may be reduced, so
+        that all ranks yield equally many minibatches.
     kwargs
-        Further arguments of :class:`torch.utils.data.DataLoader`. ``num_workers`` is not among them: minibatches of
-        several processes take turns and would be out of order; the dataset reads in threads.
+        Further arguments of :class:`torch.utils.data.DataLoader`, except ``num_workers``: minibatches of several
+        processes alternate and would be out of order. The dataset reads in threads.
 
     Returns
     -------
@@ -96,7 +57,7 @@ def inference_dataloader(
     Raises
     ------
     PlanError
-        If an argument is not possible.
+        If an argument is invalid.
 
     Examples
     --------
@@ -116,49 +77,52 @@ def inference_dataloader(
 
 
 def _in_order(dataset: ExperimentDataset, batch_size: int | None) -> ExperimentDataset:
-    """Make a dataset of the same cells in their order, with their joinids as a last column of obs."""
-    settings, selection = dataset._settings, dataset._selection
-    size = settings.batch_size if batch_size is None else batch_size
-    ordered = settings.replace(**IN_ORDER, rank_remainder="uneven", batch_size=size)
+    """Make a dataset of the same cells in ascending order of their joinids, which minibatches include."""
+    ordered = dataset._engine.derive(
+        with_joinids=True,
+        **IN_ORDER,
+        rank_remainder="uneven",
+        batch_size=dataset._engine.settings.batch_size if batch_size is None else batch_size,
+    )
+    settings = ordered.settings
     _, world_size = find_ranks(settings.rank, settings.world_size)
-    ordered = ordered.replace(batch_size=even_batch_size(selection.n_obs, world_size, size))
-    return with_joinids(dataset, ordered)
+    even = even_batch_size(ordered.selection.n_obs, world_size, settings.batch_size)
+    return ExperimentDataset._of(ordered.derive(batch_size=even))
 
 
-def with_joinids(dataset: ExperimentDataset, settings: Settings | None = None) -> ExperimentDataset:
-    """Make a dataset of the same cells that has their joinids as a last column of obs, and may have other settings."""
-    selection = replace(dataset._selection, codes=(*dataset._selection.codes, None))
-    return ExperimentDataset._from_parts(selection, settings or dataset._settings)
+def with_joinids(dataset: ExperimentDataset) -> ExperimentDataset:
+    """Make a dataset of the same cells that yields :class:`OrderedMinibatch`."""
+    return ExperimentDataset._of(dataset._engine.derive(with_joinids=True))
 
 
 def even_batch_size(n_obs: int, world_size: int, batch_size: int) -> int:
-    """Return a batch size, at most that given, with which all ranks make as many minibatches.
+    """Return the largest batch size up to ``batch_size`` with which all ranks yield equally many minibatches.
 
-    Ranks have a cell more or less than others; a model that synchronises its buffers hangs if one makes a step more.
+    Ranks differ by one cell. A model that synchronises its buffers hangs if one rank makes one step more.
 
     Examples
     --------
     >>> even_batch_size(101, 2, 10)  # 50 and 51 cells
     9
     """
-    share, over = divmod(n_obs, world_size)
-    while over and share and batch_size > 1 and share % batch_size == 0:
+    n_cells, n_larger = divmod(n_obs, world_size)  # n_larger ranks have n_cells + 1 cells
+    while n_larger and n_cells and batch_size > 1 and n_cells % batch_size == 0:
         batch_size -= 1
     return batch_size
 
 
 def gather_ordered(joinids: Any, values: Any) -> tuple[IntArray, npt.NDArray[Any]]:
-    """Put together what ranks have made of their cells, in ascending order of the joinids.
+    """Gather the results of all ranks, in ascending order of the joinids.
 
-    Where ``torch.distributed`` is not initialised, the rows given are all there are. Every rank must call it, and
-    every rank gets the whole.
+    Every rank must call this function, and every rank gets all results. If ``torch.distributed`` is not initialised,
+    the arguments are all results.
 
     Parameters
     ----------
     joinids
-        Integers, shape (n,): this rank's cells; a tensor, an array, or a list of them in pieces.
+        Integers, shape (n,): the cells of this rank; a tensor, an array, or a list of these, one per minibatch.
     values
-        Shape (n, ...): a row for each, likewise.
+        Shape (n, ...): the result for each cell, in the same form.
 
     Returns
     -------
@@ -167,7 +131,7 @@ def gather_ordered(joinids: Any, values: Any) -> tuple[IntArray, npt.NDArray[Any
     Raises
     ------
     PlanError
-        If there are not as many rows as joinids, or a cell came twice.
+        If the numbers of rows and joinids differ, or a cell occurs twice.
 
     Examples
     --------
@@ -176,24 +140,26 @@ def gather_ordered(joinids: Any, values: Any) -> tuple[IntArray, npt.NDArray[Any
     """
     own = _whole(joinids).astype(np.int64, copy=False), _whole(values)
     if own[0].ndim != 1 or len(own[0]) != len(own[1]):
-        raise PlanError(f"joinids of shape {own[0].shape} and values of shape {own[1].shape} are not row for row")
+        raise PlanError(
+            f"joinids of shape {own[0].shape} and values of shape {own[1].shape} must have equally many rows"
+        )
     parts: list[Any] = [own]
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         parts = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(parts, own)
-    parts = [part for part in parts if len(part[0])] or parts[:1]  # a rank without cells does not know their width
-    ids, rows = (np.concatenate(pieces) for pieces in zip(*parts, strict=True))
-    order, twice = in_order(ids)
-    if len(twice):
+    parts = [part for part in parts if len(part[0])] or parts[:1]  # without cells, the shape of values is unknown
+    ids, rows = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    order, repeated = in_order(ids)
+    if len(repeated):
         raise PlanError(
-            f"soma_joinid {twice[0]} came more than once ({len(twice)} such); take the cells of each rank from "
-            f"inference_dataloader, once"
+            f"soma_joinid {repeated[0]} occurs more than once ({len(repeated)} repeated joinids); pass the cells of "
+            f"one iteration over inference_dataloader per rank"
         )
     return ids[order], rows[order]
 
 
 def _whole(rows: Any) -> npt.NDArray[Any]:
-    """Return rows as one array, out of pieces if they are in a list of tensors or arrays."""
+    """Return rows as one array; a list of tensors or arrays is concatenated."""
     if isinstance(rows, (list, tuple)) and len(rows) and hasattr(rows[0], "shape") and rows[0].ndim:
-        return np.concatenate([_whole(piece) for piece in rows])
+        return np.concatenate([_whole(part) for part in rows])
     return array_of(rows)

@@ -1,10 +1,10 @@
-"""How well the minibatches that were received mixed the labels of obs."""
+"""How well the minibatches that the training loop has received mix the labels in obs."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -13,14 +13,14 @@ import numpy.typing as npt
 from cellfeed.plan.label_tally import CELLS_COUNTED, Tally
 
 MAX_LABELS = 1 << 16
-"""Columns with more labels are passed over: counting them would cost more than the minibatch."""
+"""Columns with more labels are not counted: counting them would take longer than making the minibatch."""
 
-
-_counting = threading.RLock()  # of all objects together, for none would survive a pickle; a signal may ask meanwhile
+# One lock for all counters, as a lock cannot be pickled. Reentrant, as a signal handler may call Stats.
+_counting = threading.RLock()
 
 
 def _renew_lock() -> None:
-    """Give a forked child a lock of its own: a thread of the parent may have held it."""
+    """Replace the lock in a forked child: a thread of the parent may have held it."""
     global _counting
     _counting = threading.RLock()
 
@@ -30,7 +30,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class HasObs(Protocol):
-    """A minibatch: what matters here is its obs."""
+    """A minibatch of any class."""
 
     @property
     def obs(self) -> Any:
@@ -45,36 +45,35 @@ class LabelCounter:
 
     Parameters
     ----------
-    names
-        Of the columns of obs; ``None`` where a column has no labels.
     codes
-        The codes of all cells, column by column; ``None`` where there are none.
+        The columns of obs by name, in order: the codes of all cells, shape (n_obs,), or ``None`` for a column that
+        does not hold labels.
     batch_size
-        Cells of a full minibatch; others are not counted.
+        Cells of a full minibatch; other minibatches are not counted. With 1, nothing is counted.
     """
 
-    def __init__(self, names: Sequence[str | None], codes: Sequence[npt.NDArray[Any] | None], batch_size: int) -> None:
+    def __init__(self, codes: Mapping[str, npt.NDArray[Any] | None], batch_size: int) -> None:
         self._batch_size = batch_size
         self._waiting: list[bytes] = []  # int64, shape (batch_size, n_columns) each
-        self._columns: list[tuple[str, int, Tally]] = []
-        for place, (name, column) in enumerate(zip(names, codes, strict=True)):
-            if name is None or column is None or len(column) == 0 or batch_size == 1:
+        self._tallies: dict[str, tuple[int, Tally]] = {}  # by name: the index of the column in obs, its counts
+        for k, (name, column) in enumerate(codes.items()):
+            if column is None or len(column) == 0 or batch_size == 1:
                 continue
             tally = Tally(column, batch_size)
             if tally.n_labels <= MAX_LABELS:
-                self._columns.append((name, place, tally))
+                self._tallies[name] = k, tally
 
     def counted(self, minibatches: Iterator[M]) -> Iterator[M]:
         """Yield minibatches, and count their labels."""
         for minibatch in minibatches:
-            if self._columns and minibatch.obs.shape[0] == self._batch_size:
-                self._note(np.asarray(minibatch.obs))
+            if self._tallies and minibatch.obs.shape[0] == self._batch_size:
+                self._add(np.asarray(minibatch.obs))
             yield minibatch
-            del minibatch  # held here, its memory could not be used again
+            del minibatch  # a reference here would prevent the reuse of its memory
 
-    def _note(self, obs: npt.NDArray[Any]) -> None:
-        # This is time of the training loop. NumPy's operations would hand the interpreter to the threads that make the
-        # next minibatches, and each takes it for a while: bytes are copied without.
+    def _add(self, obs: npt.NDArray[Any]) -> None:
+        # This runs in the thread of the training loop. A NumPy operation would release the interpreter lock, and each
+        # thread that makes minibatches would hold it for a while; copying bytes does not release it.
         with _counting:
             self._waiting.append(obs.tobytes())
             if len(self._waiting) * self._batch_size >= CELLS_COUNTED:
@@ -83,12 +82,14 @@ class LabelCounter:
     def _count(self) -> None:
         waiting, self._waiting = self._waiting, []
         obs = np.frombuffer(b"".join(waiting), np.int64).reshape(len(waiting), self._batch_size, -1)
-        for _, place, tally in self._columns:
-            tally.add(obs[:, :, place])
+        for k, tally in self._tallies.values():
+            tally.add(obs[:, :, k])
 
     def effective_batch_sizes(self) -> dict[str, float]:
-        """Return, for each column of labels, the effective batch size of the minibatches received so far."""
+        """Return the effective batch size of the minibatches received so far, by column of labels."""
         with _counting:
             if self._waiting:
                 self._count()
-            return {name: tally.effective_batch_size() for name, _, tally in self._columns if tally.n_minibatches}
+            return {
+                name: tally.effective_batch_size() for name, (_, tally) in self._tallies.items() if tally.n_minibatches
+            }

@@ -1,11 +1,13 @@
-"""One pass: windows are read, cut and made into tensors ahead of the training loop, and all of it is metered."""
+"""The minibatches of one epoch: windows are read, divided and made into tensors ahead of the training loop."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,15 +20,10 @@ from cellfeed.plan import budget
 from cellfeed.plan.planner import Resources
 from cellfeed.plan.settings import Settings
 from cellfeed.plan.windows import Window
+from cellfeed.rows.assemble import Assembler, DenseBuffers
 from cellfeed.rows.cell_rows import CellRows
-from cellfeed.rows.minibatch import (
-    HALF_DTYPES,
-    Assembler,
-    DenseBuffers,
-    Minibatch,
-    PaddedMinibatch,
-    round_to_half,
-)
+from cellfeed.rows.half_precision import HALF_DTYPES, round_to_half
+from cellfeed.rows.minibatch import Minibatch, PaddedMinibatch, moved
 from cellfeed.rows.row_allocator import Reader, RowAllocator, RowPointers
 from cellfeed.rows.slabs import choose_slab_bytes
 from cellfeed.select.selection import Selection
@@ -36,143 +33,164 @@ from cellfeed.sources.verify import check_rows
 from cellfeed.stats import Meter
 from cellfeed.transforms import Transform, apply, check_result, split_scaling
 
-Yielded = Minibatch | PaddedMinibatch
 
+class OrderedMinibatch(NamedTuple):
+    """The class of the minibatches of an :func:`~cellfeed.inference_dataloader`.
 
-def stream(
-    selection: Selection,
-    settings: Settings,
-    windows: Iterable[Window],
-    resources: Resources,
-    *,
-    buffers: DenseBuffers,
-    meter: Meter,
-    watched: Callable[[Reader], Reader] = lambda reader: reader,
-) -> Generator[Yielded, None, None]:
-    """Yield the minibatches of some windows; closing it ends all threads and handles.
+    Attributes
+    ----------
+    X
+        As in :class:`~cellfeed.Minibatch`.
+    obs
+        int64, shape (B, n_columns): the columns of the dataset.
+    joinids
+        int64, shape (B,): the ``soma_joinid`` of each row.
 
-    ``watched`` may wrap the reader.
+    Examples
+    --------
+    >>> dataset = cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), batch_size=4, seed=0)
+    >>> next(iter(cellfeed.inference_dataloader(dataset))).joinids
+    tensor([0, 1, 2, 3])
     """
-    retries = selection.source.retries(n_threads=resources.n_requests, meter=meter)
-    source = _produce(
-        selection, settings, windows, resources, buffers=buffers, meter=meter, retries=retries, watched=watched
-    )
-    ahead: Generator[Yielded, None, None] | Prefetch[Yielded] = source
-    if settings.use_eager_fetch:
-        ahead = Prefetch(
-            source, depth=1, ending=retries.close, waited=lambda seconds: meter.add(producer_wait_s=seconds)
+
+    X: torch.Tensor
+    obs: torch.Tensor
+    joinids: torch.Tensor
+
+    def to(self, device: Any, *, non_blocking: bool | None = None) -> OrderedMinibatch:
+        """Return the minibatch on a device; see :meth:`cellfeed.Minibatch.to`."""
+        return OrderedMinibatch(*moved(self, device, non_blocking))
+
+
+Yielded = Minibatch | PaddedMinibatch | OrderedMinibatch
+
+
+@dataclass(frozen=True, eq=False)
+class Pipeline:
+    """Makes the minibatches of one epoch of one process.
+
+    Attributes
+    ----------
+    selection, settings, resources
+        What to read, how to batch it, and with how many threads and bytes.
+    buffers
+        Memory for dense minibatches.
+    meter
+        The counters.
+    with_joinids
+        Whether minibatches are of class :class:`OrderedMinibatch`.
+    monitored
+        Wraps the reader, in a worker process.
+    """
+
+    selection: Selection
+    settings: Settings
+    resources: Resources
+    buffers: DenseBuffers
+    meter: Meter
+    with_joinids: bool = False
+    monitored: Callable[[Reader], Reader] | None = None
+
+    def minibatches(self, windows: Iterable[Window]) -> Generator[Yielded, None, None]:
+        """Yield the minibatches of some windows; closing the generator ends all threads and closes all handles."""
+        meter = self.meter
+        retries = self.selection.source.retries(n_threads=self.resources.n_requests, meter=meter)
+        produced = self._produce(windows, retries)
+        ahead: Generator[Yielded, None, None] | Prefetch[Yielded] = produced
+        if self.settings.use_eager_fetch:
+            ahead = Prefetch(
+                produced, depth=1, ending=retries.close, waited=lambda seconds: meter.add(producer_wait_s=seconds)
+            )
+        first = True
+        with contextlib.closing(ahead), contextlib.closing(retries):
+            while True:
+                started = time.perf_counter()
+                minibatch = next(ahead, None)
+                waited = time.perf_counter() - started
+                meter.add(consumer_wait_s=waited, elapsed_s=waited, first_wait_s=waited if first else 0.0)
+                if minibatch is None:
+                    return
+                first = False
+                meter.add(n_minibatches=1, n_obs=len(minibatch.obs))
+                yielded = time.perf_counter()
+                yield minibatch
+                del minibatch  # a reference here would prevent the reuse of its memory
+                meter.add(elapsed_s=time.perf_counter() - yielded)
+
+    def _produce(self, windows: Iterable[Window], retries: Retries) -> Generator[Yielded, None, None]:
+        selection, settings, resources = self.selection, self.settings, self.resources
+        reader, rows_per_read, n_threads = selection.source.open_reader(
+            selection, resources, verify=settings.verify, meter=self.meter, retries=retries
         )
-    first = True
-    with contextlib.closing(ahead), contextlib.closing(retries):
-        while True:
-            asked = time.perf_counter()
-            minibatch = next(ahead, None)
-            waited = time.perf_counter() - asked
-            meter.add(consumer_wait_s=waited, elapsed_s=waited, first_wait_s=waited if first else 0.0)
-            if minibatch is None:
-                return
-            first = False
-            meter.add(n_minibatches=1, n_obs=_n_cells(minibatch))
-            given = time.perf_counter()
-            yield minibatch
-            del minibatch  # held here, its memory could not be used again for the next one
-            meter.add(elapsed_s=time.perf_counter() - given)
+        if self.monitored:
+            reader = self.monitored(reader)
+        loaded = load_windows(
+            windows,
+            selection.joinids,
+            partial(self._read_rows, reader),
+            read_bounds=partial(
+                read_bounds,
+                extent=selection.geometry.row_extent,
+                max_row_blocks=budget.MAX_ROW_BLOCKS_PER_READ,
+                max_rows=rows_per_read,
+            ),
+            n_threads=n_threads,
+            ahead=resources.windows_ahead,
+            slab_bytes=choose_slab_bytes(resources.pool_bytes, resources.n_windows),
+            meter=self.meter,
+        )
+        batches = rebatch(loaded, settings.batch_size)
+        dtype = selection.geometry.dtype if settings.X_dtype == "stored" else settings.X_dtype
+        # The kernels that copy values to a minibatch can scale them, but in float32 only.
+        scaling, transform = split_scaling(settings.transform) if dtype == "float32" else (None, settings.transform)
+        transforms = [step for step in (selection.column_transform, transform) if step is not None]
+        assembler = Assembler(
+            selection.n_vars, dtype, n_threads=resources.n_threads, buffers=self.buffers, scaling=scaling
+        )
+        with contextlib.ExitStack() as stack:
+            for resource in (reader, assembler, loaded, batches):
+                stack.enter_context(contextlib.closing(resource))
+            stack.enter_context(self._memory_errors())
+            for rows in batches:
+                with self.meter.timing("assemble_s"):
+                    minibatch = self._assemble(rows, assembler, transforms)
+                del rows  # it keeps whole slabs in memory
+                yield minibatch
+                del minibatch
 
+    def _read_rows(
+        self, reader: Reader, positions: IntArray, joinids: IntArray, allocator: RowAllocator
+    ) -> RowPointers:
+        """Read rows, verify them, and round their values if X has a 16-bit float type."""
+        half = HALF_DTYPES.get(self.settings.X_dtype)
+        rows = reader.read(joinids, allocator if half is None else allocator.with_value_bytes(2))
+        if self.settings.verify:
+            check_rows(rows, positions, joinids, self.selection)
+        return rows if half is None else round_to_half(rows, joinids, half)
 
-def _n_cells(minibatch: Yielded) -> int:
-    return minibatch.obs.shape[0] if minibatch.obs.ndim == 2 else 1
+    @contextlib.contextmanager
+    def _memory_errors(self) -> Iterator[None]:
+        """Re-raise out-of-memory errors as :class:`ReadError`, with the original exception as cause."""
+        try:
+            yield
+        except (MemoryError, RuntimeError) as cause:
+            if isinstance(cause, CellfeedError) or not lacks_memory(cause):
+                raise
+            raise ReadError(
+                f"out of memory while making a minibatch ({cause or type(cause).__name__}): less memory is available "
+                f"than memory_budget={format_bytes(self.settings.memory_budget)} and minibatches of "
+                f"batch_size={self.settings.batch_size} need; reduce memory_budget or batch_size"
+            ) from cause
 
-
-@contextlib.contextmanager
-def _told(settings: Settings) -> Iterator[None]:
-    """Tell of memory that is not there, and of what else goes wrong, as errors of ours; causes are kept."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as cause:
-        if isinstance(cause, CellfeedError) or not lacks_memory(cause):
-            raise
-        raise ReadError(
-            f"there is no memory for the next minibatch ({cause or type(cause).__name__}): this machine or a limit has "
-            f"less than memory_budget={format_bytes(settings.memory_budget)} and minibatches of "
-            f"batch_size={settings.batch_size} take; give less of either"
-        ) from cause
-
-
-def _produce(
-    selection: Selection,
-    settings: Settings,
-    windows: Iterable[Window],
-    resources: Resources,
-    *,
-    buffers: DenseBuffers,
-    meter: Meter,
-    retries: Retries,
-    watched: Callable[[Reader], Reader],
-) -> Generator[Yielded, None, None]:
-    geometry = selection.geometry
-    reader, rows_per_read, n_threads = selection.source.open_reader(
-        selection, resources, verify=settings.verify, meter=meter, retries=retries
-    )
-    reader = watched(reader)
-    loaded = load_windows(
-        windows,
-        selection.joinids,
-        partial(_read_rows, reader, selection, settings),
-        read_bounds=partial(
-            read_bounds,
-            extent=geometry.row_extent,
-            max_row_blocks=budget.MAX_ROW_BLOCKS_PER_READ,
-            max_rows=rows_per_read,
-        ),
-        n_threads=n_threads,
-        ahead=resources.windows_ahead,
-        slab_bytes=choose_slab_bytes(resources.pool_bytes, resources.n_windows),
-        meter=meter,
-    )
-    cuts = rebatch(loaded, settings.batch_size)
-    dtype = geometry.dtype if settings.X_dtype == "stored" else settings.X_dtype
-    scaling, transform = split_scaling(settings.transform) if dtype == "float32" else (None, settings.transform)
-    transforms = [step for step in (selection.column_transform, transform) if step is not None]
-    assembler = Assembler(selection.n_vars, dtype, n_threads=resources.n_threads, buffers=buffers, scaling=scaling)
-    with contextlib.ExitStack() as stack:
-        for open_ in (reader, assembler, loaded, cuts):
-            stack.enter_context(contextlib.closing(open_))
-        stack.enter_context(_told(settings))
-        for rows in cuts:
-            with meter.timing("assemble_s"):
-                minibatch = _assemble(rows, selection, settings, assembler, transforms)
-            del rows  # it holds whole blocks
-            yield minibatch
-            del minibatch
-
-
-def _read_rows(
-    reader: Reader,
-    selection: Selection,
-    settings: Settings,
-    positions: IntArray,
-    joinids: IntArray,
-    space: RowAllocator,
-) -> RowPointers:
-    """Read rows, verify them, and round their values if X has a 16-bit float type."""
-    half = HALF_DTYPES.get(settings.X_dtype)
-    rows = reader.read(joinids, space if half is None else space.at_least(2))
-    if settings.verify:
-        check_rows(rows, positions, joinids, selection)
-    return rows if half is None else round_to_half(rows, joinids, half)
-
-
-def _assemble(
-    rows: CellRows, selection: Selection, settings: Settings, assembler: Assembler, transforms: Sequence[Transform]
-) -> Yielded:
-    sparse = settings.return_sparse_X
-    X = assembler.sparse_X(rows) if sparse else assembler.dense_X(rows)
-    for transform in transforms:
-        X = apply(transform, X)
-    check_result(settings.transform, X, len(rows))
-    obs = torch.from_numpy(selection.obs_rows(rows.positions))
-    if settings.batch_size == 1:
-        X, obs = X if sparse else X[0], obs[0]
-    if settings.rank_remainder == "pad":
-        return PaddedMinibatch(X, obs, torch.from_numpy(rows.is_real.copy()))
-    return Minibatch(X, obs)
+    def _assemble(self, rows: CellRows, assembler: Assembler, transforms: Iterable[Transform]) -> Yielded:
+        selection, settings = self.selection, self.settings
+        X = assembler.sparse_X(rows) if settings.return_sparse_X else assembler.dense_X(rows)
+        for transform in transforms:
+            X = apply(transform, X)
+        check_result(settings.transform, X, len(rows))
+        obs = torch.from_numpy(selection.obs_rows(rows.positions))
+        if self.with_joinids:
+            return OrderedMinibatch(X, obs, torch.from_numpy(selection.joinids[rows.positions]))
+        if settings.rank_remainder == "pad":
+            return PaddedMinibatch(X, obs, torch.from_numpy(rows.is_real.copy()))
+        return Minibatch(X, obs)

@@ -1,4 +1,4 @@
-"""Run an iterator ahead of its consumer, in a thread that ends with it."""
+"""Run a generator ahead of its consumer, in a thread that ends with the consumer."""
 
 from __future__ import annotations
 
@@ -14,36 +14,41 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 _START_S = 1.0
-"""Seconds within which a thread begins whose start was interrupted, unless it never does."""
+"""Seconds to wait for a thread whose start was interrupted; a thread that has not begun then never begins."""
 
 _POLL_S = 0.1
-"""How often a producer with a full queue looks whether it shall stop."""
+"""Seconds after which a producer with a full queue checks whether to stop."""
 
 
 class _End:
-    """What the producer sends last: nothing more comes, or the error that ended it."""
+    """The last item of a producer, with the error that ended it, if any."""
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error
 
 
 class Prefetch(Iterator[T], Generic[T]):
-    """Iterate over ``source`` in a thread of its own, up to ``depth`` items ahead.
+    """Iterate over ``source`` in a thread, up to ``depth`` items ahead.
 
-    The thread ends when the source ends, when :meth:`close` is called, when this object is collected
-    and at interpreter exit; it closes the source before it ends, and no call returns before that. An
-    error of the source is raised by ``next``, as itself, in its turn.
+    The thread ends when the source ends, when :meth:`close` is called, when this object is collected, and when the
+    interpreter exits. It closes the source before it ends, and these calls return after that. An error of the source
+    is raised by ``next`` after the items before it, unchanged.
 
     Parameters
     ----------
     source
-        A generator; this object owns it from now on.
+        Generator; this object owns and closes it.
     depth
-        Items that wait at most; one more may be in the making.
+        Maximum number of items in the queue; the source may make one more meanwhile.
     ending
-        Called before anybody waits for the thread to end, so that it may.
+        Function to call before waiting for the thread to end; it may interrupt the source.
     waited
-        Told, item by item, the seconds that one was ready and found no room.
+        Function to call per item with the seconds that the item waited for room in the queue.
+
+    Examples
+    --------
+    >>> list(Prefetch((n * n for n in range(4)), depth=1))
+    [0, 1, 4, 9]
     """
 
     def __init__(
@@ -57,11 +62,11 @@ class Prefetch(Iterator[T], Generic[T]):
         self._items: queue.Queue[T | _End] = queue.Queue(maxsize=depth)
         self._ended = False
         stop = threading.Event()
-        # The thread must not hold this object, or it would never be collected.
+        # The thread must not refer to this object, which would never be collected then.
         thread = threading.Thread(
             target=_produce, args=(source, self._items, stop, waited), name="cellfeed-prefetch", daemon=True
         )
-        # Before the thread is there: an interrupt may come between any two lines, and the thread must end then, too.
+        # Made before the thread starts: an interrupt may come between any two lines, and the thread must still end.
         self._finalizer = weakref.finalize(self, _shut_down, thread, self._items, stop, ending, os.getpid())
         thread.start()
 
@@ -77,7 +82,7 @@ class Prefetch(Iterator[T], Generic[T]):
         raise StopIteration
 
     def close(self) -> None:
-        """End the thread and close the source; calling it again does nothing."""
+        """End the thread and close the source; a second call does nothing."""
         self._ended = True
         self._finalizer()
 
@@ -96,7 +101,7 @@ def _produce(
                 if not _put(items, item, stop):
                     return
                 waited(time.perf_counter() - ready)
-                del item  # what waits in the queue is the consumer's; keep no second hold on it
+                del item  # a reference here would keep its memory after the consumer released it
     except BaseException as error:
         end = _End(error)
     _put(items, end, stop)
@@ -117,11 +122,11 @@ def _shut_down(
     ending: Callable[[], None],
     process: int,
 ) -> None:
-    if os.getpid() != process:  # forked since: the thread is not here, and may have held locks that stay closed
+    if os.getpid() != process:  # a forked process has no such thread, and locks that it held are never released
         return
     stop.set()
     ending()
-    with contextlib.suppress(queue.Empty):  # wake a producer that waits for room
+    with contextlib.suppress(queue.Empty):  # makes room for a producer that waits
         while True:
             items.get_nowait()
     if thread is not threading.current_thread():
@@ -129,7 +134,7 @@ def _shut_down(
 
 
 def _join(thread: threading.Thread) -> None:
-    """Wait until a thread ends, which may not have begun: its start may have been interrupted."""
+    """Wait until a thread ends; if its start was interrupted, it may never begin."""
     deadline = time.monotonic() + _START_S
     while thread.ident is None and thread in threading.enumerate() and time.monotonic() < deadline:
         time.sleep(_START_S / 1000)

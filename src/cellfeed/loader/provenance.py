@@ -1,4 +1,4 @@
-"""What a model was trained on, as a small record of plain values that goes into its checkpoint."""
+"""Provenance: a small record of plain values in a checkpoint that describes the training data of a model."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def make_record(selection: Selection, settings: Settings, genes: Sequence[str]) 
 
 
 def summarize(selection: Selection, settings: Settings) -> dict[str, str]:
-    """Describe a dataset by a short text per name, for printing."""
-    form = "sparse" if settings.return_sparse_X else "dense"
+    """Describe a dataset by short texts, for printing."""
+    layout = "sparse" if settings.return_sparse_X else "dense"
     return {
         "cells x genes": f"{selection.n_obs:,} x {selection.n_vars:,}",
-        "X": f"{selection.measurement_name}/{selection.X_name}, {form}, {settings.X_dtype}",
-        "obs": ", ".join(name or "soma_joinid" for name in selection.label_names) or "no columns",
+        "X": f"{selection.measurement_name}/{selection.X_name}, {layout}, {settings.X_dtype}",
+        "obs": ", ".join(selection.codes) or "no columns",
         "minibatches": f"{settings.batch_size:,} cells each",
         "order": f"shuffled, seed={settings.seed}" if settings.shuffle else "ascending joinids",
         "transform": name_of(settings.transform) or "none",
@@ -61,50 +61,54 @@ def _version(package: str) -> str | None:
 
 
 def digest_of_names(names: Sequence[str]) -> str:
-    """Return a short name for a list of names in this order."""
+    """Return a digest of a list of names in this order."""
     return hashlib.blake2b("\0".join(names).encode(), digest_size=8).hexdigest()
 
 
 def check_record(
     saved: Mapping[str, Any], saved_genes: Sequence[str], own: Mapping[str, Any], own_genes: Sequence[str]
 ) -> None:
-    """Refuse data that would mean something else to a model than those it was trained on.
+    """Check that data have the genes, their order and the transform of the training data of a model.
 
-    Other cells are what inference is for; other genes, another order of them, or another transform are not.
+    The cells may differ, as in inference.
 
     Raises
     ------
     StateError
-        It names the genes.
+        The message names the genes.
     """
     if list(saved_genes) != list(own_genes):
-        missing, more = missing_from(saved_genes, own_genes), missing_from(own_genes, saved_genes)
-        told = [f"{len(missing)} are missing ({abbreviate(missing)})"] * bool(missing)
-        told += [f"{len(more)} are new ({abbreviate(more)})"] * bool(more)
+        missing, new = missing_from(saved_genes, own_genes), missing_from(own_genes, saved_genes)
+        differences = [
+            f"{len(names)} are {what} ({abbreviate(names)})"
+            for what, names in (("missing", missing), ("new", new))
+            if names
+        ]
+        changes = ", ".join(differences) or "their order differs"
         raise StateError(
-            f"the genes are not those that the model was trained on: {', '.join(told) or 'their order differs'}; "
-            f"take them by name, in its order, with dataset.select_genes(genes)"
+            f"the genes are not those that the model was trained on: {changes}; select them by name, in the order of "
+            f"the model, with dataset.select_genes(genes)"
         )
     if saved["transform"] != own["transform"]:
         raise StateError(
             f"the model was trained with transform={saved['transform']}, and these data have "
-            f"transform={own['transform']}; give the same"
+            f"transform={own['transform']}; give the same transform"
         )
 
 
 def check_classes(saved: Mapping[str, Sequence[Any]], own: Mapping[str, Sequence[Any]]) -> None:
-    """Refuse data whose codes stand for other values than those that a model was trained on.
+    """Check that the codes of labels have the same meaning as in the training data of a model.
 
     Raises
     ------
     StateError
-        It names the column and the values.
+        The message names the column and the values.
     """
     for name, known in saved.items():
-        met = own.get(name)
-        if met is None or list(met) == list(known):
+        classes = own.get(name)
+        if classes is None or list(classes) == list(known):
             continue
-        differing = [value for value in [*known, *met] if value not in known or value not in met]
+        differing = [value for value in [*known, *classes] if value not in known or value not in classes]
         raise StateError(
             f"codes of {name!r} differ from those of the model's training data: {abbreviate(differing)} "
             f"are on one side only; give encoders=[LabelEncoder({name!r}, classes=...)] with the model's values"

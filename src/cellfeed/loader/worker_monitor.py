@@ -1,4 +1,4 @@
-"""Worker processes under watch: what each is reading, for when one dies; and an alarm, for when one hangs."""
+"""Supervision of worker processes: a record of what each one is reading, and a watchdog for one that hangs."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from cellfeed._joinids import IntArray
 from cellfeed.rows.row_allocator import Reader, RowAllocator, RowPointers
 
 MAX_READS = 64
-"""Reads of one worker that are told apart."""
+"""Concurrent reads per worker that are recorded; any others are not."""
 
 
 class WorkerMonitor:
-    """Shared memory in which workers write their process number and the runs that they are reading.
+    """Shared memory in which workers record their process id and the soma_joinids that they are reading.
 
     Parameters
     ----------
     num_workers
-        Worker processes that share it.
+        Number of worker processes.
     """
 
     def __init__(self, num_workers: int) -> None:
-        pids = torch.zeros(num_workers, dtype=torch.int64, device="cpu")
-        runs = torch.full((num_workers, MAX_READS, 2), -1, dtype=torch.int64, device="cpu")
+        pids = torch.zeros(num_workers, dtype=torch.int64, device="cpu")  # 0: the worker has not begun to iterate
+        reads = torch.full((num_workers, MAX_READS, 2), -1, dtype=torch.int64, device="cpu")  # first and last joinid
         self._pids = pids.share_memory_()  # type: ignore[no-untyped-call]
-        self._runs = runs.share_memory_()  # type: ignore[no-untyped-call]
+        self._reads = reads.share_memory_()  # type: ignore[no-untyped-call]
 
     def watched(self, reader: Reader, worker: int) -> Reader:
-        """Return the reader of a worker, under watch."""
+        """Return a reader that records the reads of a worker."""
         self._pids[worker] = os.getpid()
-        self._runs[worker] = -1
-        return _WatchedReader(reader, self._runs[worker])
+        self._reads[worker] = -1
+        return _WatchedReader(reader, self._reads[worker])
 
     def forget(self) -> None:
-        """Forget the processes of an earlier pass."""
+        """Delete the records of an earlier epoch."""
         self._pids.zero_()
-        self._runs.fill_(-1)
+        self._reads.fill_(-1)
 
     @property
     def nothing_begun(self) -> bool:
@@ -51,89 +51,100 @@ class WorkerMonitor:
         return not self._pids.any()
 
     def describe(self) -> str:
-        """Say what is being read, worker by worker."""
+        """Describe what each worker is reading, for an error message."""
         lines = []
         for worker, pid in enumerate(self._pids.tolist()):
-            runs = [f"{first} to {last}" for first, last in sorted(self._runs[worker].tolist()) if first >= 0]
-            doing = f"was reading soma_joinid {', '.join(runs)}" if runs else "was not reading"
-            lines.append(f"worker {worker} (process {pid}) {doing}" if pid else f"worker {worker} had not begun")
+            reads = [f"{first} to {last}" for first, last in sorted(self._reads[worker].tolist()) if first >= 0]
+            activity = f"was reading soma_joinid {', '.join(reads)}" if reads else "was not reading"
+            lines.append(f"worker {worker} (process {pid}) {activity}" if pid else f"worker {worker} had not begun")
         return "; ".join(lines)
 
     def kill(self) -> None:
-        """End the workers at once, stopped ones as well."""
+        """Kill the workers that have begun to iterate, including stopped ones."""
         for pid in self._pids.tolist():
             if pid and pid != os.getpid():
-                with contextlib.suppress(OSError):  # it is gone already
+                with contextlib.suppress(OSError):  # the process has ended
                     os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
 class Watchdog:
-    """A thread that rings once if it was not put off for some seconds.
+    """A thread that calls a function once if a guarded body takes too long.
 
     Parameters
     ----------
-    seconds
-        0 or less never rings.
-    ring
-        Called in the thread.
+    timeout_s
+        Limit in seconds; 0 or less sets no limit.
+    on_timeout
+        Function to call in the thread.
+
+    Attributes
+    ----------
+    timed_out
+        Whether ``on_timeout`` was called.
+
+    Examples
+    --------
+    >>> with Watchdog(600.0, lambda: print("hangs")) as watchdog:
+    ...     with watchdog.guard():
+    ...         minibatch = "received in time"
+    >>> watchdog.timed_out
+    False
     """
 
-    def __init__(self, seconds: float, ring: Callable[[], None]) -> None:
-        self._seconds = seconds
-        self._ring = ring
-        self._until = math.inf
+    def __init__(self, timeout_s: float, on_timeout: Callable[[], None]) -> None:
+        self._timeout_s = timeout_s
+        self._on_timeout = on_timeout
+        self._deadline = math.inf
         self._done = threading.Event()
-        self.rang = False
+        self.timed_out = False
 
     def __enter__(self) -> Watchdog:
         """Start the thread, which ends with the body."""
         try:
-            if self._seconds > 0:
+            if self._timeout_s > 0:
                 threading.Thread(target=self._run, name="cellfeed-watchdog", daemon=True).start()
-        except BaseException:  # an interrupt, as the thread starts
+        except BaseException:  # such as an interrupt while the thread starts
             self._done.set()
             raise
         return self
 
-    @contextlib.contextmanager
-    def set(self) -> Iterator[None]:
-        """Ring if the body takes too long."""
-        self._until = time.monotonic() + self._seconds
-        try:
-            yield
-        finally:
-            self._until = math.inf
-
-    def _run(self) -> None:
-        while not self._done.wait(min(1.0, self._seconds / 4)):
-            if time.monotonic() > self._until:
-                self.rang = True
-                self._ring()
-                return
-
     def __exit__(self, *error: object) -> None:
         self._done.set()
 
+    @contextlib.contextmanager
+    def guard(self) -> Iterator[None]:
+        """Limit the time of the body."""
+        self._deadline = time.monotonic() + self._timeout_s
+        try:
+            yield
+        finally:
+            self._deadline = math.inf
+
+    def _run(self) -> None:
+        while not self._done.wait(min(1.0, self._timeout_s / 4)):
+            if time.monotonic() > self._deadline:
+                self.timed_out = True
+                self._on_timeout()
+                return
+
 
 class _WatchedReader:
-    def __init__(self, reader: Reader, runs: torch.Tensor) -> None:
+    def __init__(self, reader: Reader, reads: torch.Tensor) -> None:
         self._reader = reader
-        self._runs = runs
-        self._free = list(range(len(runs)))
+        self._reads = reads  # (MAX_READS, 2)
+        self._free = list(range(len(reads)))
         self._lock = threading.Lock()
 
     def read(self, joinids: IntArray, space: RowAllocator) -> RowPointers:
-        if len(joinids) == 0:
-            return self._reader.read(joinids, space)
         with self._lock:
-            slot = self._free.pop() if self._free else None
+            slot = self._free.pop() if self._free and len(joinids) else None
         if slot is None:
             return self._reader.read(joinids, space)
-        self._runs[slot, 0], self._runs[slot, 1] = int(joinids[0]), int(joinids[-1])
+        self._reads[slot, 0], self._reads[slot, 1] = int(joinids[0]), int(joinids[-1])
         try:
             return self._reader.read(joinids, space)
         finally:
-            self._runs[slot] = -1
+            self._reads[slot] = -1
             with self._lock:
                 self._free.append(slot)
 

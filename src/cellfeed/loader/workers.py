@@ -1,15 +1,16 @@
-"""What a loader shares with the worker processes that it starts, and how a dataset gets there.
+"""Shared memory between a loader and its worker processes, and the transfer of a dataset to them.
 
-A pickle goes to a worker through a pipe that holds 64 KiB. A longer one would make the parent wait for a child that
-may have died before it read. So a dataset is written to an anonymous file, from which all workers map its arrays, and
-only the file's handle goes through the pipe. The system frees the file when the last process that holds it has ended,
-however that ends.
+A worker receives a pickle through a pipe that holds 64 KiB. With a longer pickle the parent would wait for a child that
+may have died before it read. Therefore a dataset is written to an anonymous file, from which all workers map its
+arrays, and only the handle of the file goes through the pipe. The system frees the file when the last process that
+holds it ends, even if it is killed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
 import mmap
 import os
 import pickle
@@ -28,62 +29,63 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from cellfeed.errors import PlanError, StateError
-from cellfeed.loader.epochs import Pass
+from cellfeed.loader.epochs import RankEpoch
 from cellfeed.loader.worker_monitor import WorkerMonitor
 from cellfeed.select.encoders import Encoder
 
 CAPACITY = 1 << 18
-"""Bytes in which the description of a pass must find room."""
+"""Bytes of shared memory for the state with which workers begin an epoch."""
 
 ALIGNMENT = 64
-"""Bytes: each array in the file of a dataset begins at a multiple of it, as NumPy's own arrays do."""
+"""Bytes: each array in the file of a dataset begins at a multiple of it, as arrays of NumPy do."""
 
 ADVICE = "define it in a module that can be imported, or use num_workers=0, which is faster"
 
 
 class WorkerGroup:
-    """Shared memory of a loader and the worker processes that it starts together.
+    """Worker processes that a loader starts together, and the memory that they share with it.
 
     Parameters
     ----------
     num_workers
-        Worker processes that share it.
+        Number of worker processes.
 
     Attributes
     ----------
-    watch
+    monitor
         What each worker is reading.
     processes
-        The workers, in the process that started them.
+        The processes; empty in the workers themselves.
     """
 
     def __init__(self, num_workers: int) -> None:
-        self.watch = WorkerMonitor(num_workers)
+        self.monitor = WorkerMonitor(num_workers)
         self.processes: Sequence[Any] = ()
         shared = torch.zeros(CAPACITY, dtype=torch.uint8, device="cpu")
-        self._pass = shared.share_memory_()  # type: ignore[no-untyped-call]
+        self._epoch = shared.share_memory_()  # type: ignore[no-untyped-call]
 
-    def assign(self, this: Pass) -> None:
-        """Choose the pass that the workers begin next."""
-        described = pickle.dumps(this)
-        if len(described) > CAPACITY:
+    def assign(self, rank_epoch: RankEpoch) -> None:
+        """Choose the epoch that the workers begin next."""
+        packed = json.dumps(rank_epoch.pack()).encode()
+        if len(packed) > CAPACITY:
             raise StateError(
-                f"the state has {len(this.segments)} restores in one epoch on {this.world_layout.world_size} ranks, "
-                f"too many for worker processes; use num_workers=0 until the epoch ends"
+                f"the state has {len(rank_epoch.segments)} restores in one epoch on "
+                f"{rank_epoch.world_layout.world_size} ranks, too many for worker processes; use num_workers=0 until "
+                f"the epoch ends"
             )
-        self._pass.numpy()[: len(described)] = np.frombuffer(described, np.uint8)
+        self._epoch.numpy()[:] = np.frombuffer(packed.ljust(CAPACITY), np.uint8)
 
     @property
-    def assigned(self) -> tuple[int, Pass]:
-        """The number of this worker, and the pass that it begins."""
+    def assigned(self) -> tuple[int, RankEpoch]:
+        """Number of this worker, and the epoch that it begins."""
         info: Any = get_worker_info()
-        return info.id, pickle.loads(self._pass.numpy().data)  # what follows the end of a pickle is not read
+        return info.id, RankEpoch.unpack(json.loads(self._epoch.numpy().tobytes()))
 
     def end(self) -> None:
-        """End the workers at once, stopped ones as well, and those that have not begun."""
-        self.watch.kill()
+        """Kill the workers, including stopped ones and those that have not begun to iterate."""
+        self.monitor.kill()
         for process in self.processes:
-            with contextlib.suppress(Exception):  # it is gone already
+            with contextlib.suppress(Exception):  # the process has ended
                 process.kill()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -91,7 +93,7 @@ class WorkerGroup:
 
 
 class Sendable:
-    """A dataset that :func:`sending` sends to worker processes by a handle; any other pickle of it is a copy."""
+    """A dataset that is pickled as the handle of a file within :func:`sending`, and as a full copy elsewhere."""
 
     _workers: WorkerGroup | None = None
     """The workers to which this process belongs, if a loader of cellfeed started it."""
@@ -104,9 +106,9 @@ class Sendable:
 
     def __getitem__(self, index: Any) -> Any:
         raise PlanError(
-            f"dataset[{index!r}]: minibatches are not taken by their number, so torch.utils.data.Subset and "
-            f"torch.utils.data.random_split cannot divide this dataset. Use dataset.random_split(weights), or choose "
-            f"cells by obs_query="
+            f"dataset[{index!r}]: minibatches have no index, so torch.utils.data.Subset and "
+            f"torch.utils.data.random_split cannot divide this dataset. Use dataset.random_split(weights), or select "
+            f"cells with obs_query="
         )
 
 
@@ -123,7 +125,7 @@ class _Sent:
 
 @contextlib.contextmanager
 def sending(dataset: Any, workers: WorkerGroup) -> Iterator[None]:
-    """Send a dataset to the worker processes that are started in the body, as one of the workers each."""
+    """Send a dataset to the worker processes that are started in the body of this context."""
     with _anonymous_file() as file:
         _sending.sent = _Sent(dataset, file, _write(dataset, file), workers)
         try:
@@ -133,47 +135,50 @@ def sending(dataset: Any, workers: WorkerGroup) -> Iterator[None]:
 
 
 def _anonymous_file() -> IO[bytes]:
-    """Make a file without a name: in memory, but not in /dev/shm, which containers keep small."""
-    with contextlib.suppress(AttributeError, OSError):  # not on each system
+    """Make a file without a name: in memory, but not in /dev/shm, which is small in containers."""
+    with contextlib.suppress(AttributeError, OSError):  # some systems have no memfd
         return open(os.memfd_create("cellfeed"), "w+b")  # noqa: PTH123 - it has no path
     return tempfile.TemporaryFile()
 
 
 class _Pickler(pickle.Pickler):
-    """Leaves arrays out of a pickle, and encoders too: workers read codes. Notes what a main program defines."""
+    """Pickles without arrays, which are kept beside, and without encoders, which workers do not need: they read codes.
+
+    ``of_main`` lists the classes and functions that the main program defines.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         self.arrays: list[pickle.PickleBuffer] = []
         self.of_main: list[str] = []
         super().__init__(file, protocol=5, buffer_callback=self.arrays.append)
 
-    def reducer_override(self, thing: Any) -> Any:
-        if isinstance(thing, Encoder):
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, Encoder):
             return type(None), ()
-        if isinstance(thing, (type, FunctionType)) and thing.__module__ == "__main__":
-            self.of_main.append(thing.__qualname__)
+        if isinstance(value, (type, FunctionType)) and value.__module__ == "__main__":
+            self.of_main.append(value.__qualname__)
         return NotImplemented
 
 
 def _write(dataset: Any, file: IO[bytes]) -> int:
-    """Write the arrays of a dataset, its pickle, and where each of these parts lies; return their number."""
+    """Write the arrays of a dataset, its pickle, and the bounds of these parts; return the number of parts."""
     pickled = io.BytesIO()
     pickler = _Pickler(pickled)
     pickler.dump(dataset)
     bounds = []
     for part in (*(array.raw() for array in pickler.arrays), pickled.getbuffer()):
         start = file.seek(-(-file.tell() // ALIGNMENT) * ALIGNMENT)
-        bounds.append((start, start + file.write(part)))
+        bounds.append((start, start + file.write(part)))  # (n_parts, 2): bytes of the file
     file.write(np.array(bounds, np.int64).tobytes())
     file.flush()
     return len(bounds)
 
 
 def _receive(handle: Any, n_parts: int, workers: WorkerGroup) -> Any:
-    """Make the dataset in a worker process. Why it cannot be made is said when it is iterated: PyTorch passes it on."""
+    """Make the dataset in a worker process. An error is raised in ``__iter__``, from where PyTorch forwards it."""
     try:
         with open(handle.detach(), "rb") as file:  # noqa: PTH123 - it has no path
-            # Arrays may be written to, as others may; what is written stays in this process.
+            # Arrays are writable, as usual; copy-on-write keeps changes in this process.
             memory = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
         bounds = np.frombuffer(memory[-16 * n_parts :], np.int64).reshape(n_parts, 2).tolist()
         *arrays, pickled = (memory[start:stop] for start, stop in bounds)
@@ -193,19 +198,20 @@ class _NotReceived(IterableDataset[Any]):
 
 
 def check_sendable(parts: Mapping[str, Any], num_workers: int) -> None:
-    """Refuse what cannot be sent to worker processes that are spawned.
+    """Check that objects can be sent to spawned worker processes.
 
     Parameters
     ----------
     parts
-        By the name that a message gives them.
+        Objects by their name in messages.
     num_workers
-        For messages.
+        Number of workers in messages.
 
     Raises
     ------
     PlanError
-        If one cannot be pickled, or the main program defines it and workers cannot import that: a notebook, a prompt.
+        If an object cannot be pickled, or is defined in a main program that workers cannot import: a notebook or a
+        prompt.
     """
     main = sys.modules["__main__"]
     program = getattr(main, "__file__", None)
@@ -218,7 +224,7 @@ def check_sendable(parts: Mapping[str, Any], num_workers: int) -> None:
         pickler = _Pickler(io.BytesIO())
         try:
             pickler.dump(part)
-        except Exception as cause:  # whatever pickling it raises
+        except Exception as cause:  # pickling may raise any error
             raise PlanError(
                 f"num_workers={num_workers}: {name} cannot be sent to workers ({cause}); {ADVICE}"
             ) from cause
@@ -230,7 +236,7 @@ def check_sendable(parts: Mapping[str, Any], num_workers: int) -> None:
 
 
 def _can_import_main() -> bool:
-    """Whether a spawned process imports the main program, as :mod:`multiprocessing` would have it do."""
+    """Whether :mod:`multiprocessing` makes a spawned process import the main program."""
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
     if spec is not None:

@@ -1,4 +1,4 @@
-"""Where this process stands among ranks and workers: the one place that looks."""
+"""The rank and worker of this process: the only module that determines them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ LAUNCHERS = {
     "SLURM_STEP_NUM_TASKS": "SLURM_PROCID",
     "SLURM_NTASKS": "SLURM_PROCID",
 }
-"""Variables in which launchers give the number of processes that they started together, and that of each."""
+"""Environment variables of launchers: the number of processes, and the variable with the number of this one."""
 
 
 def find_ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """Return (rank, world_size): as given, else of ``torch.distributed``, else of the environment.
+    """Return (rank, world_size): the arguments, or those of ``torch.distributed``, or those of the environment.
 
-    The environment is what ``torchrun`` sets: ``RANK`` and ``WORLD_SIZE``. A lone ``LOCAL_RANK`` is not
-    used: on several nodes it is the same number many times.
+    In the environment ``torchrun`` sets ``RANK`` and ``WORLD_SIZE``. ``LOCAL_RANK`` is not used: processes on several
+    nodes have the same one.
     """
     if rank is not None and world_size is not None:
         return rank, world_size
@@ -45,9 +45,9 @@ def find_ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
 
 
 def warn_of_unknown_rank(rank: int | None) -> None:
-    """Warn if a launcher started several processes and nothing gives the rank of this one: each gets all cells.
+    """Warn if a launcher started several processes and the rank of this one is not known: each gets all cells.
 
-    What a launcher numbers may be ranks of one training, or trainings of their own: its numbers are not taken as ranks.
+    The numbers of a launcher are not used as ranks, since its processes may be independent trainings.
     """
     if rank is not None or (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return
@@ -64,10 +64,10 @@ def warn_of_unknown_rank(rank: int | None) -> None:
 
 
 def _processes_launched() -> tuple[str, int]:
-    """Return the number of processes that were started together, and the variable that says it.
+    """Return the variable with the number of processes that a launcher started together, and that number.
 
-    ``SLURM_NTASKS`` also stands in the shell of a batch job or of an allocation, where one process runs alone: there
-    is no step, and the number of the process is 0.
+    ``SLURM_NTASKS`` is also set in the shell of a batch job or an allocation, where one process runs alone: without a
+    step, and with process number 0.
     """
     alone = "SLURM_STEP_ID" not in os.environ and os.environ.get("SLURM_PROCID", "0") == "0"
     for name in LAUNCHERS:
@@ -82,17 +82,17 @@ def available_threads() -> int:
 
 
 def find_worker(home: int) -> tuple[int, int]:
-    """Return this process's place among the workers of a loader of PyTorch's own, and their number.
+    """Return the number of this worker of a plain PyTorch loader, and the number of its workers.
 
     Parameters
     ----------
     home
-        The process in which the dataset was made.
+        Id of the process that made the dataset.
 
     Raises
     ------
     PlanError
-        In a worker process to which the dataset was sent: it cannot know the epoch, nor the rank of its loader.
+        In a worker process that received the dataset from another process: the epoch and the rank are unknown there.
     """
     info = torch.utils.data.get_worker_info()
     if info is None:
@@ -100,40 +100,41 @@ def find_worker(home: int) -> tuple[int, int]:
     if home != os.getpid():
         raise PlanError(
             f"this dataset was sent to a worker process by a loader that is not from cellfeed. The worker does not "
-            f"know the epoch and the rank, every pass would have the same order, and a state would not count its "
+            f"know the epoch and the rank, every epoch would have the same order, and a state would not count its "
             f"minibatches. Use cellfeed.experiment_dataloader(dataset, num_workers={info.num_workers}), or no workers, "
             f"which is faster"
         )
     return info.id, info.num_workers
 
 
-def refuse_loader(rank: int | None, world_size: int | None, batch_size: int) -> None:
+def refuse_loader(rank: int | None, world_size: int | None, batch_size: int | None) -> None:
     """Refuse to be iterated by a loader that would make something else of the minibatches than they are.
 
-    Accelerate would give each rank a part of its part. PyTorch's own ``batch_size`` would stack minibatches.
+    Accelerate would give each rank a part of its part. PyTorch's own ``batch_size`` would stack minibatches
+    of ``batch_size`` cells; ``None`` permits it.
     """
     sharded = find_ranks(rank, world_size)[1] > 1
     if sharded and any(_module(frame) == "accelerate.data_loader" for frame in _callers()):
         raise PlanError(
-            "Accelerate prepared a loader over this dataset, and would give each rank a part of what its rank is "
-            "to receive: cells would be lost. Prepare what cellfeed.experiment_dataloader returns, which it leaves "
-            "as it is, or prepare no loader"
+            "Accelerate prepared a loader over this dataset, and would give each rank a part of the cells of that "
+            "rank only: cells would be lost. Prepare the loader that cellfeed.experiment_dataloader returns, which "
+            "Accelerate does not change, or prepare no loader"
         )
-    if batch_size > 1 and _is_collated():
+    if batch_size is not None and _is_collated():
         raise PlanError(
             f"the loader collates minibatches of this dataset, which have {batch_size} cells each, to minibatches of "
             f"minibatches. Use cellfeed.experiment_dataloader(dataset), or give torch.utils.data.DataLoader "
-            f"batch_size=None; the dataset's batch_size= says how many cells come together"
+            f"batch_size=None; the batch_size= of the dataset sets the number of cells in a minibatch"
         )
 
 
 def _is_collated() -> bool:
-    """Whether what iterates the dataset is PyTorch's loader, with a batch size and its own way to collate."""
+    """Whether a PyTorch loader with a batch size and the default ``collate_fn`` iterates the dataset."""
     for frame in _callers():
         if not _module(frame).startswith(("torch.utils.data", "cellfeed")):
-            return False  # whoever stands between may take minibatches apart; its variables are not looked at
+            return False  # code in between may split minibatches; its variables are not inspected
         caller = frame.f_locals.get("self") if _module(frame).startswith("torch.utils.data") else None
-        if getattr(caller, "auto_collation", False):  # PyTorch's fetcher of the items of a minibatch
+        if getattr(caller, "auto_collation", False):  # the fetcher of a PyTorch loader
             return getattr(caller, "collate_fn", None) is torch.utils.data.default_collate
     return False
 
@@ -150,10 +151,10 @@ def _module(frame: FrameType) -> str:
 
 
 def refuse_fork(made_by: int) -> None:
-    """Refuse what another process made, by its id: TileDB's threads exist in the process that made them only."""
+    """Check that this process made an object, by the process id: threads of TileDB do not exist in a forked process."""
     if os.getpid() != made_by:
         raise CellfeedError(
-            "this dataset was made before the process was forked, and TileDB's threads do not survive a fork: make it "
-            "in the forked process (under Lightning's ddp_fork: in setup()), or start processes with "
+            "this dataset was made before the process was forked, and threads of TileDB do not survive a fork: make it "
+            "in the forked process (with ddp_fork of Lightning: in setup()), or start processes with "
             'multiprocessing_context="spawn", as cellfeed.experiment_dataloader does, or use num_workers=0'
         )

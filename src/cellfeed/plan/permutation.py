@@ -1,9 +1,9 @@
 """Random orders that are functions of a key.
 
-An order is computed from (seed, purpose, epoch, ...) alone: no generator is carried along, so any part
-of it can be had without the parts before. NumPy promises the stream of bits of :class:`numpy.random.Philox`
-and of :class:`numpy.random.SeedSequence` for good (NEP 19), but not the result of
-``Generator.permutation``; therefore the bits are sorted here, and one golden order is pinned in the tests.
+An order is computed from (seed, purpose, epoch, ...) alone. No generator is kept, so each order can be computed without
+those before it. NumPy guarantees the bits of :class:`numpy.random.Philox` and :class:`numpy.random.SeedSequence`
+(NEP 19), but not the result of ``Generator.permutation``. Therefore an order is made here by sorting random bits, and
+the tests fix one golden order.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cellfeed.errors import PlanError
 
 
 class Purpose(IntEnum):
-    """What an order is for; two purposes never share random bits."""
+    """Purpose of an order; two purposes never share random bits."""
 
     CHUNKS = 0
     WINDOW = 1
@@ -27,14 +27,14 @@ class Purpose(IntEnum):
 
 
 def check_seed(seed: object) -> int:
-    """Return the seed as an int, or say why it is none."""
+    """Return the seed as an int, or raise a PlanError."""
     if not is_integer(seed) or seed < 0:
         raise PlanError(f"seed={seed!r} must be an integer of at least 0 (or None for a fresh one)")
     return int(seed)
 
 
 def new_seed() -> int:
-    """Draw a seed from the operating system; small enough for JSON readers that hold numbers as doubles."""
+    """Return a seed from the operating system, below 2**53: some JSON readers store numbers as doubles."""
     return int(np.random.SeedSequence().generate_state(1, np.uint64)[0]) >> 11
 
 
@@ -54,8 +54,7 @@ def permutation(n: int, seed: int, *key: int) -> npt.NDArray[np.int64]:
     seed
         At least 0.
     key
-        Numbers that tell this order from all others of the same seed. Keys of different lengths never
-        give the same stream, which sums and bare lists of seeds do.
+        Integers that distinguish the orders of one seed. Keys of different lengths give different orders.
 
     Returns
     -------
@@ -72,20 +71,20 @@ def permutation(n: int, seed: int, *key: int) -> npt.NDArray[np.int64]:
 def interleave_by_weight(
     order: npt.NDArray[np.int64], weights: npt.NDArray[np.float64], n_strata: int
 ) -> npt.NDArray[np.int64]:
-    """Rearrange a random order so that every stretch of it has nearly its share of the weight.
+    """Rearrange a random order so that any run of consecutive items has nearly its share of the total weight.
 
-    Items are divided by weight into strata of equal size. The result is made of groups of one item from each stratum:
-    within a stratum, and within a group, items keep the order that they had, so it is as random as that. Sums over
-    stretches then vary with the spread inside strata only.
+    Items are divided by weight into ``n_strata`` strata of equal size. The result is a sequence of groups: group ``k``
+    has the ``k``-th item of each stratum, in the random order. Within a group, items keep the random order, too. Sums
+    of weights over runs of items then vary only with the spread of weights within strata.
 
     Parameters
     ----------
     order
         int64, shape (n,): a random order of ``range(n)``.
     weights
-        shape (n,): the weight of each item.
+        float64, shape (n,): the weight of each item.
     n_strata
-        Items of a group.
+        Number of strata, and of items in a group.
 
     Returns
     -------
@@ -93,14 +92,18 @@ def interleave_by_weight(
 
     Examples
     --------
-    >>> interleave_by_weight(np.array([0, 1, 2, 3]), np.array([1.0, 1.0, 9.0, 9.0]), 2).tolist()
-    [0, 2, 1, 3]
+    Items 0 to 2 are light and 3 to 5 heavy; the random order begins with the light ones. In this order the strata are
+    (2, 0, 1) and (5, 4, 3), so the groups are (2, 5), (0, 4) and (1, 3).
+
+    >>> order, weights = np.array([2, 0, 1, 5, 4, 3]), np.array([1.0, 1.0, 1.0, 9.0, 9.0, 9.0])
+    >>> interleave_by_weight(order, weights, 2).tolist()
+    [2, 5, 0, 4, 1, 3]
     """
     n = len(order)
-    place = np.empty(n, np.int64)
-    place[order] = np.arange(n)
-    by_weight = order[np.argsort(weights[order], kind="stable")]
-    stratum = np.arange(n) * n_strata // max(n, 1)
-    by_stratum = by_weight[np.lexsort((place[by_weight], stratum))]
-    group = np.arange(n) - np.searchsorted(stratum, np.arange(n_strata))[stratum]
-    return by_stratum[np.lexsort((place[by_stratum], group))]
+    rank = np.empty(n, np.int64)  # (n,): place of each item in the random order
+    rank[order] = np.arange(n)
+    by_weight = order[np.argsort(weights[order], kind="stable")]  # (n,): items, the lightest first
+    stratum = np.arange(n) * n_strata // max(n, 1)  # (n,): ascending
+    by_stratum = by_weight[np.lexsort((rank[by_weight], stratum))]  # (n,): items by stratum, then by rank
+    group = np.arange(n) - np.searchsorted(stratum, np.arange(n_strata))[stratum]  # (n,): number within the stratum
+    return by_stratum[np.lexsort((rank[by_stratum], group))]

@@ -1,15 +1,24 @@
-"""What is left of an epoch that was begun, perhaps by other ranks and workers: a pure function of a few integers.
+"""The rest of an epoch that was begun, perhaps by other ranks and workers: a pure function of a few integers.
 
-An epoch has *segments*: each restore on another layout of ranks and workers begins one. A segment is its layout and
-the number of minibatches that each rank received. From these and the order of the epoch follow the cells that have been
-yielded, and so the parts of the epoch that are still to be assigned.
+An epoch has *segments*: each restore on another layout of ranks and workers begins one. A segment is its layout and the
+number of minibatches that each rank received. These and the order of the epoch determine which cells were yielded, and
+so which ones are still to be assigned.
+
+With 12 cells in order and ``batch_size=2``, two ranks receive one minibatch each, and three ranks continue::
+
+    two ranks      0 1 2 3 4 5 | 6 7 8 9 10 11
+    received       0 1         | 6 7
+    rest               2 3 4 5       8 9 10 11
+    three ranks        2 3 | 4 5 |   8 9         10 and 11 are left out (remainder="drop")
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 
@@ -20,14 +29,14 @@ from cellfeed.plan.windows import Fetch, ShardWindows, Window
 
 @dataclass(frozen=True)
 class WorldLayout:
-    """Who walks an epoch, and how much each holds: the same world_layout walks on in the same order.
+    """Ranks and workers that share an epoch, and how they shuffle. The same layout continues in the same order.
 
     Attributes
     ----------
     world_size, num_workers
-        Ranks, and reading processes of each.
+        Number of ranks, and of reading processes per rank.
     mixing
-        How each of them mixes chunks.
+        How each reading process shuffles chunks.
     """
 
     world_size: int
@@ -37,88 +46,93 @@ class WorldLayout:
 
 @dataclass(frozen=True)
 class ResumeSegment:
-    """A part of an epoch that was walked.
+    """A part of an epoch that was received on one layout.
 
     Attributes
     ----------
     world_layout
-        Who walked.
-    received
-        Minibatches that the training loop of each rank received; one number if it is the same for all.
+        The ranks and workers.
+    n_received
+        Number of minibatches that the training loop of each rank received; one integer if all received the same number.
     """
 
     world_layout: WorldLayout
-    received: int | tuple[int, ...]
+    n_received: int | tuple[int, ...]
 
     def received_by(self, rank: int) -> int:
-        """Minibatches that a rank received."""
-        return self.received if isinstance(self.received, int) else self.received[rank]
+        """Return the number of minibatches that a rank received."""
+        return self.n_received if isinstance(self.n_received, int) else self.n_received[rank]
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Cells ``start`` to ``stop`` of the epoch order, of which ``left`` have left."""
+    """Cells ``start`` to ``stop`` of the epoch order; ``n_done`` of them were yielded."""
 
     start: int
     stop: int
-    left: int = 0
+    n_done: int = 0
 
     def __len__(self) -> int:
-        return self.stop - self.start - self.left
+        return self.stop - self.start - self.n_done
 
-    def cut(self, n: int) -> tuple[Shard, Shard]:
-        """Divide behind ``n`` cells; none may have left."""
+    def split(self, n: int) -> tuple[Shard, Shard]:
+        """Split after ``n`` cells; requires ``n_done == 0``."""
         return replace(self, stop=self.start + n), replace(self, start=self.start + n)
 
-    def behind(self, n: int) -> Shard:
-        """Return what is left once ``n`` more cells have left."""
-        return replace(self, left=self.left + n)
+    def skip(self, n: int) -> Shard:
+        """Return the shard with ``n`` more cells done."""
+        return replace(self, n_done=self.n_done + n)
 
-    def windows(self, plan: EpochOrder) -> Iterator[Window]:
-        """Yield the windows in which the cells leave."""
-        return ShardWindows(plan, self.start, self.stop).windows(self.left)
+    def windows(self, order: EpochOrder) -> Iterator[Window]:
+        """Yield the windows of the cells that are not done."""
+        return ShardWindows(order, self.start, self.stop).windows(self.n_done)
 
-    def splittable(self, plan: EpochOrder) -> Pieces:
-        """Return the same cells in pieces that can be cut anywhere: what is held, and what has not arrived."""
-        if self.left == 0:
+    def splittable(self, order: EpochOrder) -> Pieces:
+        """Return the same cells as pieces that can be split anywhere: those in memory, and those not read yet."""
+        if self.n_done == 0:
             return [self]
-        positions, _, end = ShardWindows(plan, self.start, self.stop).held(self.left)
-        pieces: Pieces = [Leftover(plan, self, 0, len(positions))] if len(positions) else []
-        return pieces + [Shard(end, self.stop)] * (end < self.stop)
+        positions, _, end = ShardWindows(order, self.start, self.stop).held(self.n_done)
+        pieces: Pieces = []
+        if len(positions):
+            pieces.append(Leftover(order, self, 0, len(positions)))
+        if end < self.stop:
+            pieces.append(Shard(end, self.stop))
+        return pieces
 
 
 @dataclass(frozen=True, eq=False)
 class Leftover:
-    """Cells ``low`` to ``high`` of those that a stretch held where it was left, in their order of leaving."""
+    """Cells that were in memory when a shard stopped: numbers ``start`` to ``stop`` in the order of yielding them."""
 
-    plan: EpochOrder
-    stretch: Shard
-    low: int
-    high: int
+    order: EpochOrder
+    shard: Shard
+    start: int
+    stop: int
 
     def __len__(self) -> int:
-        return self.high - self.low
+        return self.stop - self.start
 
-    def cut(self, n: int) -> tuple[Leftover, Leftover]:
-        """Divide behind ``n`` cells."""
-        return replace(self, high=self.low + n), replace(self, low=self.low + n)
+    def split(self, n: int) -> tuple[Leftover, Leftover]:
+        """Split after ``n`` cells."""
+        return replace(self, stop=self.start + n), self.skip(n)
 
-    def behind(self, n: int) -> Leftover:
-        """Return what is left once ``n`` more cells have left."""
-        return replace(self, low=self.low + n)
+    def skip(self, n: int) -> Leftover:
+        """Return the cells after the first ``n``."""
+        return replace(self, start=self.start + n)
 
-    def windows(self, plan: EpochOrder) -> Iterator[Window]:
-        """Yield windows of these cells; several where more were held than is planned now."""
-        walk = ShardWindows(self.plan, self.stretch.start, self.stretch.stop)
-        positions, is_real, _ = walk.held(self.stretch.left)
-        n_windows = -(-len(self) * (1 + plan.shuffle_plan.windows_ahead) // plan.cells_held)  # as many are read ahead
-        for part in np.array_split(np.arange(self.low, self.high), n_windows):
+    def windows(self, order: EpochOrder) -> Iterator[Window]:
+        """Yield windows of these cells; several if memory now holds fewer cells than before."""
+        positions, is_real, _ = ShardWindows(self.order, self.shard.start, self.shard.stop).held(self.shard.n_done)
+        n_windows = -(
+            -len(self) * (1 + order.shuffle_plan.windows_ahead) // order.cells_held
+        )  # windows that are read ahead count
+        for part in np.array_split(np.arange(self.start, self.stop), n_windows):  # (n_cells of the window,)
             by_position = part[np.argsort(positions[part], kind="stable")]
             fetch = Fetch(positions[by_position], np.zeros(len(part), np.int64), is_real[by_position])
             yield Window((fetch,), np.argsort(by_position))
 
-    def splittable(self, plan: EpochOrder) -> Pieces:
-        """Return the piece itself, which can be cut anywhere."""
+    def splittable(self, order: EpochOrder) -> Pieces:
+        """Return the piece itself, which can be split anywhere."""
         return [self]
 
 
@@ -128,140 +142,177 @@ Pieces = list[Piece]
 
 @dataclass(frozen=True)
 class ShardAssignment:
-    """An epoch dealt out.
+    """The cells of each worker.
 
     Attributes
     ----------
     ranks
-        The pieces of each worker of each rank, in the order in which they are walked.
+        ``ranks[rank][worker]`` lists pieces in the order of reading.
     left_out
-        What the remainder leaves out.
+        Pieces that no rank gets: see ``remainder``.
     """
 
     ranks: list[list[Pieces]]
     left_out: Pieces
 
+    def n_minibatches(self, rank: int, batch_size: int) -> int:
+        """Return the number of minibatches of a rank."""
+        return sum(n_minibatches(pieces, batch_size) for pieces in self.ranks[rank])
 
-def assign_shards(plan: EpochOrder, segments: Sequence[ResumeSegment], world_layout: WorldLayout) -> ShardAssignment:
-    """Deal out what some segments left of an epoch.
+
+def assign_shards(order: EpochOrder, segments: Sequence[ResumeSegment], world_layout: WorldLayout) -> ShardAssignment:
+    """Assign the rest of an epoch to ranks and workers.
+
+    The layout of the last segment continues in the same order. With another number of workers each rank keeps its
+    cells. With another number of ranks all remaining cells are assigned again, including those that were left out.
 
     Parameters
     ----------
-    plan
-        Of the epoch.
+    order
+        Order of the epoch.
     segments
-        What was walked so far; none at the beginning.
+        What was received so far; empty at the beginning of the epoch.
     world_layout
-        Who is to walk the rest. The same world_layout goes on in the same order. Another number of workers leaves each
-        rank its cells; another number of ranks shares out anew, together with what the last one left out.
+        Ranks and workers that read the rest.
+
+    Examples
+    --------
+    The example of the module:
+
+    >>> order = EpochOrder(
+    ...     np.arange(13), seed=0, epoch=0, shuffle=False, batch_size=2, mixing=ShufflePlan(1)
+    ... )  # 12 chunks of one cell
+    >>> two, three = (WorldLayout(n, 1, order.mixing) for n in (2, 3))
+    >>> assign_shards(order, [], two).ranks
+    [[[Shard(start=0, stop=6, n_done=0)]], [[Shard(start=6, stop=12, n_done=0)]]]
+    >>> rest = assign_shards(order, [ResumeSegment(two, 1)], three)
+    >>> [(piece.start, piece.stop) for workers in rest.ranks for pieces in workers for piece in pieces]
+    [(2, 4), (4, 6), (8, 10)]
+    >>> rest.left_out
+    [Shard(start=10, stop=12, n_done=0)]
     """
     layouts = [*(segment.world_layout for segment in segments), world_layout]
-    shares = _assign_first(plan, layouts[0])
-    for segment, following in zip(segments, layouts[1:], strict=True):
-        left = [
-            _workers_behind(workers, segment.received_by(rank), plan.batch_size)
-            for rank, workers in enumerate(shares.ranks)
+    shards = _assign_first(order, layouts[0])
+    for segment, next_layout in zip(segments, layouts[1:], strict=True):
+        ranks = [
+            _skip_minibatches(workers, segment.received_by(rank), order.batch_size)
+            for rank, workers in enumerate(shards.ranks)
         ]
-        shares = _reassign(plan, ShardAssignment(left, shares.left_out), segment.world_layout, following)
-    return shares
+        shards = _reassign(order, ShardAssignment(ranks, shards.left_out), segment.world_layout, next_layout)
+    return shards
 
 
-def windows_of(pieces: Pieces, plan: EpochOrder) -> Iterator[Window]:
-    """Yield the windows of some pieces."""
+def windows_of(pieces: Pieces, order: EpochOrder) -> Iterator[Window]:
+    """Yield the windows of the pieces of one worker."""
     for piece in pieces:
-        yield from piece.windows(plan)
+        yield from piece.windows(order)
 
 
 def n_minibatches(pieces: Pieces, batch_size: int) -> int:
-    """Minibatches of the cells of one worker."""
-    return -(-sum(map(len, pieces)) // batch_size)
+    """Return the number of minibatches of one worker."""
+    return -(-_n_cells(pieces) // batch_size)
 
 
-def _assign_first(plan: EpochOrder, world_layout: WorldLayout) -> ShardAssignment:
-    bounds = plan.rank_shards(plan.n_cells, world_layout.world_size)
-    stop = max(plan.n_cells, int(bounds.max(initial=0)))  # further than the last cell, to pad
-    ranks, left_out = _cut([Shard(0, stop)], bounds.tolist())
-    return ShardAssignment([_to_workers(plan, line, world_layout.num_workers) for line in ranks], left_out)
+def _n_cells(pieces: Pieces) -> int:
+    return sum(map(len, pieces))
 
 
-def _reassign(plan: EpochOrder, shares: ShardAssignment, before: WorldLayout, now: WorldLayout) -> ShardAssignment:
+def _assign_first(order: EpochOrder, world_layout: WorldLayout) -> ShardAssignment:
+    bounds = order.rank_shards(order.n_cells, world_layout.world_size)  # (world_size, 2)
+    stop = max(order.n_cells, int(bounds.max(initial=0)))  # remainder="pad" ends after the last cell
+    ranks, left_out = _split([Shard(0, stop)], bounds.tolist())
+    return ShardAssignment([_to_workers(order, pieces, world_layout.num_workers) for pieces in ranks], left_out)
+
+
+def _reassign(order: EpochOrder, shards: ShardAssignment, before: WorldLayout, now: WorldLayout) -> ShardAssignment:
     if now == before:
-        return shares
-    walked = replace(plan, shuffle_plan=before.mixing)
-    lines = [
-        [splittable for pieces in workers for piece in pieces for splittable in piece.splittable(walked)]
-        for workers in shares.ranks
+        return shards
+    order_before = replace(order, shuffle_plan=before.mixing)
+    ranks: list[Pieces] = [
+        [part for piece in chain(*workers) for part in piece.splittable(order_before)] for workers in shards.ranks
     ]
-    left_out = shares.left_out
+    left_out = shards.left_out
     if now.world_size != before.world_size:
-        line = [piece for rank in lines for piece in rank] + left_out
-        bounds = plan.rank_shards(sum(map(len, line)), now.world_size)
-        missing = int(bounds.max(initial=0)) - sum(map(len, line))
-        again = (plan.n_cells + k % plan.n_cells for k in range(missing))  # to pad: the first cells once more
-        lines, left_out = _cut(line + [Shard(cell, cell + 1) for cell in again], bounds.tolist())
-    return ShardAssignment([_to_workers(plan, line, now.num_workers) for line in lines], left_out)
+        pieces = [*chain(*ranks), *left_out]
+        bounds = order.rank_shards(_n_cells(pieces), now.world_size)  # (world_size, 2)
+        n_missing = int(bounds.max(initial=0)) - _n_cells(pieces)
+        padding = [order.n_cells + k % order.n_cells for k in range(n_missing)]  # remainder="pad" repeats cells
+        ranks, left_out = _split(pieces + [Shard(cell, cell + 1) for cell in padding], bounds.tolist())
+    return ShardAssignment([_to_workers(order, pieces, now.num_workers) for pieces in ranks], left_out)
 
 
-def _to_workers(plan: EpochOrder, line: Pieces, num_workers: int) -> list[Pieces]:
-    return _cut(line, plan.worker_shards(sum(map(len, line)), num_workers).tolist())[0]
+def _to_workers(order: EpochOrder, pieces: Pieces, num_workers: int) -> list[Pieces]:
+    return _split(pieces, order.worker_shards(_n_cells(pieces), num_workers).tolist())[0]
 
 
-def _cut(line: Pieces, stretches: list[list[int]]) -> tuple[list[Pieces], Pieces]:
-    """Cut a line of pieces into ascending half-open stretches of cells; with what lies between and behind them."""
-    waiting, at, parts = list(reversed(line)), 0, []
-    left_out: Pieces = []
-    for start, stop in stretches:
-        left_out += _take(waiting, start - at)
+def _split(pieces: Pieces, bounds: list[list[int]]) -> tuple[list[Pieces], Pieces]:
+    """Split pieces at ascending half-open ranges of cell numbers; also return the cells between and after the ranges.
+
+    Examples
+    --------
+    >>> _split([Shard(0, 4), Shard(10, 14)], [[0, 2], [2, 6]])
+    ([[Shard(start=0, stop=2, n_done=0)], [Shard(start=2, stop=4, n_done=0), Shard(start=10, stop=12, n_done=0)]], \
+[Shard(start=12, stop=14, n_done=0)])
+    """
+    waiting, n_taken = deque(pieces), 0
+    parts: list[Pieces] = []
+    between: Pieces = []
+    for start, stop in bounds:
+        between += _take(waiting, start - n_taken)
         parts.append(_take(waiting, stop - start))
-        at = stop
-    return parts, left_out + waiting[::-1]
+        n_taken = stop
+    return parts, [*between, *waiting]
 
 
-def _take(waiting: Pieces, n: int) -> Pieces:
-    """Take ``n`` cells from the end of a reversed line."""
+def _take(waiting: deque[Piece], n: int) -> Pieces:
+    """Remove the first ``n`` cells and return them."""
     taken: Pieces = []
     while n > 0:
-        piece = waiting.pop()
+        piece = waiting.popleft()
         if len(piece) > n:
-            piece, rest = piece.cut(n)
-            waiting.append(rest)
+            piece, rest = piece.split(n)
+            waiting.appendleft(rest)
         taken.append(piece)
         n -= len(piece)
     return taken
 
 
-def _workers_behind(workers: list[Pieces], received: int, batch_size: int) -> list[Pieces]:
-    """Return what the workers of a rank have left once it received some minibatches; whose turn it is comes first."""
+def _skip_minibatches(workers: list[Pieces], n_received: int, batch_size: int) -> list[Pieces]:
+    """Return the rest of each worker of a rank after some minibatches, beginning with the worker whose turn it is."""
     available = [n_minibatches(pieces, batch_size) for pieces in workers]
-    counts = received_from_workers(received, available)
-    left = [_pieces_behind(pieces, k * batch_size) for pieces, k in zip(workers, counts, strict=True)]
-    unfinished = [worker for worker, (k, n) in enumerate(zip(counts, available, strict=True)) if k < n]
-    turn = min(unfinished, key=lambda worker: counts[worker], default=0)  # the first of those that gave least
-    return left[turn:] + left[:turn]
+    counts = received_from_workers(n_received, available)
+    rest = [_skip_cells(pieces, n * batch_size) for pieces, n in zip(workers, counts, strict=True)]
+    unfinished = [worker for worker, pieces in enumerate(rest) if pieces]
+    turn = min(unfinished, key=counts.__getitem__, default=0)  # the first of those that yielded the fewest
+    return rest[turn:] + rest[:turn]
 
 
-def _pieces_behind(pieces: Pieces, n: int) -> Pieces:
+def _skip_cells(pieces: Pieces, n: int) -> Pieces:
     for k, piece in enumerate(pieces):
         if n < len(piece):
-            return [piece.behind(n), *pieces[k + 1 :]]
+            return [piece.skip(n), *pieces[k + 1 :]]
         n -= len(piece)
     return []
 
 
-def received_from_workers(received: int, available: Sequence[int]) -> list[int]:
-    """Tell how many of some minibatches came from each worker: in turn, passing over those that have no more.
+def received_from_workers(n_received: int, available: Sequence[int]) -> list[int]:
+    """Return how many of the minibatches that a rank received came from each worker.
 
-    That is the order of :class:`torch.utils.data.DataLoader`.
+    Workers take turns, in the order of :class:`torch.utils.data.DataLoader`; a worker that has no more minibatches is
+    skipped. If ``k`` rounds are complete, worker ``w`` yielded ``min(available[w], k)`` minibatches. The rest comes
+    from the first workers that have more than ``k``.
 
     Examples
     --------
+    Five minibatches come from workers 0, 1, 2, 0, 2: one complete round and two minibatches of the next.
+
     >>> received_from_workers(5, [2, 1, 4])
     [2, 1, 2]
     """
-    received = min(received, sum(available))
-    rounds = bisect_right(range(received + 1), received, key=lambda k: sum(min(n, k) for n in available)) - 1
-    counts = [min(n, rounds) for n in available]
+    n_received = min(n_received, sum(available))
+    n_rounds = bisect_right(range(n_received + 1), n_received, key=lambda k: sum(min(n, k) for n in available)) - 1
+    counts = [min(n, n_rounds) for n in available]
     for worker, n in enumerate(available):
-        if sum(counts) < received and n > rounds:
+        if sum(counts) < n_received and n > n_rounds:
             counts[worker] += 1
     return counts

@@ -1,4 +1,7 @@
-"""Divide the cells of a selection into disjoint, complete parts: pure functions of the seed."""
+"""Split the cells of a selection into disjoint parts that together hold all cells: pure functions of the seed.
+
+Each function returns one int64 array of ascending positions per weight.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,12 @@ from cellfeed.plan.permutation import Purpose, permutation
 
 Weights = Mapping[str, float] | Sequence[float]
 
+Floats = npt.NDArray[np.float64]
+Codes = npt.NDArray[np.integer[Any]]
 
-def check_weights(weights: Weights) -> npt.NDArray[np.float64]:
-    """Return the weights as an array, or say what is wrong with them."""
+
+def check_weights(weights: Weights) -> Floats:
+    """Return the weights as an array that sums to 1, or raise a PlanError."""
     if isinstance(weights, (set, frozenset)):
         ordered("weights", weights, PlanError)
     try:
@@ -29,182 +35,169 @@ def check_weights(weights: Weights) -> npt.NDArray[np.float64]:
         raise PlanError(f"weights={weights!r} must be one or more numbers of at least 0, one per part")
     if abs(array.sum() - 1) > 1e-6:
         raise PlanError(f"weights={weights!r} sum to {array.sum():.6g}; they must sum to 1")
-    shares: npt.NDArray[np.float64] = array / array.sum()
+    shares: Floats = array / array.sum()
     return shares
 
 
-def part_sizes(n: int, weights: npt.NDArray[np.float64]) -> IntArray:
-    """Divide ``n`` cells in proportion, by largest remainders: each part is within one of its share.
+def part_sizes(n: int, weights: Floats) -> IntArray:
+    """Divide ``n`` cells in proportion to the weights, by largest remainders.
+
+    Each part gets ``n * weight`` rounded down. The cells that remain go to the parts with the largest fractions, one
+    each.
 
     Examples
     --------
-    >>> part_sizes(10, np.array([0.7, 0.3])).tolist()
-    [7, 3]
+    Of 5 cells the parts get 3.5 and 1.5 rounded down, and the first of equal fractions gets the cell that remains.
+
+    >>> part_sizes(5, np.array([0.7, 0.3])).tolist()
+    [4, 1]
     """
-    exact = n * weights
+    exact = n * weights  # (n_parts,)
     sizes = np.floor(exact + 1e-9).astype(np.int64)
-    rest = np.argsort(-(exact - sizes), kind="stable")[: n - sizes.sum()]
-    sizes[rest] += 1
+    by_fraction = np.argsort(-(exact - sizes), kind="stable")
+    sizes[by_fraction[: n - sizes.sum()]] += 1
     return sizes
 
 
-def split_cells(n: int, weights: npt.NDArray[np.float64], seed: int) -> list[IntArray]:
-    """Split positions 0..n-1 at random.
-
-    Returns
-    -------
-    One int64 array of ascending positions per weight.
-    """
+def split_cells(n: int, weights: Floats, seed: int) -> list[IntArray]:
+    """Split positions 0..n-1 at random."""
     order = permutation(n, seed, Purpose.SPLIT)
     bounds = np.cumsum(part_sizes(n, weights))[:-1]
     return [np.sort(part) for part in np.split(order, bounds)]
 
 
-def split_stratified(
-    strata: npt.NDArray[np.integer[Any]], weights: npt.NDArray[np.float64], seed: int
-) -> list[IntArray]:
+def split_stratified(strata: Codes, weights: Floats, seed: int) -> list[IntArray]:
     """Split so that each part has its share of every stratum.
+
+    The parts have the sizes of :func:`part_sizes`. The cells of a stratum in a part are the exact share, rounded up or
+    down where the sizes permit.
 
     Parameters
     ----------
     strata
         One code of at least 0 per cell.
 
-    Returns
-    -------
-    One int64 array of ascending positions per weight. The parts have the sizes of :func:`part_sizes`;
-    a stratum's cells in a part are its exact share, rounded up or down where the sizes permit.
+    Examples
+    --------
+    >>> strata = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    >>> [strata[part].tolist() for part in split_stratified(strata, np.array([0.5, 0.5]), seed=0)]
+    [[0, 0, 1, 1], [0, 0, 1, 1]]
     """
     n = len(strata)
     shuffled = permutation(n, seed, Purpose.SPLIT)
-    line = shuffled[np.argsort(strata[shuffled], kind="stable")]
-    counts = np.bincount(strata) if n else np.zeros(0, np.int64)
-    quota = _stratum_quotas(counts, part_sizes(n, weights), weights)  # (n_strata, n_parts)
-    part_of = np.repeat(np.tile(np.arange(len(weights)), len(counts)), quota.ravel())
-    return [np.sort(line[part_of == part]) for part in range(len(weights))]
+    by_stratum = shuffled[np.argsort(strata[shuffled], kind="stable")]  # (n,): positions, stratum after stratum
+    counts = np.bincount(strata) if n else np.zeros(0, np.int64)  # (n_strata,)
+    quotas = _stratum_quotas(counts, part_sizes(n, weights), weights)  # (n_strata, n_parts)
+    part_of = np.repeat(np.tile(np.arange(len(weights)), len(counts)), quotas.ravel())  # (n,)
+    return [np.sort(by_stratum[part_of == part]) for part in range(len(weights))]
 
 
-def _stratum_quotas(counts: IntArray, sizes: IntArray, weights: npt.NDArray[np.float64]) -> IntArray:
-    """Cells of each stratum for each part: floors first, then what is left where most is missing."""
-    exact = np.outer(counts, weights)
-    quota = np.floor(exact + 1e-9).astype(np.int64)
-    missing = sizes - quota.sum(axis=0)
-    for stratum in np.flatnonzero(counts - quota.sum(axis=1)):
-        for _ in range(int(counts[stratum] - quota[stratum].sum())):
-            wish = np.where(missing > 0, exact[stratum] - quota[stratum], -np.inf)
-            part = int(np.argmax(wish))
-            quota[stratum, part] += 1
+def _stratum_quotas(counts: IntArray, sizes: IntArray, weights: Floats) -> IntArray:
+    """Return the number of cells of each stratum in each part.
+
+    Shares are rounded down first. Each cell that remains of a stratum goes to the part with the largest fraction among
+    the parts that have not reached their size.
+
+    Examples
+    --------
+    Shares are 1.5 and 1.5 of the first stratum, 0.5 and 0.5 of the second.
+
+    >>> _stratum_quotas(np.array([3, 1]), np.array([2, 2]), np.array([0.5, 0.5])).tolist()
+    [[2, 1], [0, 1]]
+    """
+    exact = np.outer(counts, weights)  # (n_strata, n_parts)
+    quotas = np.floor(exact + 1e-9).astype(np.int64)  # (n_strata, n_parts)
+    missing = sizes - quotas.sum(axis=0)  # (n_parts,)
+    for stratum, n_remaining in enumerate(counts - quotas.sum(axis=1)):
+        for _ in range(n_remaining):
+            fractions = np.where(missing > 0, exact[stratum] - quotas[stratum], -np.inf)  # (n_parts,)
+            part = int(np.argmax(fractions))
+            quotas[stratum, part] += 1
             missing[part] -= 1
-    return quota
+    return quotas
 
 
-def split_groups(
-    groups: npt.NDArray[np.integer[Any]],
-    weights: npt.NDArray[np.float64],
-    seed: int,
-    strata: npt.NDArray[np.integer[Any]] | None = None,
-) -> list[IntArray]:
-    """Split so that no group falls on two parts.
+def split_groups(groups: Codes, weights: Floats, seed: int, strata: Codes | None = None) -> list[IntArray]:
+    """Split so that the cells of a group are all in one part.
 
-    Groups come in random order; each goes to the part that lacks most of its cells, stratum by
-    stratum where ``strata`` are given. If this leaves a part with a weight empty, or further from its size than the
-    largest group, sizes bound what a part may take; if that is not enough, the strata are left out.
+    Groups are taken in random order. Each goes to the part that lacks most of its cells, per stratum if ``strata`` is
+    given. If a part with a weight is then empty, or differs from its size by more than the largest group, the sizes
+    limit which parts may take a group; if this does not help, strata are ignored.
 
-    Returns
-    -------
-    One int64 array of ascending positions per weight.
+    Examples
+    --------
+    >>> groups = np.array([0, 0, 1, 1, 2, 2, 3, 3])
+    >>> [np.unique(groups[part]).tolist() for part in split_groups(groups, np.array([0.75, 0.25]), seed=0)]
+    [[0, 2, 3], [1]]
     """
     largest = np.unique(groups, return_counts=True)[1].max(initial=0)
     parts: list[IntArray] = []
-    for guide, bounded in ((strata, False), (strata, True), (None, True)):
-        parts = _deal_groups(groups, weights, seed, guide, bounded=bounded)
+    for balanced, limit_sizes in ((strata, False), (strata, True), (None, True)):
+        parts = _assign_groups(groups, weights, seed, balanced, limit_sizes=limit_sizes)
         sizes = np.array([len(part) for part in parts])
         if (sizes[weights > 0] > 0).all() and (np.abs(sizes - len(groups) * weights) <= largest).all():
             break
     return parts
 
 
-def _deal_groups(
-    groups: npt.NDArray[np.integer[Any]],
-    weights: npt.NDArray[np.float64],
-    seed: int,
-    strata: npt.NDArray[np.integer[Any]] | None,
-    *,
-    bounded: bool,
+def _assign_groups(
+    groups: Codes, weights: Floats, seed: int, strata: Codes | None, *, limit_sizes: bool
 ) -> list[IntArray]:
-    """Give each group to a part; ``bounded`` lets only those parts take it that :func:`_may_take` names."""
-    _, group = np.unique(groups, return_inverse=True)
+    """Assign each group to a part; with ``limit_sizes`` only to one that :func:`_may_take` permits."""
+    _, group = np.unique(groups, return_inverse=True)  # (n_cells,)
     n_groups = int(group.max()) + 1 if len(group) else 0
     stratum = np.zeros(len(group), np.int64) if strata is None else np.unique(strata, return_inverse=True)[1]
     n_strata = int(stratum.max()) + 1 if len(group) else 1
     cells = np.bincount(group * n_strata + stratum, minlength=n_groups * n_strata)
     cells = cells.reshape(n_groups, n_strata).astype(np.float64)
-    lacking = np.outer(weights, cells.sum(axis=0))  # (n_parts, n_strata)
-    scale = 1 / np.maximum(cells.sum(axis=0), 1)
+    lacking = np.outer(weights, cells.sum(axis=0))  # (n_parts, n_strata): cells that each part still lacks
+    scale = 1 / np.maximum(cells.sum(axis=0), 1)  # (n_strata,): a rare stratum counts like a frequent one
     part_of = np.empty(n_groups, np.int64)
-    empty = weights > 0
+    is_empty = weights > 0  # (n_parts,): parts that need a group and have none
     for n_left, g in zip(range(n_groups, 0, -1), permutation(n_groups, seed, Purpose.SPLIT), strict=True):
-        may = _may_take(lacking.sum(axis=1), cells[g].sum(), empty, n_left) if bounded else weights > 0
-        wish = np.where(may, (lacking * scale) @ cells[g], -np.inf)
-        part_of[g] = np.argmax(wish)
+        allowed = _may_take(lacking.sum(axis=1), cells[g].sum(), is_empty, n_left) if limit_sizes else weights > 0
+        part_of[g] = np.argmax(np.where(allowed, (lacking * scale) @ cells[g], -np.inf))
         lacking[part_of[g]] -= cells[g]
-        empty[part_of[g]] = False
+        is_empty[part_of[g]] = False
     return [np.flatnonzero(part_of[group] == part) for part in range(len(weights))]
 
 
-def _may_take(
-    lacking: npt.NDArray[np.float64], n_cells: float, empty: npt.NDArray[np.bool_], n_left: int
-) -> npt.NDArray[np.bool_]:
-    """Return which parts may take a group of ``n_cells``, whatever its strata, so that parts have their sizes.
+def _may_take(lacking: Floats, n_cells: float, is_empty: npt.NDArray[np.bool_], n_left: int) -> npt.NDArray[np.bool_]:
+    """Return which parts may take a group of ``n_cells``, so that parts reach their sizes.
 
-    If only as many groups are left as parts are empty, each of these parts gets one. Otherwise a part may take the
-    group if its size comes nearer to its weight; if this is true of no part, the part that lacks most takes it.
+    If ``n_left`` groups remain for the same number of empty parts, each empty part gets one. Otherwise a part may take
+    the group if its size then comes nearer to its weight; if there is no such part, the part that lacks most takes it.
     """
-    if n_left <= empty.sum():
-        return empty
-    nearer: npt.NDArray[np.bool_] = lacking > n_cells / 2
-    return nearer if nearer.any() else lacking == lacking.max()
+    if n_left <= is_empty.sum():
+        return is_empty
+    comes_nearer: npt.NDArray[np.bool_] = lacking > n_cells / 2
+    return comes_nearer if comes_nearer.any() else lacking == lacking.max()
 
 
 def split(
-    n: int,
-    weights: npt.NDArray[np.float64],
-    seed: int,
-    *,
-    strata: npt.NDArray[np.integer[Any]] | None = None,
-    groups: npt.NDArray[np.integer[Any]] | None = None,
+    n: int, weights: Floats, seed: int, *, strata: Codes | None = None, groups: Codes | None = None
 ) -> list[IntArray]:
-    """Split ``n`` cells by the rule that the given codes ask for; see the functions above.
+    """Split ``n`` cells by groups if given, else by strata if given, else at random.
 
     Raises
     ------
     PlanError
-        If there are fewer groups than parts, or a part would have no cell: training over it would do nothing.
+        If there are fewer groups than parts, or a part would have no cell, so that training over it would do nothing.
     """
-    parts = _split(n, weights, seed, strata=strata, groups=groups)
+    if groups is not None:
+        n_groups, n_parts = len(np.unique(groups)), int((weights > 0).sum())
+        if n_groups < n_parts:
+            raise PlanError(
+                f"group= names a column of {n_groups} distinct values; {n_parts} parts need at least one each"
+            )
+        parts = split_groups(groups, weights, seed, strata)
+    elif strata is not None:
+        parts = split_stratified(strata, weights, seed)
+    else:
+        parts = split_cells(n, weights, seed)
     empty = [k for k, part in enumerate(parts) if n and weights[k] > 0 and len(part) == 0]
     if empty:
         raise PlanError(
             f"weights: part {empty[0]} of {weights.tolist()} would have none of {n} cells; give it a larger weight"
         )
     return parts
-
-
-def _split(
-    n: int,
-    weights: npt.NDArray[np.float64],
-    seed: int,
-    *,
-    strata: npt.NDArray[np.integer[Any]] | None,
-    groups: npt.NDArray[np.integer[Any]] | None,
-) -> list[IntArray]:
-    if groups is not None:
-        n_groups, n_parts = len(np.unique(groups)), int((weights > 0).sum())
-        if n_groups < n_parts:
-            raise PlanError(
-                f"group= names a column of {n_groups} distinct values; {n_parts} parts need one each at least"
-            )
-        return split_groups(groups, weights, seed, strata)
-    if strata is not None:
-        return split_stratified(strata, weights, seed)
-    return split_cells(n, weights, seed)

@@ -1,4 +1,4 @@
-"""What a saved state holds, and whether one belongs to a dataset: pure, in plain values that JSON knows."""
+"""The content of a saved state, and the check that it belongs to a dataset: pure, in values that JSON supports."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from cellfeed.plan.resume import ResumeSegment, WorldLayout
 from cellfeed.plan.schedule import MAX_SLICES, ShufflePlan
 
 VERSION = 2
-"""Of what a state says and of the orders that it goes on with: another one would be read as another order."""
+"""Version of the state format and of the shuffling algorithm; states of another version are rejected."""
 
 MAX_COUNT = (1 << 62) - 1
 
-MOST = {"n_slices": MAX_SLICES}
-"""What a damaged state shall not make us plan."""
+MAX_MIXING = {"n_slices": MAX_SLICES}
+"""Limits on fields of a :class:`ShufflePlan`: a damaged state could make planning endless."""
 
 Fingerprint = dict[str, int | str | bool | None]
-"""What an order depends on, by name: a state goes on only where all of it is the same."""
+"""Everything that the order of an epoch depends on, by name. A state is restored only if all values are equal."""
 
 
 def digest(array: npt.NDArray[Any] | None) -> str | None:
-    """Return a short name for the contents of an array."""
+    """Return a short hash of the contents of an array."""
     if array is None:
         return None
     data = np.ascontiguousarray(array)
@@ -38,7 +38,7 @@ def digest(array: npt.NDArray[Any] | None) -> str | None:
 
 
 def pack(epoch: int, segments: Sequence[ResumeSegment], rank: int, fingerprint: Fingerprint) -> dict[str, Any]:
-    """Make a state: small, of numbers, text, lists and dicts only."""
+    """Return a state: a small dict of numbers, strings, lists and dicts."""
     return {
         "version": VERSION,
         "epoch": epoch,
@@ -48,7 +48,7 @@ def pack(epoch: int, segments: Sequence[ResumeSegment], rank: int, fingerprint: 
                 "world_size": segment.world_layout.world_size,
                 "num_workers": segment.world_layout.num_workers,
                 "mixing": asdict(segment.world_layout.mixing),
-                "received": segment.received if isinstance(segment.received, int) else list(segment.received),
+                "received": n if isinstance(n := segment.n_received, int) else list(n),
             }
             for segment in segments
         ],
@@ -59,50 +59,58 @@ def pack(epoch: int, segments: Sequence[ResumeSegment], rank: int, fingerprint: 
 def unpack(
     state: Mapping[str, Any] | Sequence[Mapping[str, Any]], fingerprint: Fingerprint
 ) -> tuple[int, tuple[ResumeSegment, ...]]:
-    """Read a state, or those of all ranks.
+    """Read a state, or the states of all ranks.
+
+    Parameters
+    ----------
+    state
+        One state, which is the same for all ranks or that of this rank; or a list with the state of each rank.
+    fingerprint
+        Fingerprint of the dataset.
 
     Returns
     -------
-    The epoch, and what was walked of it.
+    The epoch, and the segments of it that were received.
 
     Raises
     ------
     StateError
-        If it is none, or belongs to other cells, genes or parameters; the message names the field.
+        If ``state`` is not a state, or belongs to other cells, genes or parameters; the message names the field.
     """
     if isinstance(state, Mapping):
         return _unpack_one(state, fingerprint)
     if not isinstance(state, (list, tuple)) or not state:
         raise StateError(
-            f"state is {_outlined(state)}; it must be what state_dict() returned, or a list of that of each rank"
+            f"state is {_outlined(state)}; it must be what state_dict() returned, or a list with that of each rank"
         )
-    unpacked = [_unpack_one(one, fingerprint) for one in state]
-    return unpacked[0] if len(state) == 1 else _merge([one["rank"] for one in state], unpacked)
+    unpacked = [_unpack_one(rank_state, fingerprint) for rank_state in state]
+    return unpacked[0] if len(state) == 1 else _merge([rank_state["rank"] for rank_state in state], unpacked)
 
 
 def _merge(
     ranks: list[int], states: list[tuple[int, tuple[ResumeSegment, ...]]]
 ) -> tuple[int, tuple[ResumeSegment, ...]]:
     (epoch, segments), *others = states
-    for rank, (other_epoch, other_stages) in zip(ranks[1:], others, strict=True):
-        if (other_epoch, _apart_from_counts(other_stages)) != (epoch, _apart_from_counts(segments)):
+    for rank, (other_epoch, other_segments) in zip(ranks[1:], others, strict=True):
+        if (other_epoch, _without_counts(other_segments)) != (epoch, _without_counts(segments)):
             raise StateError(
                 f"the states of ranks {ranks[0]} and {rank} do not belong together: epochs {epoch} and {other_epoch}, "
-                f"after {len(segments)} and {len(other_stages)} segments; give those that were saved at one step"
+                f"with {len(segments)} and {len(other_segments)} segments; give states that were saved at the same step"
             )
     if not segments:
         return epoch, segments
     *before, last = segments
     if sorted(ranks) != list(range(last.world_layout.world_size)):
         raise StateError(
-            f"states of ranks {sorted(ranks)} were given where {last.world_layout.world_size} ranks were at work; give "
-            f"each rank's once, or a single one if all had received as many minibatches"
+            f"states of ranks {sorted(ranks)} were given where {last.world_layout.world_size} ranks received cells; "
+            f"give the state of each rank once, or a single state if all ranks received the same number of minibatches"
         )
-    received = {rank: own[-1].received_by(rank) for rank, (_, own) in zip(ranks, states, strict=True)}
-    return epoch, (*before, ResumeSegment(last.world_layout, tuple(received[rank] for rank in range(len(ranks)))))
+    by_rank = dict(zip(ranks, states, strict=True))
+    n_received = tuple(by_rank[rank][1][-1].received_by(rank) for rank in range(len(ranks)))
+    return epoch, (*before, ResumeSegment(last.world_layout, n_received))
 
 
-def _apart_from_counts(segments: tuple[ResumeSegment, ...]) -> tuple[Any, ...]:
+def _without_counts(segments: tuple[ResumeSegment, ...]) -> tuple[Any, ...]:
     return (*segments[:-1], segments[-1].world_layout) if segments else ()
 
 
@@ -111,11 +119,11 @@ def _unpack_one(state: Mapping[str, Any], fingerprint: Fingerprint) -> tuple[int
         if state["version"] != VERSION:
             raise StateError(f"the state has version {_short(state['version'])}; this cellfeed reads version {VERSION}")
         _compare(state["fingerprint"], fingerprint)
-        epoch, _ = _whole(state["epoch"], 0), _whole(state["rank"], 0)
-        return epoch, tuple(_unpack_stage(segment) for segment in state["segments"])
+        _check_integer(state["rank"], 0)
+        return _check_integer(state["epoch"], 0), tuple(map(_unpack_segment, state["segments"]))
     except StateError:
         raise
-    except Exception as cause:  # what was given may be anything, and fail in any way
+    except Exception as cause:  # the argument may be any object and raise any error
         raise StateError(f"state is {_outlined(state)}, which is not what state_dict() returned ({cause!r})") from cause
 
 
@@ -125,34 +133,32 @@ def _short(value: object) -> str:
 
 
 def _outlined(state: object) -> str:
-    """Describe what was given as a state: a checkpoint may be large, and may hold what is nobody's business."""
+    """Describe an argument without its values: a checkpoint may be large or confidential."""
     if isinstance(state, Mapping):
         return f"a dict with the keys {reprlib.repr(list(state))}"
     return "an empty list" if isinstance(state, list) and not state else f"a {type(state).__name__}"
 
 
-def _unpack_stage(stage: Mapping[str, Any]) -> ResumeSegment:
+def _unpack_segment(segment: Mapping[str, Any]) -> ResumeSegment:
     mixing = ShufflePlan(
         **{
-            name: _whole(value, int(name != "warmup_chunks"), MOST.get(name, MAX_COUNT))
-            for name, value in stage["mixing"].items()
+            name: _check_integer(value, int(name != "warmup_chunks"), MAX_MIXING.get(name, MAX_COUNT))
+            for name, value in segment["mixing"].items()
         }
     )
-    world_layout = WorldLayout(_whole(stage["world_size"], 1), _whole(stage["num_workers"], 1), mixing)
-    check_size(world_layout.world_size, world_layout.num_workers)
-    received = stage["received"]
+    world_size, num_workers = _check_integer(segment["world_size"], 1), _check_integer(segment["num_workers"], 1)
+    check_size(world_size, num_workers)
+    world_layout, received = WorldLayout(world_size, num_workers, mixing), segment["received"]
     if not isinstance(received, (list, tuple)):
-        return ResumeSegment(world_layout, _whole(received, 0))
-    if len(received) != world_layout.world_size:
-        raise StateError(
-            f"the state counts the minibatches of {len(received)} ranks where there were {world_layout.world_size}"
-        )
-    return ResumeSegment(world_layout, tuple(_whole(n, 0) for n in received))
+        return ResumeSegment(world_layout, _check_integer(received, 0))
+    if len(received) != world_size:
+        raise StateError(f"the state counts the minibatches of {len(received)} ranks where there were {world_size}")
+    return ResumeSegment(world_layout, tuple(_check_integer(n, 0) for n in received))
 
 
-def _whole(value: Any, least: int, most: int = MAX_COUNT) -> int:
-    if not is_integer(value) or not least <= value <= most:
-        raise TypeError(f"{value!r} is not an integer from {least} to {most}")
+def _check_integer(value: Any, minimum: int, maximum: int = MAX_COUNT) -> int:
+    if not is_integer(value) or not minimum <= value <= maximum:
+        raise TypeError(f"{value!r} is not an integer from {minimum} to {maximum}")
     return int(value)
 
 
@@ -163,6 +169,6 @@ def _compare(saved: Mapping[str, Any], own: Fingerprint) -> None:
         also = f" ({', '.join(differing[1:])} differ as well)" if len(differing) > 1 else ""
         raise StateError(
             f"the state was saved with {name}={_short(saved.get(name))}, and this dataset has "
-            f"{name}={own[name]!r}{also}: make the dataset with the same experiment, queries and parameters, or start "
-            f"afresh without the state"
+            f"{name}={own[name]!r}{also}: make the dataset with the same experiment, queries and parameters, or begin "
+            f"without the state"
         )

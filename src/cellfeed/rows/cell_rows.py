@@ -1,41 +1,53 @@
-"""Cells in their order of leaving, each with its place in memory: minibatches are slices of this."""
+"""The cells of a window or minibatch, in order, with the addresses of their rows; minibatches are slices of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cellfeed._joinids import IntArray
-from cellfeed.rows.row_allocator import RowPointers
+from cellfeed.rows.row_allocator import RowArrays, RowPointers
 
-WIDTHS = {np.dtype(np.uint8): 1, np.dtype(np.uint16): 2}
-"""How a row tells the type of its values; 0 is the type that the whole pool uses where these do not do."""
+
+class ValueWidth(IntEnum):
+    """Type of the values of a row; narrower types are smaller."""
+
+    UINT8 = 1
+    UINT16 = 2
+    WIDE = 3
+    """The type of the pool, for values that are not integers from 0 to 65535."""
+
+    @classmethod
+    def of(cls, dtype: np.dtype[Any]) -> ValueWidth:
+        """Return the width of a type."""
+        return {"uint8": cls.UINT8, "uint16": cls.UINT16}.get(dtype.name, cls.WIDE)
 
 
 @dataclass(frozen=True, eq=False)
 class CellRows:
-    """Some cells. Rows of X do not move until they leave: their addresses are kept.
+    """Cells and their rows of X. A row keeps its address until its memory is freed.
 
     Attributes
     ----------
     positions
-        int64, shape (n,): the cells, in order.
+        int64, shape (n_cells,): positions of the cells in the selection.
     is_real
-        bool, shape (n,): False where a cell repeats another to even out the ranks.
+        bool, shape (n_cells,): False for a cell that is repeated to give all ranks the same number of cells.
     genes, values
-        int64, shape (n,): addresses of each row's first gene and first value.
+        int64, shape (n_cells,): address of each row's first gene and first value.
     sizes
-        int64, shape (n,): stored values of each row.
+        int64, shape (n_cells,): nnz of each row.
     widths
-        uint8, shape (n,): types of the values, as ``WIDTHS`` has them.
+        uint8, shape (n_cells,): type of each row's values, a :class:`ValueWidth`.
     gene_dtype, value_dtype
-        Type of genes; type of those values that no width tells.
-    held
-        What must live for as long as the addresses are to be good.
+        Type of genes; type of the values of rows of ``ValueWidth.WIDE``.
+    owners
+        Objects that own the memory at the addresses.
     """
 
     positions: IntArray
@@ -46,51 +58,56 @@ class CellRows:
     widths: npt.NDArray[np.uint8]
     gene_dtype: np.dtype[Any]
     value_dtype: np.dtype[Any]
-    held: tuple[object, ...] = ()
+    owners: tuple[object, ...] = ()
 
     @classmethod
-    def of(cls, placed: RowPointers, positions: IntArray, is_real: npt.NDArray[np.bool_]) -> CellRows:
-        """Say which cells some rows are; nothing holds their memory yet."""
-        width = WIDTHS.get(placed.value_dtype, 0)
+    def from_pointers(cls, rows: RowPointers, positions: IntArray, is_real: npt.NDArray[np.bool_]) -> CellRows:
+        """Return the rows as those of the cells at ``positions``, without owners."""
         return cls(
             positions=positions,
             is_real=is_real,
-            genes=placed.genes,
-            values=placed.values,
-            sizes=placed.sizes,
-            widths=np.full(len(positions), width, np.uint8),
-            gene_dtype=placed.gene_dtype,
-            value_dtype=placed.value_dtype,
+            genes=rows.genes,
+            values=rows.values,
+            sizes=rows.sizes,
+            widths=np.full(len(positions), ValueWidth.of(rows.value_dtype), np.uint8),
+            gene_dtype=rows.gene_dtype,
+            value_dtype=rows.value_dtype,
         )
 
     def __len__(self) -> int:
         return len(self.positions)
 
+    @property
+    def arrays(self) -> RowArrays:
+        """The rows as an argument of kernels, to which ``widths`` belong."""
+        types = np.empty(0, self.gene_dtype), np.empty(0, self.value_dtype)
+        return RowArrays(self.genes, self.values, self.sizes, *types)
+
     def take(self, order: IntArray) -> CellRows:
         """Return rows by their indices, int64, shape (n,)."""
         return replace(self, **{name: getattr(self, name)[order] for name in _COLUMNS})
 
-    def cut(self, low: int, high: int) -> CellRows:
+    def slice(self, low: int, high: int) -> CellRows:
         """Return the rows from ``low`` to ``high``."""
         return replace(self, **{name: getattr(self, name)[low:high] for name in _COLUMNS})
 
     @classmethod
     def join(cls, parts: Sequence[CellRows]) -> CellRows:
-        """Return the rows of several parts, end to end."""
+        """Return the rows of several parts, one part after another."""
         if not parts:
-            return _NONE
+            return _NO_ROWS
         if len(parts) == 1:
             return parts[0]
         columns: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS}
-        others = (part.value_dtype for part in parts if part.value_dtype not in WIDTHS)
-        columns["value_dtype"] = next(others, parts[0].value_dtype)
-        columns["held"] = tuple(dict.fromkeys(holder for part in parts for holder in part.held))
+        wide = (part.value_dtype for part in parts if ValueWidth.of(part.value_dtype) == ValueWidth.WIDE)
+        columns["value_dtype"] = next(wide, parts[0].value_dtype)
+        columns["owners"] = tuple(dict.fromkeys(owner for part in parts for owner in part.owners))
         return replace(parts[0], **columns)
 
 
 _COLUMNS = ("positions", "is_real", "genes", "values", "sizes", "widths")
 
-_NOTHING = np.empty(0, np.int64)
-_NONE = CellRows.of(
-    RowPointers(_NOTHING, _NOTHING, _NOTHING, np.dtype(np.uint16), np.dtype(np.uint8)), _NOTHING, np.empty(0, np.bool_)
+_EMPTY = np.empty(0, np.int64)
+_NO_ROWS = CellRows.from_pointers(
+    RowPointers(_EMPTY, _EMPTY, _EMPTY, np.dtype(np.uint16), np.dtype(np.uint8)), _EMPTY, np.empty(0, np.bool_)
 )

@@ -1,9 +1,10 @@
-"""The inner loops over rows, compiled by numba on first use and cached on disk; what other such modules build on.
+"""Loops over rows, compiled by numba on first use and cached on disk; other modules of kernels build on these.
 
-All of them release the GIL. Imported late: numba takes most of a second to import.
+All kernels release the GIL. Modules of kernels are imported inside functions: numba takes most of a second to import.
+Named tuples as arguments, such as :class:`~cellfeed.rows.row_allocator.RowArrays`, cost about 1 µs per call.
 
-Slices of a counted array are counted themselves, with two locked instructions each; in loops over stretches of a few
-dozen values that was a sixth of all time. Loops here slice :func:`borrowed` arrays instead.
+A slice of a reference-counted array is reference-counted itself, by two locked instructions; in loops over segments of
+a few dozen values this was a sixth of all time. Loops here slice :func:`borrowed` arrays instead.
 """
 
 from __future__ import annotations
@@ -15,12 +16,17 @@ from numba import types
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
+from cellfeed.rows.cell_rows import ValueWidth
 from cellfeed.rows.compiled import compiled
+
+UINT8, UINT16, WIDE = (int(width) for width in ValueWidth)
+
+_UINT8, _UINT16 = np.empty(0, np.uint8), np.empty(0, np.uint16)
 
 
 @intrinsic
 def borrowed(typing_context: Any, array: Any) -> Any:
-    """Return an array over the same memory that numba does not count; its caller holds the memory."""
+    """Return the array without reference counting; the caller keeps its memory alive."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         view = context.make_array(signature.return_type)(context, builder, value=arguments[0])
@@ -33,7 +39,7 @@ def borrowed(typing_context: Any, array: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def array_at(typing_context: Any, address: Any, size: Any, like: Any) -> Any:
-    """Return an array over memory at an address, of the type of another array; its caller holds the memory."""
+    """Return an array of ``size`` elements of the type of ``like`` at an address; the caller keeps its memory alive."""
     result = types.Array(like.dtype, 1, "C")
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
@@ -46,19 +52,16 @@ def array_at(typing_context: Any, address: Any, size: Any, like: Any) -> Any:
     return result(types.int64, types.int64, like), generate
 
 
-_UINT8, _UINT16 = np.empty(0, np.uint8), np.empty(0, np.uint16)
-
-
 @compiled(inline="always")
 def copy_into(source, target):
-    """Copy with a change of type."""
+    """Copy values, converted to the type of the target."""
     for i in range(len(source)):
         target[i] = source[i]
 
 
 @compiled(inline="always")
 def is_disordered(genes, start):
-    """Whether any gene from ``start`` on is not above the one before it."""
+    """Return whether any gene from ``start`` on is not greater than the gene before it."""
     later, earlier = genes[start + 1 :], genes[start : len(genes) - 1]
     disorder = np.uint8(start > 0 and start < len(genes) and genes[start - 1] >= genes[start])
     for i in range(len(later)):
@@ -67,64 +70,67 @@ def is_disordered(genes, start):
 
 
 @compiled
-def place_rows(sizes, part, row, gene_width, value_width, at, end, genes, values):
-    """Give each row the next free bytes of its part: first its values, then its genes, both aligned.
+def place_rows(sizes, arena_numbers, row, gene_width, value_width, free, ends, genes, values):
+    """Assign each row the next free bytes of its arena: first its values, then its genes, both aligned to 8 bytes.
 
-    ``at`` and ``end``, int64, say where the memory of each part is free, and ends; ``at`` is kept up. Begins with
-    ``row`` and ends at the first row for which there is no room; returns it, and the bytes that it needs.
+    ``free`` and ``ends``, int64, shape (n_arenas,), are the addresses of the free bytes of each arena; ``free`` is
+    advanced. Starts at ``row`` and stops at the first row for which its arena lacks memory. Returns that row and the
+    bytes that it needs.
     """
     while row < len(sizes):
-        p = part[row]
-        values_end = (at[p] + sizes[row] * value_width + 7) & ~7
+        arena = arena_numbers[row]
+        values_end = (free[arena] + sizes[row] * value_width + 7) & ~7
         genes_end = (values_end + sizes[row] * gene_width + 7) & ~7
-        if genes_end > end[p]:
-            return row, genes_end - at[p] + 8
-        values[row], genes[row], at[p] = at[p], values_end, genes_end
+        if genes_end > ends[arena]:
+            return row, genes_end - free[arena] + 8
+        values[row], genes[row], free[arena] = free[arena], values_end, genes_end
         row += 1
     return row, 0
 
 
 @compiled
-def move_rows(genes_at, values_at, sizes, gene_type, value_type, new_genes_at, new_values_at):
-    """Copy rows to other addresses."""
-    for row in range(len(sizes)):
-        size = sizes[row]
-        copy_into(array_at(genes_at[row], size, gene_type), array_at(new_genes_at[row], size, gene_type))
-        copy_into(array_at(values_at[row], size, value_type), array_at(new_values_at[row], size, value_type))
+def copy_rows(rows, copies):
+    """Copy the first ``copies.sizes`` values of each row, and their genes, to other addresses."""
+    for row in range(len(copies.sizes)):
+        size = copies.sizes[row]
+        genes, values = (rows.genes[row], copies.genes[row]), (rows.values[row], copies.values[row])
+        copy_into(array_at(genes[0], size, rows.gene_type), array_at(genes[1], size, rows.gene_type))
+        copy_into(array_at(values[0], size, rows.value_type), array_at(values[1], size, rows.value_type))
 
 
 @compiled
-def sort_rows(genes_at, values_at, sizes, gene_type, value_type):
-    """Sort each row by gene, in place; return the first row that holds a gene twice, and the gene; or -1 twice."""
-    for row in range(len(sizes)):
-        genes = array_at(genes_at[row], sizes[row], gene_type)
-        values = array_at(values_at[row], sizes[row], value_type)
+def sort_rows(rows):
+    """Sort each row by gene, in place; return the first row that has a gene twice, and the gene, or -1 and -1."""
+    for row in range(len(rows.sizes)):
+        genes = array_at(rows.genes[row], rows.sizes[row], rows.gene_type)
+        values = array_at(rows.values[row], rows.sizes[row], rows.value_type)
         order = np.argsort(genes, kind="mergesort")
         genes[:] = genes[order]
         values[:] = values[order]
-        for p in range(1, len(genes)):
-            if genes[p] == genes[p - 1]:
-                return row, np.int64(genes[p])
+        for i in range(1, len(genes)):
+            if genes[i] == genes[i - 1]:
+                return row, np.int64(genes[i])
     return -1, np.int64(-1)
 
 
 @compiled
-def sum_counts(values_at, sizes, width, sums, squares):
-    """Add up the counts of each row, uint8 if ``width`` is 1, else uint16, and their squares: float64, shape (n_rows,).
+def sum_counts(addresses, sizes, width, sums, squares):
+    """Sum the counts, and the squared counts, of each row: float64, shape (n_rows,) each.
 
-    Squares are modulo 2**32: a vector instruction takes twice the 32-bit numbers of others.
+    Counts are uint8 if ``width`` is ``UINT8``, else uint16. Sums of squares are modulo 2**32: a vector instruction
+    processes twice as many 32-bit numbers as 64-bit numbers.
     """
     for row in range(len(sizes)):
-        if width == 1:
-            sums[row], squares[row] = _sum_counts(array_at(values_at[row], sizes[row], _UINT8))
+        if width == UINT8:
+            sums[row], squares[row] = _sum_counts(array_at(addresses[row], sizes[row], _UINT8))
         else:
-            sums[row], squares[row] = _sum_counts(array_at(values_at[row], sizes[row], _UINT16))
+            sums[row], squares[row] = _sum_counts(array_at(addresses[row], sizes[row], _UINT16))
 
 
 @compiled(inline="always")
 def _sum_counts(counts):
     total, squared = np.int64(0), np.uint32(0)
-    for low in range(0, len(counts), 1 << 15):  # sums of so few fit 32 bits
+    for low in range(0, len(counts), 1 << 15):  # the sum of 2**15 values of 16 bits fits 32 bits
         part = counts[low : low + (1 << 15)]
         narrow = np.uint32(0)
         for i in range(len(part)):
@@ -136,83 +142,82 @@ def _sum_counts(counts):
 
 
 @compiled(fastmath={"reassoc"})
-def sum_values(values_at, sizes, value_type, sums, squares):
-    """Add up the values of each row, and their squares: float64, shape (n_rows,) each."""
+def sum_values(addresses, sizes, value_type, sums, squares):
+    """Sum the values, and the squared values, of each row: float64, shape (n_rows,) each."""
     for row in range(len(sizes)):
-        values = array_at(values_at[row], sizes[row], value_type)
-        added = 0
+        values = array_at(addresses[row], sizes[row], value_type)
+        total = 0
         squared = 0.0
         for i in range(len(values)):
-            added += values[i]
+            total += values[i]
             squared += np.float64(values[i]) * np.float64(values[i])
-        sums[row], squares[row] = added, squared
+        sums[row], squares[row] = total, squared
 
 
 @compiled
-def collect_values(values_at, indptr, value_type, out):
-    """Copy the values of rows to one array, row after row."""
+def collect_values(addresses, indptr, value_type, out):
+    """Copy the values of rows, which lie at ``addresses``, to one array."""
     out = borrowed(out)
-    for row in range(len(values_at)):
+    for row in range(len(addresses)):
         size = indptr[row + 1] - indptr[row]
-        copy_into(array_at(values_at[row], size, value_type), out[indptr[row] : indptr[row + 1]])
+        copy_into(array_at(addresses[row], size, value_type), out[indptr[row] : indptr[row + 1]])
 
 
 @compiled
-def put_values(values_at, indptr, values):
-    """Copy values, row after row, to where the values of rows lie."""
+def put_values(addresses, indptr, values):
+    """Copy values from one array to the addresses of rows."""
     values = borrowed(values)
-    for row in range(len(values_at)):
+    for row in range(len(addresses)):
         size = indptr[row + 1] - indptr[row]
-        copy_into(values[indptr[row] : indptr[row + 1]], array_at(values_at[row], size, values))
+        copy_into(values[indptr[row] : indptr[row + 1]], array_at(addresses[row], size, values))
 
 
 @compiled
-def gather_dense(genes, values, sizes, widths, gene_type, value_type, out):
-    """Write rows, of which addresses are known, as rows of a dense matrix, zeros included.
-
-    ``genes`` to ``widths`` are those of :class:`~cellfeed.rows.cell_rows.CellRows`; empty arrays give the two types.
-    """
+def gather_dense(rows, widths, out):
+    """Write rows, of which ``widths`` are the types of values, to a dense matrix, shape (n_rows, n_vars)."""
     out = borrowed(out)
-    for k in range(len(sizes)):
-        row, size = out[k], sizes[k]
-        row[:] = 0
-        g = array_at(genes[k], size, gene_type)
-        if widths[k] == 1:
-            _put_dense(g, array_at(values[k], size, _UINT8), row)
-        elif widths[k] == 2:
-            _put_dense(g, array_at(values[k], size, _UINT16), row)
+    for k in range(len(rows.sizes)):
+        size, address = rows.sizes[k], rows.values[k]
+        dense = out[k]
+        dense[:] = 0
+        genes = array_at(rows.genes[k], size, rows.gene_type)
+        if widths[k] == UINT8:
+            put_dense(genes, array_at(address, size, _UINT8), dense)
+        elif widths[k] == UINT16:
+            put_dense(genes, array_at(address, size, _UINT16), dense)
         else:
-            _put_dense(g, array_at(values[k], size, value_type), row)
+            put_dense(genes, array_at(address, size, rows.value_type), dense)
 
 
 @compiled(inline="always")
-def _put_dense(genes, values, row):
+def put_dense(genes, values, dense):
+    """Write the values of one row to their columns."""
     for i in range(len(genes)):
-        row[genes[i]] = values[i]
+        dense[genes[i]] = values[i]
 
 
 @compiled
-def gather_csr(genes, values, sizes, widths, gene_type, value_type, indptr, out_genes, out_values):
-    """Write rows, of which addresses are known, as rows of a CSR matrix whose row pointers are known."""
-    out_genes, out_values = borrowed(out_genes), borrowed(out_values)
-    for k in range(len(sizes)):
-        at, size = indptr[k], sizes[k]
-        to_values = out_values[at : at + size]
-        copy_into(array_at(genes[k], size, gene_type), out_genes[at : at + size])
-        if widths[k] == 1:
-            copy_into(array_at(values[k], size, _UINT8), to_values)
-        elif widths[k] == 2:
-            copy_into(array_at(values[k], size, _UINT16), to_values)
+def gather_csr(rows, widths, csr):
+    """Write rows, of which ``widths`` are the types of values, to a CSR matrix whose row pointers are filled."""
+    out_genes, out_values = borrowed(csr.genes), borrowed(csr.values)
+    for k in range(len(rows.sizes)):
+        low, size, address = csr.indptr[k], rows.sizes[k], rows.values[k]
+        copy_into(array_at(rows.genes[k], size, rows.gene_type), out_genes[low : low + size])
+        values = out_values[low : low + size]
+        if widths[k] == UINT8:
+            copy_into(array_at(address, size, _UINT8), values)
+        elif widths[k] == UINT16:
+            copy_into(array_at(address, size, _UINT16), values)
         else:
-            copy_into(array_at(values[k], size, value_type), to_values)
+            copy_into(array_at(address, size, rows.value_type), values)
 
 
 @compiled
 def spread_csr(indptr, genes, values, out):
-    """Write a valid CSR matrix as a dense one; what lies twice at a place is added up."""
+    """Write a valid CSR matrix to a dense matrix; several values of one place are added."""
     out = borrowed(out)
     for k in range(len(indptr) - 1):
-        row = out[k]
-        row[:] = 0
+        dense = out[k]
+        dense[:] = 0
         for i in range(indptr[k], indptr[k + 1]):
-            row[genes[i]] += values[i]
+            dense[genes[i]] += values[i]

@@ -1,36 +1,26 @@
-"""Minibatches as tensors: the edge to PyTorch."""
+"""Minibatches, as a dataset yields them, and operations on their tensors."""
 
 from __future__ import annotations
 
-import itertools
-import threading
 import warnings
-import weakref
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import replace
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from cellfeed._joinids import IntArray
-from cellfeed.errors import ReadError
-from cellfeed.rows.cell_rows import CellRows
-from cellfeed.rows.row_allocator import RowPointers
-
 
 class Minibatch(NamedTuple):
-    """What an :class:`~cellfeed.ExperimentDataset` yields.
+    """A minibatch of an :class:`~cellfeed.ExperimentDataset`.
 
     Attributes
     ----------
     X
         float32, shape (B, n_vars): dense, or ``torch.sparse_csr`` with int32 indices, canonical (each row's
-        columns ascend, none twice). With ``batch_size=1`` dense X has shape (n_vars,).
+        columns ascend, none twice).
     obs
-        int64, shape (B, n_columns): one column per encoder, in order. With ``batch_size=1``: (n_columns,).
+        int64, shape (B, n_columns): one column per encoder, in order.
 
     Examples
     --------
@@ -52,7 +42,8 @@ class Minibatch(NamedTuple):
         device
             As for :meth:`torch.Tensor.to`.
         non_blocking
-            Likewise; ``None`` is ``True`` for a CUDA device, where it is safe and lets copies of pinned memory overlap.
+            As for :meth:`torch.Tensor.to`. ``None`` is ``True`` for a CUDA device, where it is safe and overlaps copies
+            of pinned memory with computation, and ``False`` for others.
 
         Examples
         --------
@@ -85,208 +76,44 @@ class PaddedMinibatch(NamedTuple):
 
 
 def moved(tensors: tuple[torch.Tensor, ...], device: Any, non_blocking: bool | None) -> Iterator[torch.Tensor]:
-    """Yield tensors on a device."""
-    if non_blocking is None:  # as Lightning does, which leaves it to a minibatch that has a method of its own
+    """Yield the tensors on a device."""
+    if non_blocking is None:  # as Lightning chooses it for minibatches without a method ``to``
         non_blocking = torch.device(device).type == "cuda"
     return (tensor.to(device, non_blocking=non_blocking) for tensor in tensors)
 
 
 def array_of(rows: Any) -> npt.NDArray[Any]:
-    """Return rows as an array: a tensor on any device, with a gradient, or of bfloat16, which NumPy lacks, too."""
+    """Return rows as an array. Tensors may be on any device and have gradients; bfloat16 becomes float32."""
     if isinstance(rows, torch.Tensor):
         rows = rows.detach().cpu()
         rows = (rows.float() if rows.dtype == torch.bfloat16 else rows).numpy()
     return np.asarray(rows)
 
 
-class DenseBuffers:
-    """Memory for dense minibatches, used again once nobody holds the tensor that was made of it.
+def densified(X: torch.Tensor) -> torch.Tensor:
+    """Return a CSR tensor as a dense tensor on the same device; return any other tensor unchanged.
 
-    A fresh minibatch of 1,024 x 60,000 genes is 240 MB of page faults. Every loan is a new array over the
-    memory. Handed to ``torch.from_numpy``, it lives for as long as any tensor, view or NumPy array shares the
-    tensor's storage, and its end returns the memory: a tensor that is still held is never written to.
+    On a CPU this takes a third of the time of :meth:`torch.Tensor.to_dense`. It uses one thread: other threads may be
+    reading the next minibatches.
     """
+    if X.layout != torch.sparse_csr:
+        return X
+    is_known_to_numba = X.dtype not in (torch.float16, torch.bfloat16)
+    if X.device.type != "cpu" or X.requires_grad or not is_known_to_numba:
+        return X.to_dense()
+    from cellfeed.rows.kernels import spread_csr
 
-    def __init__(self, keep: int) -> None:
-        self._keep = keep
-        self._free: list[npt.NDArray[Any]] = []
-        self._lock = threading.RLock()  # memory may be given back while this very thread takes some
-
-    def borrow(self, shape: tuple[int, int], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """Return an array of ``shape`` with unknown contents; hand itself, no view of it, to PyTorch."""
-        with self._lock:
-            memory = self._free.pop() if self._free else None
-        n_bytes = shape[0] * shape[1] * np.dtype(dtype).itemsize
-        if memory is None or memory.nbytes < n_bytes:
-            memory = np.empty(n_bytes, np.uint8)
-        loan = memory[:n_bytes].view(dtype).reshape(shape)
-        # On this very object: NumPy lets go of the arrays between a view and the memory's owner.
-        weakref.finalize(loan, self._give_back, memory).atexit = False
-        return loan
-
-    def _give_back(self, memory: npt.NDArray[Any]) -> None:
-        with self._lock:
-            if len(self._free) < self._keep:
-                self._free.append(memory)
-
-
-class Scaling(NamedTuple):
-    """What may be done to values while they are copied to a minibatch."""
-
-    target: float
-    """Of :class:`~cellfeed.transforms.NormalizeTotal`; 0 leaves totals as they are."""
-    log: bool
-    """Whether :class:`~cellfeed.transforms.Log1p` follows."""
-
-
-MAX_GATHERERS = 8
-"""Threads that share one minibatch at most: more of them take longer to wake than it takes to make."""
-
-
-class Assembler:
-    """Makes tensors of rows, on several cores: while the training loop waits, none is to be idle.
-
-    Parameters
-    ----------
-    n_vars
-        Columns of X.
-    dtype
-        Type of X, by its name.
-    n_threads
-        Threads that share a minibatch, the caller's among them.
-    buffers
-        Where dense minibatches are made.
-    scaling
-        What is done to values on the way; then X is float32.
-    """
-
-    def __init__(
-        self, n_vars: int, dtype: str, *, n_threads: int, buffers: DenseBuffers, scaling: Scaling | None = None
-    ) -> None:
-        self._n_vars = n_vars
-        self._scaling = scaling
-        self._stored, self._as_torch = _representation(dtype)
-        self._buffers = buffers
-        self._n_threads = min(n_threads, MAX_GATHERERS)
-        self._pool = ThreadPoolExecutor(self._n_threads, thread_name_prefix="cellfeed-assemble")
-
-    def dense_X(self, rows: CellRows) -> torch.Tensor:
-        """Make dense X: shape (B, n_vars)."""
-        out = self._buffers.borrow((len(rows), self._n_vars), self._stored)
-        gather = self._kernels().gather_dense
-        how = self._scaling or ()
-        self._share(rows, lambda part, low, high: gather(*_memory(part), *how, out[low:high]))
-        return torch.from_numpy(out).view(self._as_torch)
-
-    def sparse_X(self, rows: CellRows) -> torch.Tensor:
-        """Make CSR X: int32 indices, shape (B, n_vars)."""
-        indptr = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum(rows.sizes, out=indptr[1:])
-        index_dtype = np.int32 if indptr[-1] < 2**31 else np.int64
-        genes = np.empty(indptr[-1], index_dtype)
-        values = np.empty(indptr[-1], self._stored)
-        gather = self._kernels().gather_csr
-        how = self._scaling or ()
-        self._share(rows, lambda part, low, high: gather(*_memory(part), indptr[low:high], *how, genes, values))
-        return torch.sparse_csr_tensor(
-            torch.from_numpy(indptr.astype(index_dtype)),
-            torch.from_numpy(genes),
-            torch.from_numpy(values).view(self._as_torch),
-            size=(len(rows), self._n_vars),
-            device="cpu",
-            check_invariants=False,  # canonical by construction, and tested to be
-        )
-
-    def _kernels(self) -> Any:
-        """Return the module of the kernels that copy values as they are to come."""
-        from cellfeed.rows import kernels, scaling_kernels
-
-        return kernels if self._scaling is None else scaling_kernels
-
-    def _share(self, rows: CellRows, gather: Callable[[CellRows, int, int], None]) -> None:
-        edges = [len(rows) * k // self._n_threads for k in range(self._n_threads + 1)]
-        parts = [(rows.cut(low, high), low, high) for low, high in itertools.pairwise(edges) if low < high]
-        others = [self._pool.submit(gather, *part) for part in parts[1:]]
-        try:
-            for part in parts[:1]:
-                gather(*part)
-        finally:
-            wait(others)  # none may still write when the memory goes
-        for other in others:
-            other.result()
-
-    def close(self) -> None:
-        """End the threads."""
-        self._pool.shutdown(wait=True)
-
-
-def _memory(rows: CellRows) -> tuple[Any, ...]:
-    """Return what kernels need of rows."""
-    types = np.empty(0, rows.gene_dtype), np.empty(0, rows.value_dtype)
-    return rows.genes, rows.values, rows.sizes, rows.widths, *types
-
-
-ROWS_PER_STEP = 128
-"""Rows whose values are rounded at once: theirs stay in the cache."""
-
-HALF_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-def _representation(dtype: str) -> tuple[npt.DTypeLike, torch.dtype]:
-    """Return the type of the array that is filled and that of the tensor over it.
-
-    NumPy has no bfloat16 and numba no float16: their bits travel as int16.
-    """
-    if dtype in HALF_DTYPES:
-        return np.int16, HALF_DTYPES[dtype]
-    return np.dtype(dtype), getattr(torch, dtype)
-
-
-def round_to_half(rows: RowPointers, joinids: IntArray, dtype: torch.dtype) -> RowPointers:
-    """Replace values, in place, by the bits of 16-bit floats, rounded to nearest, half to even.
-
-    The values need a place of at least two bytes each. They are rounded once, and not in each minibatch.
-
-    Parameters
-    ----------
-    rows
-        Rows of X.
-    joinids
-        int64, shape (n_rows,): names the cells in errors.
-    dtype
-        ``torch.float16`` or ``torch.bfloat16``.
-    """
-    from cellfeed.rows import kernels
-
-    for low in range(0, len(rows.sizes), ROWS_PER_STEP):
-        part = slice(low, low + ROWS_PER_STEP)
-        indptr = np.append(0, np.cumsum(rows.sizes[part]))
-        wide = np.empty(indptr[-1], np.float32)
-        kernels.collect_values(rows.values[part], indptr, rows.types[1], wide)
-        rounded = torch.from_numpy(wide).to(dtype)
-        if torch.isinf(rounded).any():
-            _refuse_overflow(joinids[part], indptr, wide, rounded)
-        kernels.put_values(rows.values[part], indptr, rounded.view(torch.int16).numpy())
-    return replace(rows, value_dtype=np.dtype(np.int16))
-
-
-def _refuse_overflow(joinids: IntArray, indptr: IntArray, wide: Any, rounded: torch.Tensor) -> None:
-    """Refuse finite values that are too large for the type; infinite values of the layer stay as they are."""
-    overflows = np.flatnonzero(rounded.isinf().numpy() & np.isfinite(wide))
-    if len(overflows):
-        cell = joinids[np.searchsorted(indptr, overflows[0], side="right") - 1]
-        name = str(rounded.dtype).removeprefix("torch.")
-        raise ReadError(
-            f"X holds {wide[overflows[0]]:.12g} for soma_joinid {cell}, which X_dtype={name!r} cannot hold (at "
-            f'most {torch.finfo(rounded.dtype).max:g}): give X_dtype="float32"'
-        )
+    values = X.values().numpy()
+    out = np.empty(tuple(X.shape), values.dtype)
+    spread_csr(X.crow_indices().numpy(), X.col_indices().numpy(), values, out)
+    return torch.from_numpy(out)
 
 
 def quiet_beta_warning() -> None:
-    """Trigger and suppress what PyTorch warns of once per process: CSR tensors are in beta, and are not checked.
+    """Trigger and suppress PyTorch's once-per-process warnings: CSR tensors are in beta, and are not checked.
 
-    Only a tensor that neither asks for checks nor declines them triggers the second warning. It is valid, as a user
-    may have checks on.
+    The second warning is triggered only by a tensor that does not set ``check_invariants``. The tensor here is valid:
+    users may have enabled the checks.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

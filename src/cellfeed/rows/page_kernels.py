@@ -1,58 +1,62 @@
-"""From pages of coordinates and values to rows; compiled by numba, see :mod:`cellfeed.rows.kernels`."""
+"""Kernels from pages of coordinates and values to rows; see :mod:`cellfeed.rows.kernels`.
+
+A segment is a run of consecutive elements of the same row. The segments of a page are two arrays, int32, shape
+(n_segments,): the index of each segment's row, -1 if the row is not wanted, and the segment's size.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from cellfeed.rows.compiled import compiled
-from cellfeed.rows.kernels import array_at, borrowed, copy_into, is_disordered
+from cellfeed.rows.kernels import UINT8, UINT16, WIDE, array_at, borrowed, copy_into, is_disordered
 
 DROP = np.uint32(0xFFFFFFFF)
-"""In a table of genes: this column of the array is not wanted."""
+"""Entry of a table of genes for a column that is not selected."""
 
 STRIDE = 16
-"""Coordinates that are compared at once; a row of a Census has about 90 in a band of genes."""
+"""Coordinates that are compared together; a row of a Census has about 90 values per tile."""
 
 
 @compiled(inline="always")
 def value_width(values):
-    """Tell how small a type holds all values exactly: 0 for uint8, 1 for uint16, 2 for neither."""
+    """Return the narrowest ``ValueWidth`` that represents all values exactly."""
     largest = 0
     for value in values:
-        if not 0 <= value <= 65535:  # so is NaN
-            return 2
-        whole = np.int64(value)
-        if whole != value or (value == 0 and np.signbit(value)):
-            return 2
-        largest = max(largest, whole)
-    return 0 if largest <= 255 else 1
+        if not 0 <= value <= 65535:  # or NaN
+            return WIDE
+        integer = np.int64(value)
+        if integer != value or (value == 0 and np.signbit(value)):
+            return WIDE
+        largest = max(largest, integer)
+    return UINT8 if largest <= 255 else UINT16
 
 
 @compiled
 def narrow_float32(values, bits, target):
-    """Copy float32 values to uint16 and tell their width, as :func:`value_width` does.
+    """Copy float32 values to uint16 and return their width, as :func:`value_width` does.
 
-    ``bits`` are the values as int32. Width 2 says that ``target`` is of no use. One pass of straight lines, which
-    become vector instructions.
+    ``bits`` are the values as int32. If the width is ``WIDE``, ``target`` is undefined. The loop has no branches, so
+    that it becomes vector instructions.
     """
-    every = np.int32(0)
+    all_bits = np.int32(0)
     sign = np.int32(0)
-    uneven = np.int32(0)
+    inexact = np.int32(0)
     for i in range(len(values)):
         value = values[i]
-        whole = np.int32(value if 0 <= value <= 65536 else np.float32(0))  # a wild value has no int32, nor has NaN
-        target[i] = whole
-        every = np.int32(every | whole)
-        sign = np.int32(sign | bits[i])  # set by every negative number, -0.0 among them
-        uneven = np.int32(uneven | (np.float32(whole) != value))
-    if uneven or sign < 0 or every > 65535:
-        return 2
-    return 0 if every <= 255 else 1
+        integer = np.int32(value if 0 <= value <= 65536 else np.float32(0))  # larger values and NaN have no int32
+        target[i] = integer
+        all_bits = np.int32(all_bits | integer)
+        sign = np.int32(sign | bits[i])  # the sign bit is set for each negative number and for -0.0
+        inexact = np.int32(inexact | (np.float32(integer) != value))
+    if inexact or sign < 0 or all_bits > 65535:
+        return WIDE
+    return UINT8 if all_bits <= 255 else UINT16
 
 
 @compiled(inline="always")
-def end_of_stretch(rows, start):
-    """Return the place behind the stretch of one row number that begins at ``start``; give a borrowed array."""
+def segment_end(rows, start):
+    """Return the end of the segment that begins at ``start`` in a borrowed array of row numbers."""
     joinid = rows[start]
     end = start + 1
     while end + STRIDE <= len(rows):
@@ -69,108 +73,123 @@ def end_of_stretch(rows, start):
 
 
 @compiled(inline="always")
-def locate(joinid, first, stop, k):
-    """Index of the run that holds ``joinid``, tried at ``k`` first; -1 if none does."""
-    if first[k] <= joinid < stop[k]:
+def find_run(joinid, runs, k):
+    """Return the index of the run that contains ``joinid``, -1 if none does; run ``k`` is tried first."""
+    if runs.first[k] <= joinid < runs.stop[k]:
         return k
-    low, high = 0, len(first)
-    while low < high:  # rightmost first[] <= joinid
+    low, high = 0, len(runs.first)
+    while low < high:  # binary search for the last run that begins at or before joinid
         middle = (low + high) // 2
-        if first[middle] <= joinid:
+        if runs.first[middle] <= joinid:
             low = middle + 1
         else:
             high = middle
     low -= 1
-    return low if low >= 0 and joinid < stop[low] else -1
+    return low if low >= 0 and joinid < runs.stop[low] else -1
 
 
 @compiled
-def find_rows(dim0, start, first, stop, row0, run_row, run_size):
-    """Cut a page, from ``start`` on, into stretches of one row each; -1 is the row of an unwanted one.
+def find_segments(dim0, start, runs, rows, sizes):
+    """Divide a page, from ``start`` on, into segments.
 
-    ``first``, ``stop``, ``row0`` describe the wanted runs of joinids. Ends with the page or when the arrays of
-    stretches are full. Returns where it ended, the number of stretches, and how many of them are unwanted.
+    Parameters
+    ----------
+    dim0
+        int64, shape (n,): row number of each element.
+    runs
+        The wanted rows: a :class:`~cellfeed.rows.row_builder.RowRuns`.
+    rows, sizes
+        The segments, filled.
+
+    Returns
+    -------
+    tuple of int
+        The end of the last segment, the number of segments, and how many of them are not wanted. The segments end with
+        the page or when ``rows`` is full.
     """
     dim0 = borrowed(dim0)
-    n, i, k, n_runs, n_unwanted = len(dim0), start, 0, 0, 0
-    while i < n and n_runs < len(run_row):
+    n, i, k, n_segments, n_unwanted = len(dim0), start, 0, 0, 0
+    while i < n and n_segments < len(rows):
         joinid = dim0[i]
-        end = end_of_stretch(dim0, i)
-        found = locate(joinid, first, stop, k)
-        if found >= 0:
-            k = found
-            run_row[n_runs] = row0[k] + joinid - first[k]
+        end = segment_end(dim0, i)
+        run = find_run(joinid, runs, k)
+        if run >= 0:
+            k = run
+            rows[n_segments] = runs.row[k] + joinid - runs.first[k]
         else:
-            run_row[n_runs] = -1
+            rows[n_segments] = -1
             n_unwanted += 1
-        run_size[n_runs] = end - i
-        n_runs += 1
+        sizes[n_segments] = end - i
+        n_segments += 1
         i = end
-    return i, n_runs, n_unwanted
+    return i, n_segments, n_unwanted
 
 
 @compiled
-def keep_rows(source, target, run_row, run_size):
-    """Copy the stretches of wanted rows, with a change of type; returns how many elements they have."""
+def keep_rows(source, target, rows, sizes):
+    """Copy the segments of wanted rows, converted to the type of the target; return their number of elements."""
     source, target = borrowed(source), borrowed(target)
-    at = kept = 0
-    for k in range(len(run_row)):
-        size = run_size[k]
-        if run_row[k] >= 0:
-            a, b = source[at : at + size], target[kept : kept + size]
-            for i in range(size):
-                b[i] = a[i]
-            kept += size
-        at += size
-    return kept
+    low = n_kept = 0
+    for k in range(len(rows)):
+        size = sizes[k]
+        if rows[k] >= 0:
+            copy_into(source[low : low + size], target[n_kept : n_kept + size])
+            n_kept += size
+        low += size
+    return n_kept
 
 
 @compiled
-def keep_genes(dim1, data, run_row, run_size, table, base, genes, values):
-    """Copy the wanted genes of wanted rows; ``run_size`` becomes what is left. Returns how many there are."""
-    at = kept = 0
-    n_genes = len(table)
-    for k in range(len(run_row)):
-        size = run_size[k]
-        begin = kept
-        if run_row[k] >= 0:
-            for p in range(at, at + size):
-                place = dim1[p] - base
-                if 0 <= place < n_genes and table[place] != DROP:
-                    genes[kept] = table[place]
-                    values[kept] = data[p]
-                    kept += 1
-        run_size[k] = kept - begin
-        at += size
-    return kept
+def keep_genes(dim1, data, rows, sizes, places, genes, values):
+    """Copy the selected genes of wanted rows; return their number.
 
-
-@compiled
-def add_sizes(run_row, run_size, sizes):
-    """Add the sizes of the stretches to those of their rows."""
-    for k in range(len(run_row)):
-        if run_row[k] >= 0:
-            sizes[run_row[k]] += run_size[k]
-
-
-@compiled
-def scatter_page(genes, values, run_row, run_size, genes_at, values_at, filled, gene_type, value_type):
-    """Move the staged stretches of one page to their rows; tell whether any row came out of order.
-
-    The last five say where rows go, as :class:`~cellfeed.rows.row_allocator.RowPointers` has it; ``filled`` is kept up.
+    ``sizes`` is reduced to the selected genes. ``places`` is a :class:`~cellfeed.rows.row_builder.GenePlaces`.
     """
-    genes, values = borrowed(genes), borrowed(values)
-    p = 0
+    low = n_kept = 0
+    n_places = len(places.table)
+    for k in range(len(rows)):
+        size = sizes[k]
+        begin = n_kept
+        if rows[k] >= 0:
+            for i in range(low, low + size):
+                place = dim1[i] - places.base
+                if 0 <= place < n_places and places.table[place] != DROP:
+                    genes[n_kept] = places.table[place]
+                    values[n_kept] = data[i]
+                    n_kept += 1
+        sizes[k] = n_kept - begin
+        low += size
+    return n_kept
+
+
+@compiled
+def add_sizes(rows, sizes, row_sizes):
+    """Add the sizes of segments to the sizes of their rows: int64, shape (n_rows,)."""
+    for k in range(len(rows)):
+        if rows[k] >= 0:
+            row_sizes[rows[k]] += sizes[k]
+
+
+@compiled
+def scatter_page(page, rows):
+    """Append the segments of a page to their rows; return whether the genes of any row are out of order.
+
+    ``page`` is a :class:`~cellfeed.rows.row_builder.Page`, ``rows`` a
+    :class:`~cellfeed.rows.row_allocator.RowArrays` whose sizes are counted up.
+    """
+    genes, values = borrowed(page.genes), borrowed(page.values)
+    low = 0
     disorder = np.uint8(0)
-    for k in range(len(run_row)):
-        row, size = run_row[k], run_size[k]
+    for k in range(len(page.rows)):
+        row, size = page.rows[k], page.sizes[k]
         if row < 0 or size == 0:
             continue
-        at = filled[row]
-        filled[row] = at + size
-        to_g = array_at(genes_at[row], at + size, gene_type)
-        copy_into(genes[p : p + size], to_g[at:])
-        copy_into(values[p : p + size], array_at(values_at[row] + at * value_type.itemsize, size, value_type))
-        p += size
-        disorder = np.uint8(disorder | is_disordered(to_g, at))
+        start = rows.sizes[row]
+        rows.sizes[row] = start + size
+        row_genes = array_at(rows.genes[row], start + size, rows.gene_type)
+        copy_into(genes[low : low + size], row_genes[start:])
+        address = rows.values[row] + start * rows.value_type.itemsize
+        copy_into(values[low : low + size], array_at(address, size, rows.value_type))
+        low += size
+        disorder = np.uint8(disorder | is_disordered(row_genes, start))
     return disorder != 0

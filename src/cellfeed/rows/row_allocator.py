@@ -1,11 +1,11 @@
-"""Where rows of X lie in memory, compactly: what a reader fills and what minibatches are cut from."""
+"""Rows of X in memory: where a reader writes them, and the arrays of addresses that describe them."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,23 +16,43 @@ from cellfeed.rows.slabs import Arena
 
 
 class RepeatedPlaceError(ReadError):
-    """A row holds more than one value of one gene."""
+    """A row has more than one value of one gene."""
 
 
-@dataclass(frozen=True, eq=False)
-class RowPointers:
-    """Rows of X at known addresses, canonical: each row's genes ascend, none twice.
+class RowArrays(NamedTuple):
+    """Rows of X as an argument of kernels.
 
     Attributes
     ----------
     genes, values
-        int64, shape (n,): addresses of each row's first gene and first value.
+        int64, shape (n_rows,): address of each row's first gene and first value.
     sizes
-        int64, shape (n,): stored values of each row.
+        int64, shape (n_rows,): nnz of each row. Kernels that write rows count it up as they append values.
+    gene_type, value_type
+        Empty arrays of the type of genes and of the type of values.
+    """
+
+    genes: IntArray
+    values: IntArray
+    sizes: IntArray
+    gene_type: npt.NDArray[Any]
+    value_type: npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class RowPointers:
+    """Rows of X at known addresses, canonical: genes ascend within a row and occur once.
+
+    Attributes
+    ----------
+    genes, values
+        int64, shape (n_rows,): address of each row's first gene and first value.
+    sizes
+        int64, shape (n_rows,): nnz of each row.
     gene_dtype
-        uint16 or uint32: columns of X, that is places among the selected genes.
+        uint16 or uint32: genes are columns of X, numbered among the selected genes.
     value_dtype
-        uint8 or uint16 where they hold every value exactly, else the type asked for.
+        uint8 or uint16 if they represent every value exactly, else the type that the reader was asked for.
     """
 
     genes: IntArray
@@ -43,32 +63,43 @@ class RowPointers:
 
     @property
     def nnz(self) -> int:
-        """Values of all rows."""
+        """Number of values in all rows."""
         return int(self.sizes.sum())
 
     @property
     def types(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """Types of genes and values, as kernels want them: empty arrays."""
+        """Empty arrays of the types of genes and values."""
         return np.empty(0, self.gene_dtype), np.empty(0, self.value_dtype)
 
     @property
-    def where(self) -> tuple[npt.NDArray[Any], ...]:
-        """What kernels that fill rows need: addresses; how many values are there, none yet; and the two types."""
-        return (self.genes, self.values, np.zeros(len(self.sizes), np.int64), *self.types)
+    def arrays(self) -> RowArrays:
+        """The rows as an argument of kernels that read them."""
+        return RowArrays(self.genes, self.values, self.sizes, *self.types)
 
-    def moved(self, space: RowAllocator, sizes: IntArray) -> RowPointers:
-        """Copy the first ``sizes`` values of each row to where there is room for them."""
+    @property
+    def unfilled(self) -> RowArrays:
+        """The rows as an argument of kernels that fill them: without values so far."""
+        return self.arrays._replace(sizes=np.zeros_like(self.sizes))
+
+    def copy_to(self, allocator: RowAllocator, sizes: IntArray) -> RowPointers:
+        """Copy the first ``sizes`` values of each row to memory of an allocator."""
         from cellfeed.rows import kernels
 
-        placed = space.place(sizes, self.gene_dtype, self.value_dtype)
-        kernels.move_rows(self.genes, self.values, sizes, *self.types, placed.genes, placed.values)
-        return placed
+        copies = allocator.allocate(sizes, self.gene_dtype, self.value_dtype)
+        kernels.copy_rows(self.arrays, copies.arrays)
+        return copies
 
     def sorted(self, joinids: IntArray) -> RowPointers:
-        """Sort rows by gene, in place; a gene that a row holds twice is a :class:`RepeatedPlaceError`."""
+        """Sort the genes of each row in place.
+
+        Raises
+        ------
+        RepeatedPlaceError
+            If a row has more than one value of one gene.
+        """
         from cellfeed.rows import kernels
 
-        row, gene = kernels.sort_rows(self.genes, self.values, self.sizes, *self.types)
+        row, gene = kernels.sort_rows(self.arrays)
         if row >= 0:
             raise RepeatedPlaceError(
                 f"X holds more than one value for soma_joinid {joinids[row]} at selected gene "
@@ -79,57 +110,59 @@ class RowPointers:
 
 
 class RowAllocator:
-    """Memory for the rows of one read: those that leave together lie together, so that it can go with them.
+    """Allocates memory for the rows of one read: rows of the same window share an arena and are freed together.
 
     Parameters
     ----------
     arenas
-        Where rows go.
-    part
-        int64, shape (n,): index of the arena of each row.
+        The arenas of the windows.
+    arena_numbers
+        int64, shape (n_rows,): index of the arena of each row.
     lock
-        Held while room is made: several reads may share arenas.
-    value_bytes
-        Room for each value at least.
+        Held while memory is allocated: several reads may share arenas.
+    min_value_bytes
+        Smallest number of bytes to reserve per value.
     """
 
-    def __init__(self, arenas: Sequence[Arena], part: IntArray, lock: threading.Lock, *, value_bytes: int = 1) -> None:
-        self._shelves = arenas
-        self._part = part
+    def __init__(
+        self, arenas: Sequence[Arena], arena_numbers: IntArray, lock: threading.Lock, *, min_value_bytes: int = 1
+    ) -> None:
+        self._arenas = arenas
+        self._arena_numbers = arena_numbers
         self._lock = lock
-        self._value_bytes = value_bytes
+        self._min_value_bytes = min_value_bytes
 
-    def at_least(self, value_bytes: int) -> RowAllocator:
-        """Return the same space with room for so many bytes for each value at least."""
-        return RowAllocator(self._shelves, self._part, self._lock, value_bytes=value_bytes)
+    def with_value_bytes(self, n_bytes: int) -> RowAllocator:
+        """Return an allocator of the same arenas that reserves at least ``n_bytes`` per value."""
+        return RowAllocator(self._arenas, self._arena_numbers, self._lock, min_value_bytes=n_bytes)
 
-    def place(self, sizes: IntArray, gene_dtype: npt.DTypeLike, value_dtype: npt.DTypeLike) -> RowPointers:
-        """Make room for rows of so many values each: int64, shape (n,)."""
+    def allocate(self, sizes: IntArray, gene_dtype: npt.DTypeLike, value_dtype: npt.DTypeLike) -> RowPointers:
+        """Reserve memory for rows of ``sizes`` values: int64, shape (n_rows,)."""
         from cellfeed.rows import kernels
 
         genes, values = np.empty(len(sizes), np.int64), np.empty(len(sizes), np.int64)
-        placed = RowPointers(genes, values, sizes, np.dtype(gene_dtype), np.dtype(value_dtype))
-        widths = placed.gene_dtype.itemsize, max(placed.value_dtype.itemsize, self._value_bytes)
+        rows = RowPointers(genes, values, sizes, np.dtype(gene_dtype), np.dtype(value_dtype))
+        widths = rows.gene_dtype.itemsize, max(rows.value_dtype.itemsize, self._min_value_bytes)
         row = 0
         with self._lock:
-            at = np.array([arena.at for arena in self._shelves], np.int64)
-            end = np.array([arena.end for arena in self._shelves], np.int64)
+            free = np.array([arena.free for arena in self._arenas], np.int64)  # (n_arenas,), addresses
+            ends = np.array([arena.end for arena in self._arenas], np.int64)
             while row < len(sizes):
-                row, lacking = kernels.place_rows(sizes, self._part, row, *widths, at, end, genes, values)
-                if row < len(sizes):
-                    p = self._part[row]
-                    self._shelves[p].extend(lacking)
-                    at[p], end[p] = self._shelves[p].at, self._shelves[p].end
-            for arena, filled_to in zip(self._shelves, at.tolist(), strict=True):
-                arena.at = filled_to
-        return placed
+                row, missing = kernels.place_rows(sizes, self._arena_numbers, row, *widths, free, ends, genes, values)
+                if row < len(sizes):  # the arena of this row lacks memory
+                    number = self._arena_numbers[row]
+                    self._arenas[number].extend(missing)
+                    free[number], ends[number] = self._arenas[number].free, self._arenas[number].end
+            for arena, address in zip(self._arenas, free.tolist(), strict=True):
+                arena.free = address
+        return rows
 
 
 class Reader(Protocol):
-    """What the rest of cellfeed needs of a store: rows by joinid."""
+    """Reads rows of X by joinid."""
 
-    def read(self, joinids: IntArray, space: RowAllocator) -> RowPointers:
-        """Put the rows of ascending ``joinids`` where ``space`` has room for them, and say where. Thread-safe."""
+    def read(self, joinids: IntArray, allocator: RowAllocator) -> RowPointers:
+        """Read the rows of ascending ``joinids`` into memory of an allocator. Thread-safe."""
 
     def close(self) -> None:
-        """Give back what reading holds open."""
+        """Release the files, threads and memory of the reader."""

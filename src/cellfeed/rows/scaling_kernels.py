@@ -1,4 +1,4 @@
-"""Library size and logarithm, done to the values of a row while they are copied to a minibatch: one pass, no zeros.
+"""Gathering of rows with values that are scaled: library size and logarithm in one loop, over nonzeros only.
 
 Compiled by numba on first use and cached on disk, as :mod:`cellfeed.rows.kernels` is.
 """
@@ -8,70 +8,71 @@ from __future__ import annotations
 import numpy as np
 
 from cellfeed.rows.compiled import compiled
-from cellfeed.rows.kernels import _UINT8, _UINT16, _put_dense, array_at, borrowed, copy_into
+from cellfeed.rows.kernels import _UINT8, _UINT16, UINT8, UINT16, array_at, borrowed, copy_into, put_dense
 
 
 @compiled
-def gather_dense(genes, values, sizes, widths, gene_type, value_type, target, log, out):
-    """Do as :func:`cellfeed.rows.kernels.gather_dense` does, with values scaled: to a total of ``target`` if not 0."""
+def gather_dense_scaled(rows, widths, scaling, out):
+    """Write rows to a dense matrix, as :func:`cellfeed.rows.kernels.gather_dense` does, with values scaled."""
     out = borrowed(out)
-    scaled = np.empty(sizes.max(), out.dtype)
-    for k in range(len(sizes)):
-        row, size = out[k], sizes[k]
-        row[:] = 0
-        _scale(values[k], widths[k], value_type, target, log, scaled[:size])
-        _put_dense(array_at(genes[k], size, gene_type), scaled[:size], row)
+    scaled = np.empty(rows.sizes.max(), out.dtype)
+    for k in range(len(rows.sizes)):
+        size = rows.sizes[k]
+        dense = out[k]
+        dense[:] = 0
+        _scale(rows.values[k], widths[k], rows.value_type, scaling, scaled[:size])
+        put_dense(array_at(rows.genes[k], size, rows.gene_type), scaled[:size], dense)
 
 
 @compiled
-def gather_csr(genes, values, sizes, widths, gene_type, value_type, indptr, target, log, out_genes, out_values):
-    """Do as :func:`cellfeed.rows.kernels.gather_csr` does, with values scaled."""
-    out_genes, out_values = borrowed(out_genes), borrowed(out_values)
-    for k in range(len(sizes)):
-        at, size = indptr[k], sizes[k]
-        copy_into(array_at(genes[k], size, gene_type), out_genes[at : at + size])
-        _scale(values[k], widths[k], value_type, target, log, out_values[at : at + size])
+def gather_csr_scaled(rows, widths, scaling, csr):
+    """Write rows to a CSR matrix, as :func:`cellfeed.rows.kernels.gather_csr` does, with values scaled."""
+    out_genes, out_values = borrowed(csr.genes), borrowed(csr.values)
+    for k in range(len(rows.sizes)):
+        low, size = csr.indptr[k], rows.sizes[k]
+        copy_into(array_at(rows.genes[k], size, rows.gene_type), out_genes[low : low + size])
+        _scale(rows.values[k], widths[k], rows.value_type, scaling, out_values[low : low + size])
 
 
 @compiled
-def _scale(address, width, value_type, target, log, scaled):
-    """Write the values of one row, scaled."""
-    if width == 1:
-        _scale_counts(array_at(address, len(scaled), _UINT8), target, log, scaled)
-    elif width == 2:
-        _scale_counts(array_at(address, len(scaled), _UINT16), target, log, scaled)
+def _scale(address, width, value_type, scaling, out):
+    """Write the scaled values of the row at an address."""
+    if width == UINT8:
+        _scale_counts(array_at(address, len(out), _UINT8), scaling, out)
+    elif width == UINT16:
+        _scale_counts(array_at(address, len(out), _UINT16), scaling, out)
     else:
-        values = array_at(address, len(scaled), value_type)
-        factor = _factor(values, target)
+        values = array_at(address, len(out), value_type)
+        factor = _factor(values, scaling.target)
         for i in range(len(values)):
-            scaled[i] = _scaled(values[i], factor, log)
+            out[i] = _scale_value(values[i], factor, scaling.log)
 
 
 @compiled
-def _scale_counts(counts, target, log, scaled):
-    """Scale counts, few of which differ: small ones are computed when they are met first, and looked up again."""
-    factor = _factor(counts, target)
+def _scale_counts(counts, scaling, out):
+    """Write scaled counts; each count below 256 is computed once per row and then looked up."""
+    factor = _factor(counts, scaling.target)
     known = np.full(256, np.float32(-1))
     for i in range(len(counts)):
         count = counts[i]
         if count > 255:
-            scaled[i] = _scaled(count, factor, log)
+            out[i] = _scale_value(count, factor, scaling.log)
             continue
         if known[count] < 0:
-            known[count] = _scaled(count, factor, log)
-        scaled[i] = known[count]
+            known[count] = _scale_value(count, factor, scaling.log)
+        out[i] = known[count]
 
 
 @compiled
-def _scaled(value, factor, log):
+def _scale_value(value, factor, log):
     x = value * factor
-    # In double precision this is as exact as log1p is in single, and takes half the time; not so close to 0.
+    # log(1 + x) in double precision is as exact as log1p in single precision, in half the time; not so close to 0.
     return np.log(1.0 + x) if log and abs(x) > 1e-8 else x
 
 
 @compiled(fastmath={"reassoc"})
 def _factor(values, target):
-    """Return what brings a row to its total; 1 for a row without values, or without a target."""
+    """Return the factor that scales a row to a total of ``target``; 1 if ``target`` or the row's total is 0."""
     total = 0
     if target != 0:
         for i in range(len(values)):

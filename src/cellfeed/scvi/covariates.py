@@ -1,8 +1,8 @@
-"""Categories and numbers of obs as scvi-tools takes them: codes in a mapping that stays the same, and floats."""
+"""Columns of obs as scvi-tools takes them: codes of categories in a fixed mapping, and floats."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,37 +11,31 @@ import pandas as pd
 
 from cellfeed._checks import abbreviate, missing_from
 from cellfeed.errors import EncodeError
+from cellfeed.scvi.registry import SEPARATOR, Reference
 from cellfeed.select.batch_encoder import BatchEncoder
 from cellfeed.select.encoders import NamedEncoder
 from cellfeed.select.labels import read_obs_column
 from cellfeed.select.selection import Selection
 
-UNSEEN = ("error", "extend")
-"""What to do about a category that the reference lacks."""
-
-SEPARATOR = "//"
-"""Stands between the values of a category that is made of several columns."""
-
-
 ONLY = "0"
-"""The category of all cells where there is no column."""
+"""The category of all cells if no column is given."""
 
 
 class Categories(NamedEncoder):
-    """Codes 0..K-1 for the values of a column, or the combinations of several, as text.
+    """Encodes a column, or the combinations of several, as 0..K-1; the categories are text.
 
     Parameters
     ----------
     columns
-        One or more columns of obs; none puts all cells in one category.
+        Columns of obs; without columns, all cells are in one category.
     name
         The name of the encoder.
     known
-        Categories that have the first codes, in this order; ``None`` takes those that are met, ascending.
-    unseen
-        What to do about others: ``"error"``, or ``"extend"`` puts them behind.
+        The first categories, by code; ``None`` takes the categories of the cells in ascending order.
+    extend
+        Whether categories that are not ``known`` get the next codes; otherwise they raise an EncodeError.
     other
-        Where given: the category, last of all, of missing values, and of those that are not known.
+        If given, the last category: that of missing values, and of categories that are not ``known``.
     """
 
     def __init__(
@@ -50,49 +44,46 @@ class Categories(NamedEncoder):
         name: str,
         *,
         known: Sequence[str] | None = None,
-        unseen: str = "error",
+        extend: bool = False,
         other: str | None = None,
     ) -> None:
-        if unseen not in UNSEEN:
-            raise EncodeError(f"unseen={unseen!r} must be one of {', '.join(map(repr, UNSEEN))}")
         super().__init__(name, columns)
-        self._known, self._unseen, self._other = known, unseen, other
+        self._known, self._extend, self._other = known, extend, other
         self._inner = BatchEncoder(self._columns, separator=SEPARATOR) if self._columns else None
-        self._table: npt.NDArray[np.int64] = np.zeros(1, np.int64)
+        self._table: npt.NDArray[np.int64] = np.zeros(1, np.int64)  # (n_inner_classes,): codes of categories
         self.categories: list[str] = []
 
     def fit(self, obs: pd.DataFrame) -> None:
-        """Learn the categories, unless they are known."""
+        """Learn the categories of the cells, after those that are known."""
         known = [text for text in self._known or () if text != self._other]
         if self._inner is None:
             self.categories = known or ([] if self._other else [ONLY])
-            met = self.categories[:1] if self._other is None else [self._other]
+            texts = self.categories[:1] if self._other is None else [self._other]
         else:
             self._inner.fit(obs)
-            # A missing value is known by its code: a label may have any text.
+            # ``is_missing`` identifies missing values: a label may have any text.
             classes = zip(self._inner.classes_, self._inner.is_missing, strict=True)
-            met = [self._other if gone and self._other is not None else str(text) for text, gone in classes]
-            self.categories = self._extended(known, met)
+            texts = [self._other if missing and self._other is not None else str(text) for text, missing in classes]
+            self.categories = self._extended(known, [text for text in texts if text != self._other])
         if self._other is not None:
             self.categories.append(self._other)
-        place = {text: code for code, text in enumerate(self.categories)}
-        self._table = np.array([place.get(text, len(self.categories) - 1) for text in met], np.int64)
+        code_of = {text: code for code, text in enumerate(self.categories)}
+        self._table = np.array([code_of.get(text, len(self.categories) - 1) for text in texts], np.int64)
 
-    def _extended(self, known: list[str], met: list[str]) -> list[str]:
-        """Return the known categories, and behind them those that are new where there may be such."""
-        own = [text for text in met if text != self._other]
+    def _extended(self, known: list[str], texts: list[str]) -> list[str]:
+        """Return the known categories and, if permitted, the new ones after them."""
         if self._known is None:
-            return own
-        unknown = missing_from(own, known)
-        if not unknown or self._other is not None:
+            return texts
+        new = missing_from(texts, known)
+        if not new or self._other is not None:
             return known
-        if self._unseen == "error":
+        if not self._extend:
             raise EncodeError(
-                f"{self._name}: {len(unknown)} categories are not among the {len(known)} of the reference: "
-                f'{abbreviate(unknown)}; leave their cells out by obs_query, or give unseen="extend" and '
-                f"go on training with load_query_data"
+                f"{self._name}: {len(new)} categories are not among the {len(known)} of the reference: "
+                f"{abbreviate(new)}; exclude their cells by obs_query, or give extend_categories=True and continue "
+                f"the training with load_query_data"
             )
-        return known + unknown
+        return known + new
 
     def transform(self, obs: pd.DataFrame) -> npt.NDArray[np.int64]:
         """Return one code per row."""
@@ -102,8 +93,37 @@ class Categories(NamedEncoder):
         return codes
 
     def inverse_transform(self, codes: npt.ArrayLike) -> npt.NDArray[Any]:
-        """Return the categories, as text."""
+        """Return the categories of codes, as text."""
         return np.array(self.categories, dtype=object)[np.asarray(codes)]  # type: ignore[no-any-return,unused-ignore]
+
+
+def make_encoders(keys: Mapping[str, Any], reference: Reference | None, extend: bool) -> list[Categories]:
+    """Return the encoders of batches, labels and each categorical covariate.
+
+    Parameters
+    ----------
+    keys
+        The columns of obs, by the names of the arguments of :class:`SCVIDataModule`.
+    reference
+        The categories of a model, which get its codes.
+    extend
+        Whether batches and covariates may have further categories.
+    """
+    batch_key, covariates = keys["batch_key"], keys["categorical_covariate_keys"]
+    labels = [] if keys["labels_key"] is None else [keys["labels_key"]]
+    if not isinstance(extend, bool):
+        raise EncodeError(f"extend_categories={extend!r} must be True or False")
+    if reference is None:
+        reference = Reference()
+    elif not batch_key and len(reference.batches or ()) > 1:
+        raise EncodeError(
+            f"batch_key=None, but the reference has {len(reference.batches or ())} batches; give the column"
+        )
+    return [
+        Categories(batch_key, "_scvi_batch", known=reference.batches, extend=extend),
+        Categories(labels, "_scvi_labels", known=reference.labels, extend=extend, other=keys["unlabeled_category"]),
+        *(Categories([key], key, known=reference.covariates.get(key), extend=extend) for key in covariates),
+    ]
 
 
 def read_numbers(selection: Selection, columns: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -115,8 +135,8 @@ def read_numbers(selection: Selection, columns: Sequence[str]) -> npt.NDArray[np
         n_bad = int((~np.isfinite(values)).sum())
         if n_bad:
             raise EncodeError(
-                f"continuous_covariate_keys: column {column!r} is no finite number for {n_bad} of {len(values)} cells; "
-                f"leave these cells out by obs_query"
+                f"continuous_covariate_keys: column {column!r} is not a finite number for {n_bad} of {len(values)} "
+                f"cells; exclude these cells by obs_query"
             )
         out[:, k] = values
     return out

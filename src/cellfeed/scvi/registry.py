@@ -1,10 +1,10 @@
-"""Models of scvi-tools: what they keep of their data, made, found and compared; and models loaded by it."""
+"""Registries, in which models of scvi-tools describe their data; and the loading of models."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +13,32 @@ import torch
 
 from cellfeed._checks import abbreviate, missing_from
 from cellfeed.errors import StateError
-from cellfeed.scvi.covariates import SEPARATOR
+
+SEPARATOR = "//"
+"""Separates the values of a category, and the names of a key, that combine several columns."""
 
 OWN = "cellfeed"
-"""Where a registry keeps the keys and the provenance of a data module."""
+"""Key of a registry with the keys and the provenance of a data module."""
 
 MODEL_NAME = "model_name"
-"""Where a registry keeps the class of the model; scvi-hub and the views of a saved model need it."""
+"""Key of a registry with the class of the model, which scvi-hub and the views of a saved model need."""
 
 MODEL_FILE = "model.pt"
 """The file of a saved model in its folder."""
 
 
 @dataclass(frozen=True)
-class Known:
-    """The genes and categories of a model, as text, in its order; ``None`` where it does not tell."""
+class Reference:
+    """The genes and categories of a model, as text, by code; ``None`` if there is no model."""
 
-    genes: list[str] | None
-    batches: list[str] | None
-    labels: list[str] | None
-    covariates: Mapping[str, list[str] | None]
+    genes: list[str] | None = None
+    batches: list[str] | None = None
+    labels: list[str] | None = None
+    covariates: Mapping[str, list[str]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, registry: Mapping[str, Any]) -> Known:
-        """Read a registry, of a data module or of an AnnData."""
+    def of(cls, registry: Mapping[str, Any]) -> Reference:
+        """Read the registry of a data module or of an AnnData."""
         fields = registry["field_registries"]
         covariates = fields.get("extra_categorical_covs", {}).get("state_registry", {}).get("mapping", {})
         return cls(
@@ -52,7 +54,7 @@ def _text(values: Any) -> list[str]:
 
 
 def keys_of(registry: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a data module that say which columns of obs and var a model was trained with."""
+    """Return the columns of obs and var of a model's training, as arguments of a data module."""
     if OWN in registry:
         return dict(registry[OWN]["keys"])
     arguments = registry["setup_args"]
@@ -66,45 +68,43 @@ def keys_of(registry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_model(path: str | Path) -> dict[str, Any]:
-    """Read what a model saved. It holds pickled objects: read no file whose origin you do not trust."""
+    """Read the file of a saved model. It is unpickled: do not read a file of untrusted origin."""
     file = Path(path) / MODEL_FILE
     if not file.is_file():
-        raise StateError(f"{str(path)!r} holds no {MODEL_FILE}; give the folder in which model.save wrote a model")
+        raise StateError(f"{str(path)!r} has no {MODEL_FILE}; give the folder in which model.save wrote a model")
     return torch.load(file, map_location="cpu", weights_only=False)  # type: ignore[no-any-return]
 
 
 def find_registry(reference: Any) -> dict[str, Any]:
-    """Return the registry of a model, of the folder that one was saved in, or of a data module; or the one given."""
+    """Return the registry of a model, of the folder of a saved model, or of a data module; or the given registry."""
     if isinstance(reference, (str, Path)):
         return read_model(reference)["attr_dict"]["registry_"]  # type: ignore[no-any-return]
     for name in ("registry_", "registry"):
         reference = getattr(reference, name, reference)
     if not isinstance(reference, dict) or "field_registries" not in reference:
         raise StateError(
-            f"reference is a {type(reference).__name__}; give a model, the folder in which one was saved, or a registry"
+            f"reference is a {type(reference).__name__}; give a model, the folder of a saved model, or a registry"
         )
     return reference
 
 
-def compare(known: Mapping[str, Any], own: Mapping[str, Any], *, extended: bool = False) -> None:
-    """Refuse data whose genes or categories are not those of a model; ``extended`` ones may have more categories."""
-    model, data = Known.of(known), Known.of(own)
+def compare(model_registry: Mapping[str, Any], registry: Mapping[str, Any], *, extended: bool = False) -> None:
+    """Raise a StateError if data have other genes or categories than a model; ``extended`` permits more categories."""
+    model, data = Reference.of(model_registry), Reference.of(registry)
     _compare("genes", model.genes or [], data.genes or [])
     _compare("batches", model.batches or [], data.batches or [], extended=extended)
     for key, categories in model.covariates.items():
-        _compare(f"categories of {key!r}", categories or [], data.covariates.get(key) or [], extended=extended)
+        _compare(f"categories of {key!r}", categories, data.covariates.get(key, []), extended=extended)
 
 
 def _compare(what: str, model: Sequence[str], data: Sequence[str], *, extended: bool = False) -> None:
     if list(data[: len(model)] if extended else data) == list(model):
         return
-    missing, more = missing_from(model, data), missing_from(data, model)
-    told = [f"the data lack {abbreviate(missing)}"] * bool(missing) + [f"the model lacks {abbreviate(more)}"] * bool(
-        more
-    )
+    lacks = {"the data lack": missing_from(model, data), "the model lacks": missing_from(data, model)}
+    differences = [f"{text} {abbreviate(names)}" for text, names in lacks.items() if names]
     raise StateError(
-        f"{what} of the data are not those of the model: {', '.join(told) or 'their order differs'}; make the data "
-        f"module with SCVIDataModule.from_reference(model, experiment)"
+        f"{what} of the data are not those of the model: {', '.join(differences) or 'their order differs'}; make the "
+        f"data module with SCVIDataModule.from_reference(model, experiment)"
     )
 
 
@@ -119,9 +119,9 @@ def make_registry(
     covariates: Mapping[str, Sequence[str]],
     provenance: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Make a registry. It names no class of model: one data module serves SCVI and then SCANVI.
+    """Return the registry of a data module, without the class of the model, as several models may use the module.
 
-    Several columns of batches have one key, the columns joined as their values are: scvi-tools takes it as the name of
+    Several columns of batches have one key, their names joined by :data:`SEPARATOR`: scvi-tools uses it as the name of
     a column.
     """
     continuous = keys["continuous_covariate_keys"]
@@ -164,10 +164,10 @@ def make_registry(
 
 
 def _field(
-    place: str | None, key: str | None, state: Mapping[str, Any], stats: Mapping[str, Any]
+    attribute: str | None, key: str | None, state: Mapping[str, Any], stats: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    where = {} if place is None else {"attr_name": place, "attr_key": key}
-    return {"data_registry": where, "state_registry": dict(state), "summary_stats": dict(stats)}
+    data = {} if attribute is None else {"attr_name": attribute, "attr_key": key}
+    return {"data_registry": data, "state_registry": dict(state), "summary_stats": dict(stats)}
 
 
 def _categories(categories: Sequence[str], key: Any) -> dict[str, Any]:
@@ -185,26 +185,25 @@ def _covariates(covariates: Mapping[str, Sequence[str]]) -> dict[str, Any]:
 
 
 def name_model(model: Any, registry: Mapping[str, Any] | None = None) -> None:
-    """Give a model a registry, its own unless another is given, that names the model's class."""
+    """Add the class of a model to its registry, or replace that by another registry with the class."""
     model.registry_ = {**(model.registry_ if registry is None else registry), MODEL_NAME: type(model).__name__}
 
 
 def load(model_class: Any, path: str | Path, datamodule: Any = None) -> Any:
     """Load a model that was trained with a :class:`~cellfeed.scvi.SCVIDataModule`.
 
-    ``model_class.load(path, adata=False)`` does so too, but for what scvi-tools (1.4) loses of such models: it forgets
-    further arguments of the module, such as ``encode_covariates``, and of several categorical covariates it uses one.
-    Both unpickle the file: load no model of an origin that you do not trust.
+    Use it instead of ``model_class.load(path, adata=False)``, in which scvi-tools (1.4) loses further arguments of the
+    module, such as ``encode_covariates``, and all categorical covariates but one. Both unpickle the file: do not load a
+    model of untrusted origin.
 
     Parameters
     ----------
     model_class
-        Such as ``scvi.model.SCVI``.
+        The class of the model, such as ``scvi.model.SCVI``.
     path
         The folder given to ``model.save``.
     datamodule
-        Of the cells that the model is to see: it is checked that the model knows their genes and categories. SCANVI
-        needs one.
+        The cells for the model, whose genes and categories are checked. SCANVI needs it.
 
     Returns
     -------
@@ -213,7 +212,8 @@ def load(model_class: Any, path: str | Path, datamodule: Any = None) -> Any:
     Raises
     ------
     StateError
-        If there is no model, it is of another class, or its genes or categories are not those of ``datamodule``.
+        If the folder has no model, or if the model is of another class or has other genes or categories than
+        ``datamodule``.
 
     Examples
     --------
@@ -252,38 +252,39 @@ def load(model_class: Any, path: str | Path, datamodule: Any = None) -> Any:
 
 
 def load_query_data(model_class: Any, reference: Any, datamodule: Any, **options: Any) -> Any:
-    """Make a model that goes on from a reference with the cells of a module: scArches.
+    """Make a model that continues the training of a reference on the cells of a data module (scArches).
 
-    ``model_class.load_query_data`` does so for an AnnData only where the query has batches of its own.
+    For batches that the reference lacks, ``model_class.load_query_data`` takes only an AnnData.
 
     Parameters
     ----------
     model_class
-        Such as ``scvi.model.SCVI``.
+        The class of the model, such as ``scvi.model.SCVI``.
     reference
-        A trained model, or the folder in which one was saved.
+        A trained model, or the folder of a saved model.
     datamodule
-        ``SCVIDataModule.from_reference(reference, experiment, unseen="extend")``.
+        ``SCVIDataModule.from_reference(reference, experiment, extend_categories=True)``.
     options
-        Which weights to freeze, as for ``model_class.load_query_data``.
+        The weights to freeze, as for ``model_class.load_query_data``.
 
     Returns
     -------
-    The model, to be trained with ``train(datamodule=datamodule)``.
+    The model; train it with ``train(datamodule=datamodule)``.
 
     Raises
     ------
     StateError
-        If the module's genes are not those of the reference, or its categories do not begin with the reference's.
+        If the data module has other genes than the reference, or if its categories do not begin with those of the
+        reference.
 
     Examples
     --------
     >>> import scvi, tiledbsoma, cellfeed.scvi
     >>> uri = cellfeed.datasets.pbmc700()
-    >>> some = tiledbsoma.AxisQuery(value_filter="phase != 'G2M'")
-    >>> reference = cellfeed.scvi.SCVIDataModule(uri, obs_query=some, batch_key="phase", seed=0)
+    >>> two_phases = tiledbsoma.AxisQuery(value_filter="phase != 'G2M'")
+    >>> reference = cellfeed.scvi.SCVIDataModule(uri, obs_query=two_phases, batch_key="phase", seed=0)
     >>> model = scvi.model.SCVI(adata=None, registry=reference.registry)  # and train it
-    >>> query = cellfeed.scvi.SCVIDataModule.from_reference(model, uri, unseen="extend")
+    >>> query = cellfeed.scvi.SCVIDataModule.from_reference(model, uri, extend_categories=True)
     >>> extended = cellfeed.scvi.load_query_data(scvi.model.SCVI, model, query)
     >>> query.batch_labels
     ['G1', 'S', 'G2M']
@@ -291,7 +292,7 @@ def load_query_data(model_class: Any, reference: Any, datamodule: Any, **options
     compare(find_registry(reference), datamodule.registry, extended=True)
     if "datamodule" in inspect.signature(model_class).parameters:
         options["datamodule"] = datamodule
-    # Under another name of the method scvi-tools pads the weights for new categories, as it does for an AnnData.
+    # With the setup method of AnnData, scvi-tools extends the weights for new categories.
     registry = {**datamodule.registry, "setup_method_name": "setup_anndata"}
     given = str(reference) if isinstance(reference, (str, Path)) else reference
     model = model_class.load_query_data(adata=None, reference_model=given, registry=registry, **options)

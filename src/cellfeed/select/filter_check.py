@@ -1,8 +1,8 @@
-"""A value filter is checked against the columns of its table and fitted to their types, before anything is read.
+"""Checks a value filter against the columns of its table and fits it to their types, before anything is read.
 
-TileDB-SOMA parses a value filter as a Python expression and compares a column with constants of its type. A constant
-that the type cannot hold is an error there, or loses its fraction; here such a comparison gets the value that it has
-for numbers. Missing values meet no comparison but those with ``None``, as in TileDB-SOMA.
+TileDB-SOMA parses a value filter as a Python expression and compares a column with constants of its type. If the type
+cannot hold a constant, TileDB-SOMA raises an error or drops the fraction; cellfeed rewrites the comparison so that it
+has its mathematical value. As in TileDB-SOMA, a missing value meets only comparisons with ``None``.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from cellfeed._checks import abbreviate, shortened, suggest
 from cellfeed.errors import SelectionError
 
 FLIPPED = {ast.Lt: ast.Gt, ast.Gt: ast.Lt, ast.LtE: ast.GtE, ast.GtE: ast.LtE, ast.Eq: ast.Eq, ast.NotEq: ast.NotEq}
-"""The operator of a comparison whose sides change places."""
+"""Operators of a comparison after its sides are swapped."""
 
 LISTS = (ast.List, ast.Tuple, ast.Set)
 
 ORDER = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
 
 COMBINED = (ast.Expression, ast.BoolOp, ast.boolop, ast.BitAnd, ast.BitOr, ast.Not)
-"""What combines comparisons, beside ``not`` and the operators ``&`` and ``|``."""
+"""Nodes that combine comparisons, besides ``not`` and the operators ``&`` and ``|``."""
 
 NOT_IN_LISTS = (pa.int8(), pa.int16(), pa.uint8())
-"""Types of columns that TileDB-SOMA does not compare with lists, or not with all lists."""
+"""Types of columns that TileDB-SOMA cannot compare with every list."""
 
 NANOSECONDS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
-"""Of the units of times."""
+"""Nanoseconds per unit of a time column."""
 
 
 class FittedFilter(str):
-    """A value filter as TileDB-SOMA takes it, which keeps the text that the user gave."""
+    """A value filter in the form for TileDB-SOMA; ``given`` is the text of the user."""
 
     given: str
 
 
 def given_filter(value_filter: str | None) -> str | None:
-    """Return a value filter as the user gave it."""
+    """Return the value filter that the user wrote."""
     return getattr(value_filter, "given", value_filter)
 
 
@@ -53,13 +53,15 @@ def fit_query(argument: str, query: Any, frame: Any, table: str) -> Any:
 
     Parameters
     ----------
+    argument, query
+        A ``tiledbsoma.AxisQuery``, and its name in errors.
     frame, table
         The open ``tiledbsoma.DataFrame``, and its name, ``"obs"`` or ``"var"``.
 
     Raises
     ------
     SelectionError
-        If the filter is no expression, names a column that is not there, or compares what cannot be compared.
+        If the filter is not an expression, names a column that the table lacks, or compares values of other types.
     """
     if not isinstance(query.value_filter, str):
         return query
@@ -88,7 +90,7 @@ def _parse(what: str, text: str) -> ast.Expression:
 
 
 def comparisons(node: ast.Compare) -> Iterator[tuple[ast.expr, ast.cmpop, ast.expr]]:
-    """Yield the comparisons of two sides of which one is made, such as ``3 < n < 9``, the column on the left."""
+    """Yield the two-sided comparisons of one such as ``3 < n < 9``, with the column on the left."""
     sides = [node.left, *node.comparators]
     for left, operator, right in zip(sides, node.ops, sides[1:], strict=False):
         if column_of(left) is None and column_of(right) is not None and type(operator) in FLIPPED:
@@ -98,7 +100,7 @@ def comparisons(node: ast.Compare) -> Iterator[tuple[ast.expr, ast.cmpop, ast.ex
 
 
 def column_of(node: ast.expr) -> str | None:
-    """Return the column that an expression names: as it is, or inside ``attr("...")``."""
+    """Return the column that an expression names, plainly or in ``attr("...")``; ``None`` if it names no column."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "attr" and node.args:
@@ -107,36 +109,30 @@ def column_of(node: ast.expr) -> str | None:
 
 
 def constants(node: ast.expr) -> list[Any]:
-    """Return the constants with which a column is compared: those of a list, tuple or set, or one alone.
-
-    Raises
-    ------
-    ValueError
-        If there is anything else.
-    """
+    """Return the constants of a list, tuple or set, or a single one; raise a ValueError for other expressions."""
     if isinstance(node, LISTS):
-        return [value for one in node.elts for value in constants(one)]
+        return [value for element in node.elts for value in constants(element)]
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "val" and node.args:
         node = node.args[0]
     value = ast.literal_eval(node)
     if not isinstance(value, (str, bytes, int, float, type(None))):
-        raise ValueError(f"{value!r} is no constant")
+        raise ValueError(f"{value!r} is not a constant")
     return [value]
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a type of columns is text."""
+    """Whether a type is text."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def dictionary_of(frame: Any, column: str) -> list[Any]:
-    """Return the values of a categorical column of an open ``tiledbsoma.DataFrame``, used or not."""
+    """Return all categories of a column of an open ``tiledbsoma.DataFrame``, used or not."""
     values: list[Any] = frame.get_enumeration_values([column])[column].to_pylist()
     return values
 
 
 class _Fitting(ast.NodeTransformer):
-    """Checks comparisons, and replaces those with constants that the type of a column does not hold."""
+    """Checks comparisons, and rewrites those with constants that the type of their column cannot hold."""
 
     def __init__(self, what: str, frame: Any, table: str) -> None:
         self._what = what
@@ -149,19 +145,19 @@ class _Fitting(ast.NodeTransformer):
         if combines or isinstance(node, COMBINED):
             return super().generic_visit(node)
         raise self._error(
-            f"{ast.unparse(node)!r} is no comparison; write for example \"flag == True and tissue == 'lung'\", and "
-            f"parentheses around comparisons beside & and |"
+            f"{ast.unparse(node)!r} is not a comparison; write for example \"flag == True and tissue == 'lung'\", and "
+            f"parentheses around comparisons next to & and |"
         )
 
     def visit_Compare(self, node: ast.Compare) -> ast.expr:
-        fitted = [self._fit(*one) for one in comparisons(node)]
+        fitted = [self._fit(*comparison) for comparison in comparisons(node)]
         return fitted[0] if len(fitted) == 1 else ast.BoolOp(ast.And(), fitted)
 
     def _fit(self, left: ast.expr, operator: ast.cmpop, right: ast.expr) -> ast.expr:
         name = column_of(left)
         if name is None:
             raise self._error(
-                f"{ast.unparse(left)!r} stands where a column belongs; a name that is no Python name is written as in "
+                f"{ast.unparse(left)!r} is not a column; write a name that is not a Python name as in "
                 f"attr('orig.ident') == 'a'"
             )
         if name not in self._frame.schema.names:
@@ -175,7 +171,7 @@ class _Fitting(ast.NodeTransformer):
                 self._check_order(name, kind, values[0])
             kind = kind.value_type
         if pa.types.is_timestamp(kind):
-            values, kind = [self._as_number(name, kind, one) for one in values], pa.int64()
+            values, kind = [self._as_number(name, kind, value) for value in values], pa.int64()
         for value in values:
             self._check(name, kind, value)
         if isinstance(operator, (ast.In, ast.NotIn)):
@@ -183,14 +179,14 @@ class _Fitting(ast.NodeTransformer):
         return self._fit_number(left, operator, kind, values[0])
 
     def _values(self, name: str, operator: ast.cmpop, right: ast.expr) -> list[Any]:
-        """Return the constants of a comparison: one, or those of a list."""
-        for one in right.elts if isinstance(right, LISTS) else [right]:
-            if isinstance(one, ast.Name):
-                raise self._error(f"{one.id} stands where a value belongs; quote text: {one.id!r}")
+        """Return the constants of a comparison: a single one, or those of a list."""
+        for element in right.elts if isinstance(right, LISTS) else [right]:
+            if isinstance(element, ast.Name):
+                raise self._error(f"{element.id} is not a value; quote text: {element.id!r}")
         try:
             values = constants(right)
         except ValueError:
-            raise self._error(f"{ast.unparse(right)!r} stands where a value belongs; give text or a number") from None
+            raise self._error(f"{ast.unparse(right)!r} is not a value; give text or a number") from None
         if isinstance(operator, (ast.Is, ast.IsNot)):
             raise self._error(f"{name!r} is compared by the `is` operator, which is not supported; write == or !=")
         if isinstance(operator, (ast.In, ast.NotIn)) != isinstance(right, LISTS) or not values:
@@ -213,7 +209,7 @@ class _Fitting(ast.NodeTransformer):
             raise self._error(f"column {name!r} holds {held}, which cannot be compared with {value!r}")
 
     def _check_order(self, name: str, kind: Any, value: Any) -> None:
-        """Refuse what TileDB-SOMA has no order for: a dictionary without one, and values that it lacks."""
+        """Raise an error if a categorical column has no order, or lacks the value: TileDB-SOMA cannot compare them."""
         known = dictionary_of(self._frame, name)
         if not kind.ordered:
             raise self._error(f"column {name!r} is categorical and has no order; list its values: {abbreviate(known)}")
@@ -223,20 +219,20 @@ class _Fitting(ast.NodeTransformer):
             )
 
     def _as_number(self, name: str, kind: Any, value: Any) -> Any:
-        """Return a time as TileDB-SOMA takes it: a number of the column's units since 1970."""
+        """Return a time as TileDB-SOMA compares it: the number of the column's units since 1970."""
         if not isinstance(value, str):
             return value
         time = pd.to_datetime(value, errors="coerce", utc=True)
         if time is pd.NaT:
             raise self._error(
-                f"column {name!r} holds times, and {value!r} is none; write for example '2026-01-31' or "
+                f"column {name!r} holds times, and {value!r} is not a time; write for example '2026-01-31' or "
                 f"'2026-01-31T12:00:00'"
             )
         whole, rest = divmod(time.as_unit("ns").value, NANOSECONDS[kind.unit])
         return float(whole + 0.5) if rest else int(whole)
 
     def _fit_number(self, left: ast.expr, operator: ast.cmpop, kind: pa.DataType, value: Any) -> ast.expr:
-        """Compare a column of integers with a number that its type holds, to the same effect."""
+        """Return an equivalent comparison with a number that the column's type can hold."""
         if not pa.types.is_integer(kind):
             return _compare(left, operator, [value])
         low, high = _limits(kind)
@@ -251,7 +247,7 @@ class _Fitting(ast.NodeTransformer):
         return _compare(left, operator, [whole])
 
     def _fit_list(self, left: ast.expr, operator: ast.cmpop, kind: pa.DataType, values: list[Any]) -> ast.expr:
-        """Compare a column with those of a list that its type holds, one by one where lists are not taken."""
+        """Return an equivalent comparison with the listed values that the type can hold, one by one if needed."""
         if pa.types.is_boolean(kind):
             return _one_by_one(left, operator, [bool(value) for value in values])
         if not pa.types.is_integer(kind):
@@ -265,7 +261,7 @@ class _Fitting(ast.NodeTransformer):
         return _compare(left, operator, held)
 
     def _constant(self, left: ast.expr, kind: pa.DataType, *, holds: bool) -> ast.expr:
-        """Write a comparison of a column of integers that each value meets, or none; missing values never do."""
+        """Return a comparison that all integers meet, or that no integer meets; missing values never meet it."""
         name = str(column_of(left))
         low, high = _limits(kind)
         if not pa.types.is_dictionary(self._frame.schema.field(name).type):
@@ -281,7 +277,7 @@ class _Fitting(ast.NodeTransformer):
 
 
 def _compare(left: ast.expr, operator: ast.cmpop, values: Sequence[Any]) -> ast.Compare:
-    """Write a comparison with a value, or with those of a list."""
+    """Return a comparison with one value, or with a list of values."""
     right = [ast.parse(ast.unparse(ast.Constant(value)), mode="eval").body for value in values]
     if isinstance(operator, (ast.In, ast.NotIn)):
         right = [ast.List(right, ast.Load())]
@@ -289,7 +285,7 @@ def _compare(left: ast.expr, operator: ast.cmpop, values: Sequence[Any]) -> ast.
 
 
 def _one_by_one(left: ast.expr, operator: ast.cmpop, values: Sequence[Any]) -> ast.expr:
-    """Write a comparison with a list as one with each of its values."""
+    """Return comparisons with each value of a list, joined by ``or`` or ``and``."""
     sign, word = (ast.Eq(), ast.Or()) if isinstance(operator, ast.In) else (ast.NotEq(), ast.And())
     each: list[ast.expr] = [_compare(left, sign, [value]) for value in dict.fromkeys(values)]
     return each[0] if len(each) == 1 else ast.BoolOp(word, each)

@@ -1,4 +1,4 @@
-"""Value filters of TileDB-SOMA from Python values, quoted as its parser reads them."""
+"""Makes value filters of TileDB-SOMA of Python values, quoted for its parser."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ import pandas as pd
 
 from cellfeed.errors import SelectionError
 
-MANY = 16
-"""So many numbers are compared one by one; more of them by ``in``, which is fast but knows not every type."""
-
+MAX_COMPARISONS = 16
+"""Up to this number, numbers are compared one by one; more by ``in``, which is faster but lacks some types."""
 
 OPERATORS = (">", ">=", "<", "<=", "!=", "==")
-"""Operators of comparisons."""
+"""Operators of a comparison."""
 
 
 def obs_filter(columns: Mapping[str, Any] | None = None, /, **more: Any) -> str:
-    r"""Make the value filter of a query from Python values.
+    r"""Make the value filter of a query of Python values.
 
-    A row is selected if each column named has the value given, or one of the values given. A comparison is a pair of an
-    operator and a value: ``(">", 500)``, with ``>``, ``>=``, ``<``, ``<=``, ``!=`` or ``==``; of several in a list, all
-    must hold, as in the range ``[(">=", 500), ("<", 6000)]``. ``("!=", None)`` selects the rows that have a value.
-    Quotes, backslashes and line breaks inside text are escaped; nothing in a value can change what the filter means.
+    A row is selected if each named column has the given value, or one of the given values. A comparison is a pair of
+    an operator and a value, such as ``(">", 500)``; the operators are ``>``, ``>=``, ``<``, ``<=``, ``!=`` and ``==``.
+    All comparisons of a list must hold, as in the range ``[(">=", 500), ("<", 6000)]``. ``("!=", None)`` selects the
+    rows that have a value. Quotes, backslashes and line breaks in text are escaped: a value cannot change the meaning
+    of the filter.
 
     Parameters
     ----------
     columns
-        Values by name, for columns whose names are no Python names, such as ``"orig.ident"``.
+        Values by name, for columns whose names are not Python names, such as ``"orig.ident"``.
     more
         Values by name. A value is text, a number or a boolean, or a list, tuple, set, NumPy array or pandas
         ``Series``, ``Index`` or ``Categorical`` of these, all of one kind; or a comparison, or a list of comparisons.
@@ -47,7 +47,7 @@ def obs_filter(columns: Mapping[str, Any] | None = None, /, **more: Any) -> str:
     Raises
     ------
     SelectionError
-        If a list is empty (it would select nothing), or a value is missing, not finite, or of another kind.
+        If a list is empty (it would select nothing), or a value is missing, not finite, or of another type.
 
     Examples
     --------
@@ -62,12 +62,12 @@ def obs_filter(columns: Mapping[str, Any] | None = None, /, **more: Any) -> str:
         raise SelectionError(
             f"obs_filter takes columns by name, not {columns!r}: obs_filter(tissue='lung'), or a dict of such"
         )
-    twice = sorted(set(columns or ()) & set(more))
-    if twice:
-        raise SelectionError(f"obs_filter was given column {twice[0]!r} twice; give all its values in one list")
+    repeated = sorted(set(columns or ()) & set(more))
+    if repeated:
+        raise SelectionError(f"obs_filter received column {repeated[0]!r} twice; give all its values in one list")
     wanted = {**(columns or {}), **more}
     if not wanted:
-        raise SelectionError("obs_filter was given no column; name one, or make the dataset without obs_query")
+        raise SelectionError("obs_filter received no column; name one, or make the dataset without obs_query")
     return " and ".join(_term(name, value) for name, value in wanted.items())
 
 
@@ -78,13 +78,13 @@ def _term(name: object, value: Any) -> str:
     if _is_comparison(value):
         value = [value]
     if isinstance(value, (list, tuple)) and any(map(_is_comparison, value)):
-        return " and ".join(_comparison(name, one) for one in value)
-    values = [_plain(name, one) for one in _as_list(name, value)]
-    kinds = sorted({_kind(one) for one in values})
+        return " and ".join(_comparison(name, comparison) for comparison in value)
+    values = [_plain(name, element) for element in _as_list(name, value)]
+    kinds = sorted({_kind(element) for element in values})
     if len(kinds) > 1:
         raise SelectionError(
-            f"obs_filter: the values of {name!r} are of several kinds ({', '.join(kinds)}); give one, or comparisons "
-            f'such as {_column(name)}=(">", 500), by one of {", ".join(OPERATORS)}'
+            f"obs_filter: the values of {name!r} are of several kinds ({', '.join(kinds)}); give one kind, or "
+            f'comparisons such as {_column(name)}=(">", 500) with one of {", ".join(OPERATORS)}'
         )
     if kinds == ["boolean"] and len(values) > 2:
         raise SelectionError(
@@ -96,56 +96,56 @@ def _term(name: object, value: Any) -> str:
 
 
 def _is_comparison(value: Any) -> bool:
-    """Whether a value is a pair of an operator and what to compare with."""
+    """Whether a value is a pair of an operator and a value."""
     return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and value[0] in OPERATORS
 
 
 def _comparison(name: str, value: Any) -> str:
-    """Write a comparison with a value; unlike all values of a list is unlike each of them."""
+    """Return a comparison as text; ``!=`` with a list means unequal to each of its values."""
     if not _is_comparison(value):
         raise SelectionError(
-            f'obs_filter: {name} has comparisons and {value!r} in one list; give pairs such as (">", 500) only, all of '
+            f'obs_filter: {name} has comparisons and {value!r} in one list; give only pairs such as (">", 500), all of '
             f"which must hold"
         )
     operator, compared = value
     if operator == "!=" and compared is None:
         return f"{_column(name)} != None"
-    values = [_plain(name, one) for one in _as_list(name, compared)]
+    values = [_plain(name, element) for element in _as_list(name, compared)]
     if operator != "!=" and len(values) > 1:
         raise SelectionError(
-            f'obs_filter: {name}=({operator!r}, {compared!r}) compares with one value; a list goes with "!="'
+            f'obs_filter: {name}=({operator!r}, {compared!r}) compares with one value; only "!=" takes a list'
         )
-    return " and ".join(f"{_column(name)} {operator} {one!r}" for one in values)
+    return " and ".join(f"{_column(name)} {operator} {element!r}" for element in values)
 
 
 def _compare(column: str, values: list[Any], kind: str) -> list[str]:
-    """Write comparisons of which one must hold; TileDB-SOMA knows no lists with a sign in them, nor any of booleans."""
+    """Return comparisons of which one must hold; TileDB-SOMA has no lists of negative numbers or of booleans."""
     if kind == "text" and len(values) == 1:
         return [f"{column} == {values[0]!r}"]
-    listed = [one for one in values if kind == "text" or (kind == "number" and one >= 0)]
-    if kind == "number" and len(listed) <= MANY:
+    listed = [value for value in values if kind == "text" or (kind == "number" and value >= 0)]
+    if kind == "number" and len(listed) <= MAX_COMPARISONS:
         listed = []
-    alone = [one for one in values if not listed or (kind == "number" and one < 0)]
-    among = [f"{column} in [{', '.join(map(repr, listed))}]"] if listed else []
-    return among + [_equal(column, one) for one in alone]
+    others = [value for value in values if not listed or (kind == "number" and value < 0)]
+    terms = [f"{column} in [{', '.join(map(repr, listed))}]"] if listed else []
+    return terms + [_equal(column, value) for value in others]
 
 
 def _equal(column: str, value: float) -> str:
     if isinstance(value, float) and not value.is_integer():
-        # Compared with a column of integers, a number loses its fraction; none of them has one.
+        # TileDB-SOMA drops the fraction if the column has integers, which are never equal to such a number.
         return f"({column} == {value!r} and {column} != {math.trunc(value)})"
     return f"{column} == {value!r}"
 
 
 def _column(name: str) -> str:
-    """Write the name of a column: as it is where it is a Python name, which the parser would also normalise."""
+    """Return the name of a column in a filter; the parser would normalise a Python name that is not normalised."""
     plain = name.isidentifier() and not keyword.iskeyword(name) and unicodedata.normalize("NFKC", name) == name
     return name if plain else f"attr({name!r})"
 
 
 def _as_list(name: str, value: Any) -> list[Any]:
     if isinstance(value, (set, frozenset)):
-        value = sorted(value, key=lambda one: (type(one).__name__, repr(one)))  # the same filter in every process
+        value = sorted(value, key=lambda element: (type(element).__name__, repr(element)))  # equal in every process
     if isinstance(value, np.ndarray) and value.ndim == 0:
         return [value[()]]
     if getattr(value, "ndim", 1) > 1:
@@ -156,23 +156,25 @@ def _as_list(name: str, value: Any) -> list[Any]:
         return [value]
     values = list(value)
     if not values:
-        raise SelectionError(f"obs_filter: {name}=[] would select nothing; leave {name!r} out to take all its values")
+        raise SelectionError(f"obs_filter: {name}=[] would select nothing; omit {name!r} to select all its values")
     return values
 
 
 def _plain(name: str, value: Any) -> str | bool | int | float:
-    """Return a value as one of Python's own types."""
+    """Return a value as a Python str, bool, int or float."""
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
     if isinstance(value, str):
         text = str.__str__(value)
         _check_text(name, text)
         return text
-    if isinstance(value, numbers.Real) and np.dtype(type(value)).kind != "m":  # NumPy counts time differences as well
+    if (
+        isinstance(value, numbers.Real) and np.dtype(type(value)).kind != "m"
+    ):  # NumPy's time differences are integers too
         return _number(name, value)
     if value is None or value is pd.NA or value is pd.NaT:
         raise SelectionError(
-            f"obs_filter: {name} has a missing value ({value!r}) among those wanted; drop it, or write "
+            f"obs_filter: {name} has a missing value ({value!r}); drop it, or write "
             f'"{_column(name)} == None" into the filter yourself'
         )
     if isinstance(value, (datetime.date, np.datetime64)):
@@ -190,10 +192,10 @@ def _number(name: str, value: Any) -> int | float:
         number = math.nan
     if not math.isfinite(number):
         raise SelectionError(
-            f"obs_filter: {name}={value!r} is not a finite number; no comparison finds it. Leave it out"
+            f"obs_filter: {name}={value!r} is not a finite number, and no comparison finds it; omit it"
         )
     if not -(2**63) <= number < 2**64:
-        raise SelectionError(f"obs_filter: {name}={value!r} is beyond 64 bits; no column of integers holds it")
+        raise SelectionError(f"obs_filter: {name}={value!r} does not fit 64 bits; no column of integers can hold it")
     return number
 
 

@@ -1,4 +1,4 @@
-"""Arrow pages of obs into one pandas frame, with text kept as the store's own codes."""
+"""Makes one pandas frame of Arrow pages of obs; text columns become categoricals."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ _NULLABLE = {
 
 
 class FrameBuilder:
-    """Collects chosen columns page by page; nothing of a page is kept but its codes or numbers."""
+    """Collects columns page by page, and keeps only codes or numbers of each page."""
 
     def __init__(self, columns: list[str]) -> None:
         self._columns = {name: _ColumnBuilder(name) for name in columns if name != "soma_joinid"}
         self._names = columns
 
     def add(self, table: pa.Table) -> None:
-        """Take one page."""
+        """Add one page."""
         for name, builder in self._columns.items():
             builder.add(table.column(name))
 
     def finish(self, joinids: IntArray) -> pd.DataFrame:
-        """Make the frame; ``joinids`` become its ``soma_joinid`` where that column was asked for."""
+        """Return the frame; its column ``soma_joinid``, if it has one, is ``joinids``."""
         data = {
             name: pd.Series(joinids) if name == "soma_joinid" else self._columns[name].finish() for name in self._names
         }
@@ -47,15 +47,15 @@ class FrameBuilder:
 
 
 class _ColumnBuilder:
-    """One column: categories and codes for text, Arrow chunks for anything else."""
+    """One column: categories and codes for text, Arrow chunks for other types."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._chunks: list[pa.Array] = []
         self._codes: list[npt.NDArray[Any]] = []
         self._categories: dict[Any, int] = {}
-        self._last: pa.Array | None = None
-        self._translate: npt.NDArray[np.int32] | None = None
+        self._dictionary: pa.Array | None = None
+        self._new_codes: npt.NDArray[np.int32] | None = None
 
     def add(self, column: pa.ChunkedArray) -> None:
         for chunk in column.chunks:
@@ -67,26 +67,26 @@ class _ColumnBuilder:
                 self._chunks.append(chunk)
 
     def _add_codes(self, chunk: pa.DictionaryArray) -> None:
-        if self._last is None or not self._last.equals(chunk.dictionary):
-            self._last = chunk.dictionary
-            # A null or NaN inside a dictionary is the missing value, like a null code.
-            places = [
+        if self._dictionary is None or not self._dictionary.equals(chunk.dictionary):
+            self._dictionary = chunk.dictionary
+            # A null or NaN in the dictionary means a missing value, like a null code.
+            codes = [
                 -1 if value is None or value != value else self._categories.setdefault(value, len(self._categories))
                 for value in chunk.dictionary.to_pylist()
             ]
-            self._translate = np.array([*places, -1], np.int32)
-        assert self._translate is not None
-        largest = pc.max(chunk.indices).as_py()  # None where all are missing
+            self._new_codes = np.array([*codes, -1], np.int32)  # the last is the code of nulls
+        assert self._new_codes is not None
+        largest = pc.max(chunk.indices).as_py()  # None if all are missing
         if largest is not None and largest >= len(chunk.dictionary):
             raise SelectionError(
                 f"column {self._name!r} of obs holds codes for values that its dictionary lacks; the store was "
-                f"written through a handle older than the column: open obs anew and write it again"
+                f"written through a handle older than the column: open obs again and rewrite the column"
             )
         width = np.int16 if len(self._categories) < 2**15 else np.int32
         indices = chunk.indices
         if indices.null_count:
-            indices = pc.fill_null(indices.cast(pa.int32()), len(self._translate) - 1)
-        self._codes.append(self._translate.astype(width)[indices.to_numpy(zero_copy_only=False)])
+            indices = pc.fill_null(indices.cast(pa.int32()), len(self._new_codes) - 1)
+        self._codes.append(self._new_codes.astype(width)[indices.to_numpy(zero_copy_only=False)])
 
     def finish(self) -> pd.Series[Any]:
         if self._categories or self._codes:
@@ -95,7 +95,7 @@ class _ColumnBuilder:
             return pd.Series(pd.Categorical.from_codes(codes, pd.Index(list(self._categories))))
         if not self._chunks:
             return pd.Series([], dtype=object)
-        whole = pa.chunked_array(self._chunks)
+        column = pa.chunked_array(self._chunks)
         self._chunks.clear()
-        series: pd.Series[Any] = whole.to_pandas(types_mapper=_NULLABLE.get if whole.null_count else None)
+        series: pd.Series[Any] = column.to_pandas(types_mapper=_NULLABLE.get if column.null_count else None)
         return series

@@ -1,11 +1,11 @@
-"""What obs says of the rows of X: the number of values of each cell, their sum, and the sum of their squares.
+"""Figures of each row of X in obs: the number of its values, their sum, and the sum of their squares.
 
 A Census has these figures in ``nnz``, ``raw_sum`` and ``raw_variance_nnz``, the variance of the stored values with
 ``ddof=1``. The sum of squares follows from them::
 
     squares = raw_variance_nnz * (nnz - 1) + raw_sum**2 / nnz
 
-Of counts it is an integer, which tells whether a column of this name is this variance.
+For counts it is an integer. This distinguishes the variance from another column of the same name.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ NNZ = "nnz"
 """The column of obs with the number of stored values of each cell."""
 
 RAW_SUM, RAW_VARIANCE, RAW = "raw_sum", "raw_variance_nnz", "raw"
-"""Columns of obs with the sum and the variance of the stored values of each cell, and the layer that they are of."""
+"""Columns of obs with the sum and the variance of the stored values of each cell, and the layer of these values."""
 
-IS_INTEGER = 0.01
-"""A sum of squares this near to an integer is one: the columns are float64."""
+INTEGER_TOLERANCE = 0.01
+"""Maximum distance of a sum of squares from an integer: it is computed in float64."""
 
-MOST = 0.9
-"""Part of the cells whose sums of squares are integers if a column is the variance; another column has few."""
+MIN_INTEGERS = 0.9
+"""Minimum fraction of cells with an integer sum of squares if a column is the variance; other columns have few."""
 
 EXACT_BELOW = 1e8
-"""Sums of squares above are too inexact in float64 to say whether they are integers."""
+"""Above this number, float64 is not exact enough to decide whether a sum of squares is an integer."""
 
 
 def columns_of(X_name: str, known: Collection[str], *, is_remote: bool) -> list[str]:
-    """Return the columns of obs with figures of a layer, of those that are known.
+    """Return the known columns of obs that have figures of a layer.
 
-    The variance takes 8 bytes per cell, hardly packed: on an object store it is not read.
+    The variance is not read from an object store: it takes 8 bytes per cell and compresses badly.
     """
     wanted = [NNZ] if X_name != RAW else [NNZ, RAW_SUM] if is_remote else [NNZ, RAW_SUM, RAW_VARIANCE]
     return [column for column in wanted if column in known]
@@ -45,7 +45,7 @@ def columns_of(X_name: str, known: Collection[str], *, is_remote: bool) -> list[
 def figures_of(
     frame: pd.DataFrame,
 ) -> tuple[npt.NDArray[Any] | None, npt.NDArray[Any] | None, npt.NDArray[Any] | None]:
-    """Return the numbers of values, their sums, and the sums of their squares; ``None`` for what obs does not say."""
+    """Return the numbers of values, their sums, and the sums of their squares; ``None`` for a figure that obs lacks."""
     nnz = _counts(frame[NNZ]) if NNZ in frame else None
     raw_sum = _sums(frame[RAW_SUM].to_numpy()) if RAW_SUM in frame else None
     if nnz is None or raw_sum is None or RAW_VARIANCE not in frame:
@@ -54,7 +54,7 @@ def figures_of(
 
 
 def _counts(column: pd.Series[Any]) -> npt.NDArray[Any] | None:
-    """Return a column of counts in the smallest type that holds them; ``None`` if it holds anything else."""
+    """Return a column of counts in the smallest type that can hold them; ``None`` if it is not a column of counts."""
     values = column.to_numpy()
     if values.dtype.kind not in "iu" or (len(values) and values.min() < 0):
         return None
@@ -63,7 +63,7 @@ def _counts(column: pd.Series[Any]) -> npt.NDArray[Any] | None:
 
 
 def _sums(values: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
-    """Return sums as uint32 if that holds them, else as float64; ``None`` if they are no finite numbers."""
+    """Return sums as uint32 if possible, else as float64; ``None`` if they are not finite numbers."""
     if values.dtype.kind not in "iuf" or not np.isfinite(values).all():
         return None
     whole = values.astype(np.uint32) if values.min(initial=0) >= 0 and values.max(initial=0) < 2**32 else None
@@ -78,8 +78,8 @@ def _squares(nnz: npt.NDArray[Any], raw_sum: npt.NDArray[Any], variance: npt.NDA
     squares = total**2 / np.maximum(n, 1)
     squares += np.where(n > 1, variance, 0) * np.maximum(n - 1, 0)
     rounded = np.rint(squares)
-    sure = (n > 1) & (np.abs(squares) < EXACT_BELOW)
-    are_integers = np.abs(squares - rounded)[sure] < IS_INTEGER
-    if not len(are_integers) or are_integers.mean() < MOST:
+    is_exact = (n > 1) & (np.abs(squares) < EXACT_BELOW)
+    are_integers = np.abs(squares - rounded)[is_exact] < INTEGER_TOLERANCE
+    if not len(are_integers) or are_integers.mean() < MIN_INTEGERS:
         return None
     return _sums(rounded)

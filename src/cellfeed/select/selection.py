@@ -1,4 +1,4 @@
-"""What was selected: cells, genes, codes, and where X lies. Frozen, picklable, without an open handle."""
+"""The selection: cells, genes, codes of labels, and the source of X. Frozen, picklable, without open handles."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Selection:
     Attributes
     ----------
     experiment_uri, measurement_name, X_name
-        What was asked.
+        Arguments of the dataset.
     source
         Reads X and columns of obs and var, in any process: a ``cellfeed.sources.source.Source``, typed ``Any`` here
         because folders below ``sources/`` do not import it.
@@ -30,27 +30,27 @@ class Selection:
     var_joinids
         int64, shape (n_vars,): the selected genes, ascending.
     encoders
-        The fitted encoders, by name, in order.
+        The fitted encoders by name, in the order of the columns of obs.
     codes
-        One array of shape (n_obs,) per encoder, of the smallest sufficient integer type. ``None`` stands
-        for the joinids themselves.
+        The columns of a minibatch's obs by name, in order. A column of an encoder has shape (n_obs,) and the smallest
+        sufficient integer type; the column ``"soma_joinid"`` without an encoder is :attr:`joinids` itself.
     nnz
-        shape (n_obs,), of the smallest sufficient integer type: stored values of each cell, where obs tells them
-        (a Census does, in its column ``nnz``).
+        Shape (n_obs,), of the smallest sufficient integer type: nnz of each cell, if obs has a column ``nnz``, as in a
+        Census.
     raw_sum
-        uint32 or float64, shape (n_obs,): what the counts of each cell add up to, where the layer is ``raw`` and obs
-        tells it.
+        uint32 or float64, shape (n_obs,): the sum of the counts of each cell, if the layer is ``raw`` and obs has a
+        column ``raw_sum``.
     raw_squares
-        uint32 or float64, shape (n_obs,): the sum of the squared counts of each cell, where obs has their variance and
+        uint32 or float64, shape (n_obs,): the sum of the squared counts of each cell, if obs has their variance and
         the store is local. See :mod:`cellfeed.select.row_figures`.
-    arrange
-        Brings X into the columns that were asked for, where these are not the selected genes as they come.
+    column_transform
+        Orders the columns of X, if the dataset has the genes of ``select_genes``; else ``None``.
     queries
-        What was asked of obs and of var, as plain values.
+        The queries of obs and of var, as plain values.
     splits
-        How the cells were split off, one after another, as plain values.
+        The splits that led to these cells, in order, as plain values.
     all_genes
-        Whether all genes of var are selected, whatever the number of columns of the array.
+        Whether all genes of var are selected; the array may have more columns than var has genes.
     """
 
     experiment_uri: str
@@ -60,7 +60,7 @@ class Selection:
     joinids: JoinIds
     var_joinids: IntArray
     encoders: Mapping[str, Encoder]
-    codes: tuple[npt.NDArray[Any] | None, ...]
+    codes: Mapping[str, npt.NDArray[Any] | JoinIds]
     nnz: npt.NDArray[Any] | None = None
     raw_sum: npt.NDArray[Any] | None = None
     raw_squares: npt.NDArray[Any] | None = None
@@ -82,41 +82,37 @@ class Selection:
 
     @property
     def n_obs(self) -> int:
-        """Selected cells."""
+        """Number of selected cells."""
         return len(self.joinids)
 
     @property
     def n_vars(self) -> int:
-        """Selected genes."""
+        """Number of selected genes."""
         return len(self.var_joinids)
 
-    @property
-    def label_names(self) -> list[str | None]:
-        """The name of each column of a minibatch's obs; ``None`` for joinids, which are no labels."""
-        names = iter(self.encoders)
-        return [None if column is None else next(names) for column in self.codes]
-
     def take(self, positions: IntArray, split: Mapping[str, Any] | None = None) -> Selection:
-        """Keep the cells at ascending positions; ``split`` says by which split."""
-        codes = tuple(None if column is None else column[positions] for column in self.codes)
+        """Keep the cells at ascending positions; ``split`` is appended to the splits."""
+        joinids = self.joinids.take(positions)
+        codes = {name: joinids if column is self.joinids else column[positions] for name, column in self.codes.items()}
         figures: dict[str, Any] = {
             name: None if figure is None else figure[positions]
             for name, figure in (("nnz", self.nnz), ("raw_sum", self.raw_sum), ("raw_squares", self.raw_squares))
         }
         splits = self.splits if split is None else (*self.splits, split)
-        joinids = self.joinids.take(positions)
         return replace(self, joinids=joinids, codes=codes, splits=splits, **figures)
 
-    def take_vars(self, places: IntArray, column_transform: Any) -> Selection:
-        """Keep the genes at ascending places, and arrange them."""
-        all_genes = self.all_genes and len(places) == self.n_vars
+    def take_vars(self, positions: IntArray, column_transform: Any) -> Selection:
+        """Keep the genes at ascending positions; ``column_transform`` orders them."""
         return replace(
-            self, var_joinids=self.var_joinids[places], column_transform=column_transform, all_genes=all_genes
+            self,
+            var_joinids=self.var_joinids[positions],
+            column_transform=column_transform,
+            all_genes=self.all_genes and len(positions) == self.n_vars,
         )
 
     def obs_rows(self, positions: IntArray) -> IntArray:
-        """Codes of the cells at ``positions``: int64, shape (len(positions), n_encoders)."""
-        out = np.empty((len(positions), len(self.codes)), np.int64)
-        for k, column in enumerate(self.codes):
-            out[:, k] = self.joinids[positions] if column is None else column[positions]
-        return out
+        """Return the codes of the cells at ``positions``: int64, shape (len(positions), n_columns)."""
+        rows = np.empty((len(positions), len(self.codes)), np.int64)
+        for k, column in enumerate(self.codes.values()):
+            rows[:, k] = column[positions]
+        return rows

@@ -11,53 +11,53 @@ import numpy.typing as npt
 import pandas as pd
 
 MISSING = "<missing>"
-"""The text of a missing value, where values are known by their text."""
+"""The text of a missing value."""
 
 
 class Vocabulary:
-    """Distinct values of one column, ascending, a missing value last.
+    """The distinct values of a column in ascending order, and the missing value last, if the column has one.
 
     Attributes
     ----------
     values
-        shape (n_values,): the values, by code; ``None`` for the missing one.
+        Shape (n_values,): the values by code; ``None`` is the missing value.
     has_missing
-        Whether the last code is that of a missing value.
+        Whether the last code is that of the missing value.
 
     Parameters
     ----------
     column
-        The values.
+        A column of obs.
     with_missing
-        Whether a missing value has a code, if there is one.
+        Whether the missing value gets a code.
     """
 
     def __init__(self, column: pd.Series[Any], *, with_missing: bool = True) -> None:
-        used, has_missing = _distinct(column)
-        self._set_up(used, has_missing and with_missing)
+        values, has_missing = _distinct(column)
+        self._set_values(values, has_missing and with_missing)
 
     @classmethod
     def of(cls, values: list[Any]) -> Vocabulary:
-        """Make the vocabulary of values in this order; ``None``, the missing one, may be the last."""
+        """Make a vocabulary from values by code; the last may be ``None``, the missing value."""
         self = cls.__new__(cls)
         has_missing = bool(values) and values[-1] is None
-        self._set_up(values[:-1] if has_missing else values, has_missing)
+        self._set_values(values[:-1] if has_missing else values, has_missing)
         return self
 
-    def _set_up(self, used: list[Any], has_missing: bool) -> None:
-        self.values = np.array(used, dtype=_dtype_of(used))
+    def _set_values(self, values: list[Any], has_missing: bool) -> None:
+        self.values = np.array(values, dtype=_dtype_of(values))
         if has_missing:
             self.values = np.append(self.values.astype(object), [None])
-        self.values.flags.writeable = False  # users are given it
+        self.values.flags.writeable = False  # users receive this array
         self.has_missing = has_missing
-        self._codes = {value: code for code, value in enumerate(used)}
+        self._codes = {value: code for code, value in enumerate(values)}
 
     def __len__(self) -> int:
         return len(self.values)
 
     @property
     def texts(self) -> list[str]:
-        """The values as text, all different; the text of a value does not depend on the other values."""
+        """The values as distinct text, by code; the text of a value does not depend on the other values."""
         return [text_of(value) for value in self.values.tolist()]
 
     def codes(self, column: pd.Series[Any]) -> npt.NDArray[np.signedinteger[Any]]:
@@ -66,9 +66,9 @@ class Vocabulary:
             rows, distinct = column.cat.codes.to_numpy(), column.cat.categories
         else:
             rows, distinct = pd.factorize(column)
-        # A dict compares integers exactly; pandas compares some types of them as float64.
+        # A dict compares integers exactly; pandas compares some integer types as float64.
         table = [self._codes.get(value, -1) for value in distinct.tolist()]
-        table.append(len(self.values) - 1 if self.has_missing else -1)  # rows with a missing value hold -1
+        table.append(len(self.values) - 1 if self.has_missing else -1)  # rows is -1 for a missing value
         return np.array(table, dtype=code_dtype(len(self.values)))[rows]
 
 
@@ -83,7 +83,7 @@ def _distinct(column: pd.Series[Any]) -> tuple[list[Any], bool]:
 
 
 def text_of(value: Any) -> str:
-    """Return a text that stands for one value only, in every data set: that of ``None`` is :data:`MISSING`.
+    """Return the text of a value: distinct values have distinct texts, and that of ``None`` is :data:`MISSING`.
 
     Examples
     --------
@@ -99,7 +99,7 @@ def text_of(value: Any) -> str:
 
 
 def plain_values(values: Iterable[Any]) -> list[Any]:
-    """Return values each in its own type, not one common type that may not hold them; ``None`` if one is missing.
+    """Return values as Python objects, each of its own type; ``None`` for a missing value.
 
     Examples
     --------
@@ -110,21 +110,17 @@ def plain_values(values: Iterable[Any]) -> list[Any]:
     return [None if value is None or value is pd.NA or value != value else value for value in plain]
 
 
-def _are_integers(values: list[Any]) -> bool:
-    return bool(values) and all(type(value) is int for value in values)
-
-
 def _dtype_of(values: list[Any]) -> npt.DTypeLike:
-    if _are_integers(values):
-        types = (np.int64, np.uint64)
-        fitting = (t for t in types if np.iinfo(t).min <= min(values) and max(values) <= np.iinfo(t).max)
-        return next(fitting, object)
     kinds = {type(value) for value in values}
-    return np.result_type(*kinds) if kinds and kinds <= {int, float, bool} and len(kinds) == 1 else object
+    if kinds == {int}:
+        dtypes = (np.int64, np.uint64)
+        fitting = (t for t in dtypes if np.iinfo(t).min <= min(values) and max(values) <= np.iinfo(t).max)
+        return next(fitting, object)
+    return kinds.pop() if kinds in ({float}, {bool}) else object
 
 
 def code_dtype(n_codes: int) -> type[np.signedinteger[Any]]:
-    """Return the smallest signed type for codes -1 to ``n_codes - 1``."""
+    """Return the smallest signed integer type for codes from -1 to ``n_codes - 1``."""
     for dtype in (np.int8, np.int16, np.int32):
         if n_codes <= np.iinfo(dtype).max:
             return dtype

@@ -1,4 +1,4 @@
-"""What an error of TileDB or of an object store means: whether it may pass, and what mends it if it may not. Pure."""
+"""Meaning of the errors of TileDB and object stores: whether they are transient, and how to fix the others. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from typing import NamedTuple
 
 _STATUS = re.compile(r"HTTP Response Code: (-?\d+)")
-_PASSING = re.compile(
+_TRANSIENT = re.compile(
     r"curlCode|SlowDown|RequestTimeout|timed? ?out|temporarily|too many requests"
     r"|connection (was )?(reset|refused|closed|aborted)|service ?unavailable",
     re.IGNORECASE,
@@ -15,19 +15,19 @@ _REGION = re.compile(r"'x-amz-bucket-region' = '([a-z0-9-]+)'")
 _NOISE = re.compile(r" ?\[(?:Headers|Request ID|Remote IP):[^\]]*\]")
 
 _NO_MEMORY = r"bad_alloc|MemoryError|not enough memory|can(no|')t allocate memory|can't start new thread"
-_OPEN_DATA = "vfs.s3.no_sign_request=true for a bucket that anybody may read, such as that of the Census"
+_OPEN_DATA = "vfs.s3.no_sign_request=true for a public bucket, such as that of the Census"
 _ANY_REGION = "vfs.s3.region (the Census is in us-west-2)"
 _KEYS = "set vfs.s3.aws_access_key_id and vfs.s3.aws_secret_access_key"
 
 NEVER, ONCE_REACHED, ALWAYS = range(3)
-"""When an error may pass: never; if the store was reached before, with the same settings; always."""
+"""When an error is transient: never; if the store was reached before with the same settings; always."""
 
 
 class Cause(NamedTuple):
-    """What a message holds for one cause; when that may pass; and what to do, often a setting of the context."""
+    """A cause of errors: pattern of the messages, when the errors are transient, and advice to the user."""
 
     pattern: str
-    passes: int
+    transient: int
     advice: str
 
 
@@ -35,8 +35,8 @@ _CAUSES = (
     Cause(
         _NO_MEMORY,
         NEVER,
-        "there is no memory for it: a limit of this process (ulimit -v, a cgroup, --mem of SLURM) or the machine has "
-        "too little",
+        "there is not enough memory: the machine or a limit of this process (ulimit -v, a cgroup, --mem of SLURM) "
+        "has too little",
     ),
     Cause(
         r"out of domain bounds|outside of the current domain",
@@ -46,7 +46,7 @@ _CAUSES = (
     Cause(
         r"construction from null",
         NEVER,
-        "the working folder of this process does not exist any more, and TileDB asks for it when it starts: "
+        "the working folder of this process does not exist any more, and TileDB needs it to start: "
         "os.chdir(...) to a folder that exists",
     ),
     Cause(r"curlCode: 5\b", ONCE_REACHED, "the proxy is not found: check vfs.s3.proxy_host and vfs.s3.proxy_port"),
@@ -56,9 +56,9 @@ _CAUSES = (
         "the host is not found: check vfs.s3.endpoint_override and vfs.s3.region, and that this machine has a network",
     ),
     Cause(
-        r"curlCode: 35\b(?!.*(?:reset|SYSCALL|timed out))",  # the network breaks a handshake, too
+        r"curlCode: 35\b(?!.*(?:reset|SYSCALL|timed out))",  # a bad network interrupts handshakes too
         ONCE_REACHED,
-        "no encrypted connection was made: check vfs.s3.endpoint_override and its port, and vfs.s3.scheme",
+        "an encrypted connection failed: check vfs.s3.endpoint_override and its port, and vfs.s3.scheme",
     ),
     Cause(
         r"curlCode: (51|58|60|77|82|83|91)\b",
@@ -93,7 +93,7 @@ _CAUSES = (
         f"the store refuses access: check the credentials, or set {_OPEN_DATA}",
     ),
 )
-"""The first that fits is taken."""
+"""Known causes; the first whose pattern matches applies."""
 
 
 def _cause_of(text: str) -> Cause | None:
@@ -101,7 +101,7 @@ def _cause_of(text: str) -> Cause | None:
 
 
 def advice_for(text: str) -> str | None:
-    """Return the cause of an error that the user can mend, and how; ``None`` for other errors.
+    """Return the cause of an error that the user can fix, and how to fix it; ``None`` for other errors.
 
     Examples
     --------
@@ -115,7 +115,7 @@ def advice_for(text: str) -> str | None:
 
 
 def readable(text: str) -> str:
-    """Return a message of TileDB without the headers and numbers of the response.
+    """Return a message of TileDB without the headers and identifiers of the HTTP response.
 
     Examples
     --------
@@ -126,7 +126,7 @@ def readable(text: str) -> str:
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether an error of Python, PyTorch or TileDB says that there is no memory.
+    """Whether an error of Python, PyTorch or TileDB means that memory is exhausted.
 
     Examples
     --------
@@ -137,19 +137,18 @@ def lacks_memory(error: BaseException) -> bool:
 
 
 def is_transient(error: BaseException, *, was_reached: bool = False) -> bool:
-    """Whether what failed may succeed when it is tried again, by what TileDB's message says.
+    """Whether an operation that raised an error may succeed if it is repeated, judged by the message of TileDB.
 
-    TileDB names the status of a response, which is that of success where its body was cut short, and -1 where there
-    was none. What has no status and says nothing of the network, such as an array that does not exist, is final; so is
-    what only another setting mends.
+    The message contains the HTTP status of the response: a status of success if the body was cut short, and -1 without
+    a response. An error without a status or a word of the network, such as a missing array, is final. So is an error
+    that only another setting fixes.
 
     Parameters
     ----------
     error
-        What was raised.
+        The error that was raised.
     was_reached
-        Whether the store was reached before: then the settings are right, and a host that is not found may be found
-        again.
+        Whether the store was reached before. If so, the settings are right, and a host that is not found is transient.
 
     Examples
     --------
@@ -163,6 +162,6 @@ def is_transient(error: BaseException, *, was_reached: bool = False) -> bool:
     if any(400 <= status < 500 and status not in (408, 429) for status in statuses):
         return "RequestTimeout" in text and "RequestTimeTooSkewed" not in text
     cause = _cause_of(text)
-    if cause is not None and (cause.passes == NEVER or (cause.passes == ONCE_REACHED and not was_reached)):
+    if cause is not None and (cause.transient == NEVER or (cause.transient == ONCE_REACHED and not was_reached)):
         return False
-    return bool(statuses) or bool(_PASSING.search(text))
+    return bool(statuses) or bool(_TRANSIENT.search(text))

@@ -1,4 +1,4 @@
-"""From what users give as a source of cells to a selection: the one place that chooses among kinds of sources."""
+"""Makes a selection of what users give as a source of cells: the only module that chooses among kinds of sources."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must not be shown: credentials in URIs and settings, taken out of text before anybody reads it."""
+"""Removes credentials in URIs and settings from text that is shown, saved or raised."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from cellfeed.errors import CellfeedError, ReadError, RetryTimeout
 from cellfeed.sources.failures import advice_for, readable
 
 HIDDEN = "***"
-"""Stands for what was taken out."""
+"""Replaces a credential in text."""
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]*")
 _SECRET_SETTING = re.compile(
     r"key|token|secret|password|username|credential|account|identity|role|external_id|session_name|header"
 )
 _HARMLESS = {"", "true", "false", "auto", "none", "http", "https"}
-_MIN_LENGTH = 4  # shorter ones are no secrets, and would be found in half of all words
+_MIN_LENGTH = 4  # shorter texts are not secrets, and are parts of many words
 
 
 def public_uri(uri: object) -> str:
@@ -38,28 +38,28 @@ def public_uri(uri: object) -> str:
         return text
     rest = re.split(r"[?#]", rest, maxsplit=1)[0]
     before, at, after = rest.rpartition("@")
-    # A password may hold a slash; without a colon, what stands behind one is a path and may hold an @.
+    # A password may contain a slash. Without a colon, the text after a slash is a path, which may contain an @.
     is_user = bool(at) and (":" in before or "/" not in before)
     return f"{scheme}://{after if is_user else rest}"
 
 
 def secrets_of(uri: object = "", config: Mapping[str, object] | None = None) -> frozenset[str]:
-    """Return the texts that a URI or TileDB's settings make known to us and nobody else shall read."""
-    found = [str(value) for key, value in (config or {}).items() if _SECRET_SETTING.search(str(key).lower())]
+    """Return the secret texts in a URI and in TileDB's settings."""
+    secrets = [str(value) for key, value in (config or {}).items() if _SECRET_SETTING.search(str(key).lower())]
     for address in (str(uri), *map(str, (config or {}).values())):
         shown = public_uri(address)
         if shown != address:
             hidden = address.partition("://")[2]
             query = re.split(r"[?#]", hidden, maxsplit=1)[1:]
             user = re.split(r"[?#]", hidden, maxsplit=1)[0].rpartition("@")[0]
-            found += [part.partition("=")[2] or part for piece in query for part in re.split(r"[&?#]", piece)]
-            found += [user, *user.split(":", 1)]
-    found += [form for one in found for form in (unquote(one), quote(one, safe=""))]
-    return frozenset(one for one in found if len(one) >= _MIN_LENGTH and one.lower() not in _HARMLESS)
+            secrets += [part.partition("=")[2] or part for piece in query for part in re.split(r"[&?#]", piece)]
+            secrets += [user, *user.split(":", 1)]
+    secrets += [form for secret in secrets for form in (unquote(secret), quote(secret, safe=""))]
+    return frozenset(secret for secret in secrets if len(secret) >= _MIN_LENGTH and secret.lower() not in _HARMLESS)
 
 
 def redacted(text: object, secrets: frozenset[str] = frozenset()) -> str:
-    """Return text that others wrote, without credentials: those of URIs in it, and secrets that are known.
+    """Return text without credentials: those of the URIs in it, and known secrets.
 
     Examples
     --------
@@ -69,16 +69,16 @@ def redacted(text: object, secrets: frozenset[str] = frozenset()) -> str:
     shown = str(text)
     for secret in sorted(secrets, key=len, reverse=True):
         shown = shown.replace(secret, HIDDEN)
-    return _URI.sub(lambda found: public_uri(found[0]), shown)
+    return _URI.sub(lambda match: public_uri(match[0]), shown)
 
 
 def public_cause(cause: BaseException, secrets: frozenset[str]) -> BaseException | None:
-    """Return the cause of an error for ``raise ... from``; ``None`` if it or what caused it tells a secret."""
-    one: BaseException | None = cause
-    while one is not None:
-        if any(text != redacted(text, secrets) for text in (str(one), repr(one))):
+    """Return the cause of an error for ``raise ... from``; ``None`` if the cause, or a cause of it, has a secret."""
+    error: BaseException | None = cause
+    while error is not None:
+        if any(text != redacted(text, secrets) for text in (str(error), repr(error))):
             return None
-        one = one.__cause__ or one.__context__
+        error = error.__cause__ or error.__context__
     return cause
 
 
@@ -86,7 +86,10 @@ def public_cause(cause: BaseException, secrets: frozenset[str]) -> BaseException
 def reraise_as(
     error: type[CellfeedError], what: str, secrets: frozenset[str] = frozenset(), advice: str = ""
 ) -> Iterator[None]:
-    """Raise what goes wrong in the body as an error of ours, with its cause and without credentials."""
+    """Raise errors of the body as an error of cellfeed, with the original error as cause and without credentials.
+
+    ``what`` begins the message; ``advice`` ends it unless :func:`advice_for` knows better. Errors of cellfeed pass.
+    """
     try:
         yield
     except CellfeedError:
@@ -94,14 +97,14 @@ def reraise_as(
     except RetryTimeout as cause:
         raise ReadError(f"{redacted(what, secrets)}: {cause}") from cause.__cause__
     except Exception as cause:
-        said = readable(redacted(cause, secrets)).partition("\n\nAt:\n")[0]  # behind it: a stack
-        reason = said or type(cause).__name__
-        setting = advice_for(str(cause) or type(cause).__name__)
-        advice = advice if setting is None else f". {setting[0].upper()}{setting[1:]}"
+        message = readable(redacted(cause, secrets)).partition("\n\nAt:\n")[0]  # a C++ stack follows
+        reason = message or type(cause).__name__
+        known = advice_for(str(cause) or type(cause).__name__)
+        advice = advice if known is None else f". {known[0].upper()}{known[1:]}"
         raise error(f"{redacted(what, secrets)}: {reason}{advice}") from public_cause(cause, secrets)
 
 
 def failed_read(joinids: IntArray, place: object) -> str:
-    """Say in a message that a read of rows failed."""
+    """Return the message of a failed read of rows."""
     cells = f"soma_joinid {joinids[0]} to {joinids[-1]}" if len(joinids) else "nothing"
     return f"reading {cells} of {str(place)!r} failed"

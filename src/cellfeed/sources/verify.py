@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from cellfeed._joinids import IntArray
 from cellfeed.errors import ReadError
-from cellfeed.rows.cell_rows import WIDTHS
+from cellfeed.rows.cell_rows import ValueWidth
 from cellfeed.rows.row_allocator import RowPointers
 from cellfeed.select.selection import Selection
 
@@ -59,7 +59,9 @@ def check_rows(rows: RowPointers, positions: IntArray, joinids: IntArray, select
         _check_sums(sums, raw_sum[positions], joinids, selection)
         if selection.raw_squares is not None:
             expected = selection.raw_squares[positions].astype(np.float64)
-            if rows.value_dtype in WIDTHS:  # the kernel adds the squares of small integers modulo 2**32
+            if (
+                ValueWidth.of(rows.value_dtype) < ValueWidth.WIDE
+            ):  # the kernel adds the squares of small integers modulo 2**32
                 expected %= 2.0**32
             _check_squares(squares, expected, joinids, selection)
 
@@ -69,8 +71,8 @@ def _add_up(rows: RowPointers) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.
     from cellfeed.rows import kernels
 
     sums, squares = np.empty(len(rows.sizes)), np.empty(len(rows.sizes))  # (n_rows,)
-    if width := WIDTHS.get(rows.value_dtype):
-        kernels.sum_counts(rows.values, rows.sizes, width, sums, squares)
+    if (width := ValueWidth.of(rows.value_dtype)) < ValueWidth.WIDE:
+        kernels.sum_counts(rows.values, rows.sizes, int(width), sums, squares)
     else:
         kernels.sum_values(rows.values, rows.sizes, rows.types[1], sums, squares)
     return sums, squares

@@ -1,4 +1,4 @@
-"""Where an array is, and all that is needed to open it again."""
+"""The address of an array, with all that is needed to open it in any process."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from cellfeed.sources.retry import NO_RETRY, RETRY_DEADLINE_S, Retries
 from cellfeed.stats import Meter
 
 SAFE_SETTINGS = {
-    # TileDB merges the tiles of fragments in threads that may outlive the query and then use what is freed: about one
-    # query in 50,000 ended the process. Mended behind 2.30: https://github.com/TileDB-Inc/TileDB/pull/5723
+    # TileDB merges the tiles of fragments in threads that may outlive the query and use freed memory: about one query
+    # in 50,000 crashed the process. Fixed after TileDB 2.30: https://github.com/TileDB-Inc/TileDB/pull/5723
     "sm.query.sparse_global_order.preprocess_tile_merge": "0",
 }
-"""TileDB settings for whatever is read, used where the user's context does not set them."""
+"""TileDB settings for all reads; settings of the user's context take precedence."""
 
 READ_SETTINGS = {
-    # Without it every finished query gives all free memory back to the system and faults it in again.
+    # If true, each finished query returns free memory to the system, and the next query faults it in again.
     "sm.mem.malloc_trim": "false",
-    # Threads of ours each run a query of one thread: queries overlap, the segments of one query do not.
+    # Each reading thread of cellfeed runs a query with one thread: queries overlap, the steps of one query do not.
     "sm.compute_concurrency_level": "1",
 }
-"""Those for reading X."""
+"""TileDB settings for reads of X."""
 
 LOCAL_SETTINGS = {
-    # Keeps tiles in the cache between decoding and copying; on object stores it would make tiny requests.
+    # Tiles stay in the CPU cache between decoding and copying. On object stores it would cause tiny requests.
     "sm.mem.tile_upper_memory_limit": str(16 << 20),
 }
-"""Those on a local disk."""
+"""TileDB settings for reads of X on a local disk."""
 
 REMOTE_SETTINGS = {
-    # Threads that wait for responses; there are as many as cores otherwise.
+    # Number of threads that wait for responses; the default is the number of cores.
     "sm.io_concurrency_level": "16",
     "vfs.s3.connect_timeout_ms": "3000",
 }
-"""Those on an object store."""
+"""TileDB settings for reads of X on an object store."""
 
 OBJECT_STORES = ("s3", "gcs", "gs", "azure")
 """Schemes of URIs of object stores."""
 
 
 def is_remote(uri: str) -> bool:
-    """Whether a URI is none of a local disk.
+    """Whether a URI points to a store that is not on a local disk.
 
     Examples
     --------
@@ -59,10 +59,10 @@ def is_remote(uri: str) -> bool:
 
 
 def locate(uri: str | PathLike[str]) -> str:
-    """Return the URI that TileDB receives: a URI as it is, a local path as an absolute one.
+    """Return the URI for TileDB: a URI does not change, a local path becomes absolute.
 
-    TileDB asks for the working folder once per process, and resolves relative paths against that folder for ever.
-    A ``~`` is a name like any other, as it is for TileDB and zarr.
+    TileDB reads the working folder once per process and resolves all relative paths against it. A ``~`` is not
+    expanded, as in TileDB and zarr.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def locate(uri: str | PathLike[str]) -> str:
     Raises
     ------
     SelectionError
-        If it is empty, a ``Path`` that was made of a URI, which has lost a slash, or a path that TileDB cannot read.
+        If the text is empty, a ``Path`` made of a URI, which has lost a slash, or a path that TileDB cannot read.
 
     Examples
     --------
@@ -93,19 +93,19 @@ def locate(uri: str | PathLike[str]) -> str:
         scheme = lost[1]
         raise SelectionError(f"{text!r} has lost a slash, as a pathlib.Path of a URI has; give text: '{scheme}://...'")
     path = str(Path(text).absolute())
-    if odd := [sign for sign in "#?;" if sign in path]:
+    if special := [sign for sign in "#?;" if sign in path]:
         raise SelectionError(
-            f"{text!r} has {odd[0]!r} in its path, where TileDB ends the path; rename the folder, or give a link to it"
+            f"{text!r} has {special[0]!r} in its path, where TileDB ends the path; rename the folder, or give a link "
+            f"to it"
         )
     return path
 
 
 @dataclass(frozen=True, repr=False)
 class ArrayAddress:
-    """What is needed to open the array again, in this process or another.
+    """URI, timestamp, TileDB settings of the user and retry deadline of an array; picklable.
 
-    The user's own configuration and timestamp are part of it. Both configuration and URI may hold credentials: the
-    one is not shown, and the other without them.
+    The settings and the URI may contain credentials: the settings are never shown, and the URI is shown without them.
     """
 
     uri: str
@@ -121,18 +121,18 @@ class ArrayAddress:
 
     @property
     def secrets(self) -> frozenset[str]:
-        """What must not be shown of it."""
+        """Texts that must not be shown."""
         return secrets_of(self.uri, self.config)
 
     @property
     def is_remote(self) -> bool:
-        """Whether it is on no local disk."""
+        """Whether the array is not on a local disk."""
         return is_remote(self.uri)
 
     def retries(self, *, n_threads: int = 1, meter: Meter | None = None, was_reached: bool = True) -> Retries:
-        """Make what tries reading it again, to be closed; what fails on a local disk is not tried again.
+        """Create a :class:`~cellfeed.sources.retry.Retries` object; close it after use. Local reads are not retried.
 
-        ``was_reached`` is that of :class:`~cellfeed.sources.retry.Retries`: the arrays of a selection have been read.
+        ``was_reached`` is True by default because the arrays of a selection have been read.
         """
         if not self.is_remote:
             return NO_RETRY
@@ -141,7 +141,7 @@ class ArrayAddress:
         )
 
     def open(self, buffer_bytes: int) -> Any:
-        """Open the array as the user's experiment would, with settings for reading added."""
+        """Open the array with the user's settings, and with settings for reads where the user has none."""
         import tiledbsoma as soma
 
         fitting = REMOTE_SETTINGS if self.is_remote else LOCAL_SETTINGS
@@ -149,7 +149,7 @@ class ArrayAddress:
         return soma.SparseNDArray.open(self.uri, context=context, tiledb_timestamp=self.timestamp_ms)
 
     def context(self, settings: Mapping[str, str]) -> Any:
-        """Make a context like the user's, with settings added where that has none."""
+        """Create a context with the user's settings, and with the given ones where the user has none."""
         import tiledbsoma as soma
 
         return soma.SOMATileDBContext(tiledb_config={**SAFE_SETTINGS, **settings, **self.config})

@@ -1,4 +1,4 @@
-"""From what a user writes to a query of obs or var: a value filter, coordinates, or both."""
+"""Makes a ``tiledbsoma.AxisQuery`` of the ``obs_query`` or ``var_query`` of a user."""
 
 from __future__ import annotations
 
@@ -14,32 +14,40 @@ from cellfeed.select.obs_filter import obs_filter
 from cellfeed.sources.redact import redacted
 
 KINDS = {bool: "b", np.bool_: "b", float: "f", np.floating: "f"}
-"""NumPy's letters of the types of coordinates that are refused."""
+"""NumPy's letters of the types of coordinates that are not accepted."""
 
 
-def as_axis_query(argument: str, given: Any) -> Any:
-    """Return a ``tiledbsoma.AxisQuery``: one, a value filter as text, or values by column as :func:`obs_filter` takes.
+def as_axis_query(argument: str, query: Any) -> Any:
+    """Return a ``tiledbsoma.AxisQuery``.
+
+    Parameters
+    ----------
+    argument
+        Name of the query in errors.
+    query
+        A ``tiledbsoma.AxisQuery``, a value filter as text, a dict of values by column as in :func:`obs_filter`, or
+        ``None`` for all rows.
 
     Raises
     ------
     SelectionError
-        If it is none of these, or its coordinates are booleans or floats.
+        If the query has another type, or its coordinates are booleans or floats.
     """
     import tiledbsoma as soma
 
-    if given is None:
+    if query is None:
         return soma.AxisQuery()
-    if isinstance(given, str):
-        return soma.AxisQuery(value_filter=given)
-    if isinstance(given, Mapping):
-        return soma.AxisQuery(value_filter=obs_filter(given))
-    if not isinstance(given, soma.AxisQuery):
+    if isinstance(query, str):
+        return soma.AxisQuery(value_filter=query)
+    if isinstance(query, Mapping):
+        return soma.AxisQuery(value_filter=obs_filter(query))
+    if not isinstance(query, soma.AxisQuery):
         raise SelectionError(
-            f"{argument}={shortened(redacted(repr(given)))} must be a value filter as text, a dict of values by "
+            f"{argument}={shortened(redacted(repr(query)))} must be a value filter as text, a dict of values by "
             f"column, or a tiledbsoma.AxisQuery, for example "
             f"tiledbsoma.AxisQuery(value_filter=cellfeed.obs_filter(tissue='lung'))"
         )
-    for coordinates in given.coords or ():
+    for coordinates in query.coords or ():
         kinds = _kinds_of(coordinates)
         if "b" in kinds:
             raise SelectionError(
@@ -51,7 +59,7 @@ def as_axis_query(argument: str, given: Any) -> Any:
                 f"{argument}: the coordinates are floats, as pandas has integers beside missing values; give "
                 f"integers: tiledbsoma.AxisQuery(coords=(joinids.astype('int64'),))"
             )
-    return given
+    return query
 
 
 def _kinds_of(coordinates: Any) -> set[str]:
@@ -64,5 +72,5 @@ def _kinds_of(coordinates: Any) -> set[str]:
     if isinstance(coordinates, np.ndarray) and coordinates.dtype != object:
         return {coordinates.dtype.kind} if coordinates.size else set()
     several = isinstance(coordinates, (list, tuple, np.ndarray))
-    types = {type(one) for one in (coordinates if several else [coordinates])}
-    return {letter for kind, letter in KINDS.items() if any(issubclass(one, kind) for one in types)}
+    types = {type(value) for value in (coordinates if several else [coordinates])}
+    return {letter for kind, letter in KINDS.items() if any(issubclass(candidate, kind) for candidate in types)}

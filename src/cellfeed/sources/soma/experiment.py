@@ -1,4 +1,4 @@
-"""Experiments, opened and checked; what goes wrong with them is told without their credentials."""
+"""Opens and checks experiments; errors do not show credentials."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ from cellfeed.stats import Meter
 
 @contextlib.contextmanager
 def retrying(experiment: Any, context: Any, deadline_s: float, meter: Meter) -> Iterator[Retries]:
-    """Give what tries again to read an experiment, or what lies at a URI, as long as that fails."""
+    """Yield a :class:`Retries` object for the requests to an experiment or URI."""
     import tiledbsoma as soma
 
     uri, config = "", {}
     if isinstance(experiment, (str, PathLike)):
-        uri, config = locate(experiment), _config(context)
+        uri, config = locate(experiment), config_of(context)
     elif isinstance(experiment, soma.Experiment):
-        uri, config = experiment.uri, _config(experiment.context)
+        uri, config = experiment.uri, config_of(experiment.context)
     was_reached = isinstance(experiment, soma.Experiment)
-    made = ArrayAddress(uri, 0, config, deadline_s).retries(meter=meter, was_reached=was_reached)
-    with contextlib.closing(made) as retries:
+    address = ArrayAddress(uri, 0, config, deadline_s)
+    with contextlib.closing(address.retries(meter=meter, was_reached=was_reached)) as retries:
         yield retries
 
 
-def _config(context: Any) -> dict[str, str]:
+def config_of(context: Any) -> dict[str, str]:
+    """Return the TileDB settings of a user's context; none if it is not a context."""
     import tiledbsoma as soma
 
     return tiledb_private.user_config(context) if isinstance(context, soma.SOMATileDBContext) else {}
@@ -43,9 +44,9 @@ def _config(context: Any) -> dict[str, str]:
 
 @contextlib.contextmanager
 def open_experiment(experiment: Any, context: Any = None, retries: Retries = NO_RETRY) -> Iterator[Any]:
-    """Give an open experiment: the one passed in, or that of a URI for as long as it is needed."""
+    """Yield an open experiment: the given one, or the one at a URI, which is closed afterwards."""
     if isinstance(experiment, (str, PathLike)):
-        with open_uri("experiment", experiment, context, retries) as opened:
+        with _open_uri(experiment, context, retries) as opened:
             yield check_experiment(opened, repr(public_uri(experiment)))
         return
     if context is not None:
@@ -56,21 +57,21 @@ def open_experiment(experiment: Any, context: Any = None, retries: Retries = NO_
         yield opened
 
 
-def open_uri(argument: str, given: str | PathLike[str], context: Any = None, retries: Retries = NO_RETRY) -> Any:
-    """Open the object of tiledbsoma at a URI or path; ``argument`` is its name in errors."""
+def _open_uri(experiment: str | PathLike[str], context: Any, retries: Retries) -> Any:
+    """Open the SOMA object at a URI or path."""
     import tiledbsoma as soma
 
     _check_context(context)
-    uri, shown = locate(given), public_uri(given)
+    uri, shown = locate(experiment), public_uri(experiment)
     safe = tiledb_private.safe_context(context)
-    what = f"{argument}={shown!r} is not a SOMA experiment that can be opened"
-    with reraise_as(SelectionError, what, secrets_of(uri, _config(context)), f"; {_GIVE}"):
+    what = f"experiment={shown!r} is not a SOMA experiment that can be opened"
+    with reraise_as(SelectionError, what, secrets_of(uri, config_of(context)), f"; {_GIVE}"):
         try:
             return retries.call(lambda: soma.open(uri, context=safe))
         except soma.DoesNotExistError as cause:
             if advice_for(str(cause)) is not None:  # a bucket that does not exist, or keys that do not
                 raise
-            # Its own causes say no more.
+            # Its causes add nothing.
             raise SelectionError(f"{what}: {_what_is_at(uri, safe.timestamp_ms)}") from None
 
 
@@ -78,25 +79,25 @@ _GIVE = "give a tiledbsoma.Experiment or the URI of one"
 
 
 def _what_is_at(uri: str, timestamp_ms: int | None) -> str:
-    """Say what is found at a URI where TileDB sees nothing of SOMA, and what to do."""
+    """Describe what is at a URI where TileDB finds no SOMA object, and what to do about it."""
     scheme, separator, rest = uri.partition("://")
     path = Path(rest if separator else uri)
     if separator and scheme != "file":
-        return _way_from(path) or f"nothing of SOMA is there, or may not be read; {_GIVE}"
+        return _how_to_convert(path) or f"no SOMA object is there, or it may not be read; {_GIVE}"
     if not path.exists():
         home = "; '~' is not expanded: give os.path.expanduser(...)" if "~" in path.parts else ""
         return f"there is no {str(path)!r}{home}; {_GIVE}"
     if (written := _first_written(path)) and written > (limit := timestamp_ms or int(time.time() * 1000)):
         return (
-            f"it is written at {_as_time(written)}, which is after {_as_time(limit)}, "
+            f"it was written at {_as_time(written)}, which is after {_as_time(limit)}, "
             f"{'the timestamp of context=' if timestamp_ms else 'the time of this machine'}; give "
             f"context=tiledbsoma.SOMATileDBContext(timestamp={written}) or a later one, or set the clock"
         )
-    return _way_from(path) or f"the {'folder' if path.is_dir() else 'file'} holds nothing of SOMA; {_GIVE}"
+    return _how_to_convert(path) or f"the {'folder' if path.is_dir() else 'file'} holds no SOMA object; {_GIVE}"
 
 
 def _first_written(path: Path) -> int | None:
-    """Return when a TileDB group in a local folder was first written, in milliseconds; ``None`` if there is none."""
+    """Return the time of the first write to a local TileDB group in milliseconds; ``None`` if there is no group."""
     names = [entry.name.split("_") for entry in path.glob("__group/__*")]
     return min((int(parts[2]) for parts in names if len(parts) > 3 and parts[2].isdecimal()), default=None)
 
@@ -105,8 +106,8 @@ def _as_time(timestamp_ms: int) -> str:
     return datetime.fromtimestamp(timestamp_ms / 1000, UTC).isoformat(" ", "milliseconds")
 
 
-def _way_from(path: Path) -> str | None:
-    """Say how an experiment is made of a file or folder of AnnData; ``None`` if it seems to be something else."""
+def _how_to_convert(path: Path) -> str | None:
+    """Describe how to make an experiment of an AnnData file or folder; ``None`` if the path seems to be neither."""
     target, names = str(path.with_suffix(".soma")), 'measurement_name="RNA", X_layer_name="raw"'
     if path.suffix == ".h5ad":
         return (
@@ -134,8 +135,8 @@ def _check_context(context: Any) -> None:
         )
 
 
-def _way_from_object(experiment: Any) -> str | None:
-    """Say how to use an object that stands for cells and is not an experiment; ``None`` if it is something else."""
+def _how_to_use(experiment: Any) -> str | None:
+    """Describe how to use a query or an AnnData; ``None`` if the object is neither."""
     import tiledbsoma as soma
 
     if isinstance(experiment, soma.ExperimentAxisQuery):
@@ -148,31 +149,31 @@ def _way_from_object(experiment: Any) -> str | None:
     return None
 
 
-def check_experiment(experiment: Any, given: str) -> Any:
-    """Return an experiment that is one, and is open for reading; ``given`` is how an error shall name it."""
+def check_experiment(experiment: Any, shown: str) -> Any:
+    """Return an object if it is an experiment and open for reading, else raise an error that calls it ``shown``."""
     import tiledbsoma as soma
 
-    if (way := _way_from_object(experiment)) is not None:
-        raise SelectionError(f"experiment={given} is not a tiledbsoma.Experiment: {way}")
+    if (advice := _how_to_use(experiment)) is not None:
+        raise SelectionError(f"experiment={shown} is not a tiledbsoma.Experiment: {advice}")
     if not isinstance(experiment, soma.Experiment):
         members = sorted(experiment) if isinstance(experiment, soma.Collection) and not experiment.closed else []
         inside = f"; open one of its members: {', '.join(map(repr, members))}" if members else ""
         kind = type(experiment).__name__
         raise SelectionError(
-            f"experiment={given} is a {kind}, not a tiledbsoma.Experiment{inside} (in a Census: "
+            f"experiment={shown} is a {kind}, not a tiledbsoma.Experiment{inside} (in a Census: "
             f'census["census_data"]["homo_sapiens"])'
         )
     if experiment.closed:
         raise SelectionError(
-            f"experiment={given} is closed; open it with tiledbsoma.Experiment.open({public_uri(experiment.uri)!r}) "
+            f"experiment={shown} is closed; open it with tiledbsoma.Experiment.open({public_uri(experiment.uri)!r}) "
             f"and keep it open until the dataset is made"
         )
     if experiment.mode != "r":
-        raise SelectionError(f"experiment={given} is open for writing (mode {experiment.mode!r}); open it for reading")
+        raise SelectionError(f"experiment={shown} is open for writing (mode {experiment.mode!r}); open it for reading")
     return experiment
 
 
 def reading(experiment: Any) -> contextlib.AbstractContextManager[None]:
-    """Tell of what goes wrong while an experiment's obs, var and metadata are read."""
+    """Raise errors of the body, which reads an experiment's obs, var and metadata, as SelectionErrors."""
     secrets = secrets_of(experiment.uri, tiledb_private.user_config(experiment.context))
     return reraise_as(SelectionError, f"experiment={public_uri(experiment.uri)!r} cannot be read", secrets)

@@ -1,4 +1,4 @@
-"""Embeddings into an experiment: the one place that writes to it."""
+"""Writes embeddings to an experiment; the rest of cellfeed only reads."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cellfeed._checks import suggest
+from cellfeed._checks import shortened, suggest
 from cellfeed._joinids import IntArray, in_order
 from cellfeed.errors import SelectionError
 from cellfeed.rows.minibatch import array_of
-from cellfeed.sources.redact import public_uri, reraise_as, secrets_of
-from cellfeed.sources.soma import tiledb_private
-from cellfeed.sources.soma.experiment import open_uri
+from cellfeed.sources.redact import public_uri, redacted, reraise_as, secrets_of
+from cellfeed.sources.soma.experiment import config_of, open_experiment
 
 ROWS_PER_TILE = 2048
-"""Rows of a space tile, as in the X of a Census."""
+"""Rows per space tile, as in the X of a Census."""
 
 VALUES_PER_WRITE = 1 << 22
-"""Values written at once: in flight each takes 20 bytes."""
+"""Number of values of one write; each takes 20 bytes while it is written."""
 
 
 def write_obsm(
-    experiment_uri: Any,
+    experiment: Any,
     name: str,
     joinids: Any,
     embeddings: Any,
@@ -38,28 +37,30 @@ def write_obsm(
 ) -> str:
     """Write an embedding of cells to the ``obsm`` of an experiment.
 
-    It becomes a sparse array, which ``ExperimentAxisQuery.obsm`` and ``to_anndata(obsm_layers=[name])`` read. Cells
-    that were not embedded have no values in it: read back, their rows are missing or, in an AnnData, zero. ``obsm``
-    has the name once all values are written: if writing fails, ``obsm`` is as it was.
+    The embedding is a sparse array, which ``ExperimentAxisQuery.obsm`` and ``to_anndata(obsm_layers=[name])`` read.
+    Cells without a row have no values in it: when it is read, their rows are missing or, in an AnnData, zero. The name
+    is added to ``obsm`` after all values are written: if writing fails, ``obsm`` does not change.
 
     Parameters
     ----------
-    experiment_uri
-        URI or path of an experiment that may be written to. Handles that are open already do not see the embedding.
+    experiment
+        URI or path of an experiment, or a ``tiledbsoma.Experiment``, open for reading or for writing, or closed. Of
+        the latter the URI and the context are used. It stays as it is: open handles do not see the embedding, and the
+        embedding is not written at their timestamp but now, or at the timestamp of the context if that has one.
     name
         A name such as ``"X_scVI"``.
     joinids
-        int64, shape (n,): the ``soma_joinid`` of each row, in any order, none twice.
+        int64, shape (n,): the ``soma_joinid`` of each row, in any order, without duplicates.
     embeddings
         Numbers, shape (n, n_dims), n_dims of at least 1: an array, or a tensor as a model returns it. They are written
         as float32, zeros too. All must be finite as float32.
     measurement_name
-        The measurement to whose ``obsm`` it is added.
+        The measurement whose ``obsm`` gets the embedding.
     context
-        A ``tiledbsoma.SOMATileDBContext`` to open it with.
+        A ``tiledbsoma.SOMATileDBContext`` to open a URI or path with.
     overwrite
-        Whether an array that has the name is replaced. It may have other cells and dimensions. Its files stay, and
-        readers at an earlier timestamp read it.
+        Whether to replace an array of the same name, which may have other cells and dimensions. Its files are kept,
+        and readers at an earlier timestamp read it.
 
     Returns
     -------
@@ -68,8 +69,8 @@ def write_obsm(
     Raises
     ------
     SelectionError
-        If the experiment or measurement cannot be opened, ``obsm`` has the name and ``overwrite`` is False, the rows
-        do not fit obs, or an embedding is not finite as float32.
+        If the experiment or measurement cannot be opened, ``obsm`` has the name and ``overwrite`` is False, a joinid
+        is not in obs, or an embedding is not finite as float32.
 
     Examples
     --------
@@ -80,55 +81,54 @@ def write_obsm(
     ...     experiment.ms["RNA"].obsm["X_mine"].nnz
     4
     """
-    import tiledbsoma as soma
-
-    _check_target(experiment_uri, name, overwrite)
+    _check_name(name, overwrite)
+    uri, context = _uri_of(experiment, context)
     ids, rows = _check_rows(joinids, embeddings)
-    shown, secrets = public_uri(experiment_uri), secrets_of(experiment_uri, _settings_of(context))
-    with open_uri("experiment_uri", experiment_uri, context) as experiment:
-        if not isinstance(experiment, soma.Experiment) or measurement_name not in experiment.ms:
-            known = experiment.ms if isinstance(experiment, soma.Experiment) else []
+    shown, secrets = public_uri(uri), secrets_of(uri, config_of(context))
+    with open_experiment(uri, context) as opened:
+        if measurement_name not in opened.ms:
             raise SelectionError(
-                f"measurement_name={measurement_name!r} is not in {shown!r}; {suggest(measurement_name, known)}"
+                f"measurement_name={measurement_name!r} is not in {shown!r}; {suggest(measurement_name, opened.ms)}"
             )
-        measurement = experiment.ms[measurement_name]
+        measurement = opened.ms[measurement_name]
         has_obsm = "obsm" in measurement
         has_name = has_obsm and name in measurement.obsm
         if has_name and not overwrite:
             raise SelectionError(
                 f"name={name!r} is in obsm already; give another name, or overwrite=True to replace it"
             )
-        n_rows = _count_rows(experiment.obs, ids)
-        uri = measurement.obsm.uri if has_obsm else measurement.uri
-    with reraise_as(SelectionError, f"experiment_uri={shown!r} cannot be written to", secrets):
+        n_rows = _count_rows(opened.obs, ids)
+        target = measurement.obsm.uri if has_obsm else measurement.uri
+    with reraise_as(SelectionError, f"experiment={shown!r} cannot be written to", secrets):
         if not has_obsm:
-            uri = _add_obsm(uri, context)
-        array_uri = _create(uri, name, (n_rows, rows.shape[1]), context)
+            target = _add_obsm(target, context)
+        array_uri = _create(target, name, (n_rows, rows.shape[1]), context)
         _write(array_uri, ids, rows, context)
-        _set(uri, name, array_uri, replaces=has_name, context=context)
+        _set(target, name, array_uri, replaces=has_name, context=context)
     return array_uri
 
 
-def _check_target(experiment_uri: Any, name: Any, overwrite: Any) -> None:
-    import tiledbsoma as soma
-
-    if isinstance(experiment_uri, soma.Experiment):
-        raise SelectionError(
-            f"experiment_uri= is an open Experiment; give its URI: "
-            f"write_obsm({public_uri(experiment_uri.uri)!r}, {name!r}, ...)"
-        )
-    if not isinstance(experiment_uri, (str, PathLike)):
-        raise SelectionError(
-            f"experiment_uri={public_uri(experiment_uri)} must be the URI or path of an experiment, as text"
-        )
+def _check_name(name: Any, overwrite: Any) -> None:
     if not isinstance(name, str) or not name:
         raise SelectionError(f"name={name!r} must be text, such as 'X_scVI'")
     if not isinstance(overwrite, bool):
         raise SelectionError(f"overwrite={overwrite!r} must be True or False")
 
 
-def _settings_of(context: Any) -> dict[str, str] | None:
-    return None if context is None else tiledb_private.user_config(context)
+def _uri_of(experiment: Any, context: Any) -> tuple[str | PathLike[str], Any]:
+    """Return the URI or path of an experiment, and the context to open it with."""
+    import tiledbsoma as soma
+
+    if isinstance(experiment, (str, PathLike)):
+        return experiment, context
+    if not isinstance(experiment, soma.Experiment):
+        raise SelectionError(
+            f"experiment={shortened(redacted(repr(experiment)))} must be a tiledbsoma.Experiment, or the URI or path "
+            f"of one"
+        )
+    if context is not None:
+        raise SelectionError("context= goes with a URI; a tiledbsoma.Experiment brings its own")
+    return experiment.uri, experiment.context
 
 
 def _check_rows(joinids: Any, embeddings: Any) -> tuple[IntArray, npt.NDArray[np.float32]]:
@@ -142,9 +142,9 @@ def _check_rows(joinids: Any, embeddings: Any) -> tuple[IntArray, npt.NDArray[np
             f"{rows.shape}"
         )
     ids = ids.astype(np.int64)
-    order, twice = in_order(ids)
-    if len(twice):
-        raise SelectionError(f"joinids holds {twice[0]} more than once; give each cell one row")
+    order, repeated = in_order(ids)
+    if len(repeated):
+        raise SelectionError(f"joinids holds {repeated[0]} more than once; give each cell one row")
     ids = ids[order]
     with np.errstate(over="ignore"):
         narrow = rows[order].astype(np.float32)
@@ -163,16 +163,16 @@ def _shown(row: npt.NDArray[Any]) -> str:
 
 
 def _count_rows(obs: Any, ids: IntArray) -> int:
-    """Return the rows that an array over all of obs has; each id must be there."""
-    largest, found = -1, np.zeros(len(ids), bool)
+    """Return the number of rows of an array over all of obs; all ids must be in obs."""
+    largest, is_found = -1, np.zeros(len(ids), bool)
     for table in obs.read(column_names=["soma_joinid"]):
         page = table.column("soma_joinid").to_numpy()
         if len(page):
-            low, high = np.searchsorted(ids, [page.min(), page.max() + 1])  # a page is a small part of a large obs
-            found[low:high] |= np.isin(ids[low:high], page)
+            low, high = np.searchsorted(ids, [page.min(), page.max() + 1])  # compares with the ids of this page only
+            is_found[low:high] |= np.isin(ids[low:high], page)
             largest = max(largest, int(page.max()))
-    if not found.all():
-        lost = ids[~found]
+    if not is_found.all():
+        lost = ids[~is_found]
         raise SelectionError(f"joinids: obs has no soma_joinid {lost[0]} ({len(lost)} of {len(ids)} are not in it)")
     return largest + 1
 
@@ -185,11 +185,11 @@ def _add_obsm(measurement_uri: str, context: Any) -> str:
 
 
 def _create(obsm_uri: str, name: str, shape: tuple[int, int], context: Any) -> str:
-    """Create an array in the folder of obsm, of which obsm itself does not know yet."""
+    """Create an array in the folder of obsm, without adding it to obsm."""
     import tiledbsoma as soma
 
     uri = f"{obsm_uri.rstrip('/')}/{quote(name, safe='')}"
-    if soma.SparseNDArray.exists(uri, context=context):  # under the name, or left by a process that was killed
+    if soma.SparseNDArray.exists(uri, context=context):  # in use, or left by a process that was killed
         uri = f"{uri}_{uuid.uuid4().hex[:8]}"
     tiles = {"soma_dim_0": {"tile": min(ROWS_PER_TILE, shape[0])}, "soma_dim_1": {"tile": shape[1]}}
     created = soma.SparseNDArray.create(
@@ -200,7 +200,7 @@ def _create(obsm_uri: str, name: str, shape: tuple[int, int], context: Any) -> s
 
 
 def _set(obsm_uri: str, name: str, array_uri: str, *, replaces: bool, context: Any) -> None:
-    """Let obsm have an array by a name."""
+    """Add an array to obsm under a name."""
     import tiledbsoma as soma
 
     if replaces:

@@ -101,7 +101,10 @@ def select(
         selection, frame = retries.call(lambda: _read(axis_query, X_name, chosen, retries.deadline_s))
         if not allow_empty:
             retries.call(partial(check_not_empty, axis_query, selection.n_obs, selection.n_vars))
-    codes = tuple(encode(encoder, frame) if encoder else None for encoder in chosen)
+    codes = {
+        encoder.name if encoder else JOINID: encode(encoder, frame) if encoder else selection.joinids
+        for encoder in chosen
+    }
     warn_of_labels(chosen, frame, plain=not encoders)
     return replace(selection, encoders={encoder.name: encoder for encoder in chosen if encoder}, codes=codes)
 
@@ -134,7 +137,7 @@ def _read(
         joinids=obs_joinids,
         var_joinids=JoinIds.from_sorted(var_joinids)[:],
         encoders={},
-        codes=(),
+        codes={},
         nnz=nnz,
         raw_sum=raw_sum,
         raw_squares=raw_squares,
@@ -195,20 +198,20 @@ def _check_within(array: Any, joinids: IntArray, var_joinids: IntArray) -> None:
         if len(ids) and ids[-1] >= size:
             raise SelectionError(
                 f"{axis} holds soma_joinid {ids[-1]}, outside the layer's shape {tuple(array.shape)}; "
-                f"the layer and {axis} do not belong together"
+                f"the layer does not belong to this {axis}"
             )
 
 
 def _choose_encoders(obs_column_names: Sequence[str], encoders: Sequence[Encoder]) -> list[Encoder | None]:
-    r"""Return one encoder per column of the minibatch\'s obs; ``None`` stands for the joinid."""
+    """Return one encoder per column of the minibatch's obs; ``None`` stands for the joinid."""
     names = ordered("obs_column_names", obs_column_names)
     for name in names:
         check_name("obs_column_names: a column", name)
     if encoders:
         if names:
             raise EncodeError(
-                f"encoders and obs_column_names={names} exclude each other: the encoders say which columns "
-                f"they need; give LabelEncoder(column) for a plain one"
+                f"encoders and obs_column_names={names} exclude each other: encoders name the columns "
+                f"that they need; give LabelEncoder(column) for a plain column"
             )
         for encoder in encoders:
             if not isinstance(encoder, Encoder):
@@ -217,9 +220,12 @@ def _choose_encoders(obs_column_names: Sequence[str], encoders: Sequence[Encoder
         chosen: list[Encoder | None] = list(encoders)
     else:
         chosen = [None if name == JOINID else LabelEncoder(name) for name in names]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise EncodeError(f"two encoders have the name {twice[0]!r}; names must differ (they key dataset.obs_encoders)")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise EncodeError(
+            f"two encoders have the name {repeated[0]!r}; names must differ, as they are the keys of "
+            f"dataset.obs_encoders"
+        )
     return chosen
 
 

@@ -1,9 +1,8 @@
-"""Columns of obs and var, read for cells and genes of a query or of a selection."""
+"""Reads columns of obs and var."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,12 +14,13 @@ from cellfeed.errors import SelectionError
 from cellfeed.select.obs_frame import FrameBuilder
 from cellfeed.sources.redact import reraise_as
 from cellfeed.sources.soma.address import ArrayAddress
+from cellfeed.sources.source import ColumnChoice
 
 JOINID = "soma_joinid"
 
 
 def read_frame(read: Any, columns: list[str], argument: str, secrets: frozenset[str]) -> tuple[IntArray, pd.DataFrame]:
-    """Read joinids, ascending, and columns of the selected rows, in that order."""
+    """Return the joinids of the selected rows, ascending, and columns of these rows; ``read`` reads the tables."""
     frame = FrameBuilder(columns)
     joinids: list[IntArray] = []
     advice = " (cellfeed.obs_filter writes value filters from Python values)"
@@ -36,17 +36,15 @@ def read_frame(read: Any, columns: list[str], argument: str, secrets: frozenset[
     return ids, values
 
 
-def read_column(
-    address: ArrayAddress, joinids: IntArray, what: str, choose: Callable[[Sequence[str]], str]
-) -> pd.Series[Any]:
+def read_column(address: ArrayAddress, joinids: IntArray, what: str, choose: ColumnChoice) -> pd.Series[Any]:
     """Read one column of a data frame for ascending joinids, in their order.
 
     Parameters
     ----------
     what
-        Says in messages what is read.
+        Name of the values in errors.
     choose
-        Told the columns that there are; returns the one to read.
+        Receives the names of all columns; returns the name of the column to read.
     """
     with (
         reraise_as(SelectionError, f"{what} of {str(address)!r} cannot be read", address.secrets),
@@ -55,9 +53,7 @@ def read_column(
         return retries.call(partial(_read_column, address, joinids, what, choose))
 
 
-def _read_column(
-    address: ArrayAddress, wanted: IntArray, what: str, choose: Callable[[Sequence[str]], str]
-) -> pd.Series[Any]:
+def _read_column(address: ArrayAddress, wanted: IntArray, what: str, choose: ColumnChoice) -> pd.Series[Any]:
     import tiledbsoma as soma
 
     with soma.DataFrame.open(address.uri, context=address.context({}), tiledb_timestamp=address.timestamp_ms) as opened:
@@ -71,7 +67,7 @@ def _read_column(
             return opened.read(coords, column_names=column_names)
 
         joinids, frame = read_frame(read, [column], what, address.secrets)
-    places = np.minimum(np.searchsorted(joinids, wanted), len(joinids) - 1)
-    if not bool(np.all(joinids[places] == wanted)):
+    rows = np.minimum(np.searchsorted(joinids, wanted), len(joinids) - 1)
+    if not bool(np.all(joinids[rows] == wanted)):
         raise SelectionError(f"{str(address)!r} has lost rows since they were selected")
-    return frame[column].iloc[places].reset_index(drop=True)
+    return frame[column].iloc[rows].reset_index(drop=True)

@@ -1,9 +1,9 @@
-"""The one place that touches what tiledbsoma keeps private; everything has a public way round.
+"""The only module that uses private parts of tiledbsoma; each use has a public replacement.
 
-Private, because the public ``read`` takes one range or a list of points, and a selection is many ranges;
-because the number of stored values can be had from the fragments' footers; because a context does not
-tell which of its settings the user made; and because the files of an array on an object store can be read through the
-library that tiledbsoma brings. Set ``CELLFEED_PUBLIC_API=1`` to use public calls only.
+The private parts are needed because the public ``read`` takes one range or a list of points, and a selection has many
+ranges; because the footers of fragments contain the number of stored values; because a context does not show which of
+its settings the user made; and because tiledbsoma's library can read the files of an array on an object store. Set
+``CELLFEED_PUBLIC_API=1`` to use public calls only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ COLUMNS = ("soma_dim_0", "soma_dim_1", "soma_data")
 
 
 def _library() -> Any | None:
-    """Tiledbsoma's compiled module, if it is there and has what is used here."""
+    """Return tiledbsoma's compiled module; ``None`` if it lacks a function that is used here, or must not be used."""
     if os.environ.get("CELLFEED_PUBLIC_API", "0") not in ("", "0"):
         return None
     try:
@@ -37,26 +37,23 @@ def _library() -> Any | None:
 
 
 def library_file() -> str | None:
-    """Return the file of a library through which TileDB's C interface can be called; ``None`` if it is not to be used.
-
-    Functions of the libraries with which it was linked are found through it.
-    """
+    """Return the file of a library that is linked with TileDB's C interface; ``None`` if it must not be used."""
     library = _library()
     return None if library is None else str(library.__file__)
 
 
 def read_pages(array: Any, rows: IntArray, columns: IntArray | None, take: Callable[[pa.Table], None]) -> None:
-    """Read ranges of a sparse array, page by page, in the order in which they are stored.
+    """Read ranges of a sparse array, page by page, in the order of storage.
 
     Parameters
     ----------
     array
-        An open ``tiledbsoma.SparseNDArray`` of two dimensions. Several threads may read from one.
+        An open ``tiledbsoma.SparseNDArray`` of two dimensions. Several threads may share it.
     rows, columns
         int64, shape (n, 2): half-open ranges of the two dimensions; ``None`` for all columns.
     take
-        Called with each page, a table of :data:`COLUMNS`. A call and not an iterator: a page must be gone
-        before the next one gets its buffers.
+        Receives each page, a table of :data:`COLUMNS`. It is a function because an iterator would keep a page alive
+        while the next page needs its buffers.
     """
     library = _library()
     if library is None or not hasattr(array, "_handle"):
@@ -76,46 +73,47 @@ def read_pages(array: Any, rows: IntArray, columns: IntArray | None, take: Calla
 
 
 def count_values(array: Any) -> int:
-    """Count the values stored in an array without reading them where that can be had.
+    """Return the number of values stored in an array, or an upper bound.
 
-    The public ``nnz`` reads whole arrays whose fragments overlap; the sum over fragments is an upper
-    bound that costs nothing, which is what planning needs.
+    The public ``nnz`` reads the whole array if fragments overlap. The sum over the fragments is an upper bound that
+    costs nothing, and planning needs no more.
     """
     count = count_in_fragments(array)
     return int(array.nnz) if count is None else count
 
 
 def count_in_fragments(array: Any) -> int | None:
-    """Count the values stored in an array by its fragments' footers; ``None`` if that is not to be had."""
+    """Return the number of values in the footers of an array's fragments; ``None`` if it cannot be read."""
     count = getattr(getattr(array, "_handle", None), "fragment_cell_count", None)
     return int(count()) if _library() is not None and count is not None else None
 
 
 def safe_context(context: Any) -> Any:
-    """Return a context like the user's, or TileDB's default, that does not crash."""
+    """Return the user's context, or TileDB's default, with the settings that avoid a crash of TileDB."""
     if context is None:
         return _safe_default()
     given = user_config(context)
     added = {key: value for key, value in SAFE_SETTINGS.items() if key not in given}
-    pool: dict[str, Any] = {"threadpool": None} if is_forked() else {}  # the pool's threads are left behind by a fork
+    pool: dict[str, Any] = {"threadpool": None} if is_forked() else {}  # a fork does not copy the pool's threads
     return context.replace(tiledb_config=added, **pool)
 
 
 _defaults: dict[int, Any] = {}
-"""The context of each process id. That of a parent is kept in a forked child: to free it waits for its threads."""
+"""Default context by process id. A forked child keeps its parent's context: freeing it would wait for its threads."""
 
 
 def _safe_default() -> Any:
-    """Return one context for all that this process opens without: each has threads of its own.
+    """Return the context of this process for everything that is opened without a user's context.
 
-    The threads of a context exist in the process that made it only: a forked child that uses it waits for ever.
+    It is shared because each context has its own threads. They exist only in the process that made the context: a
+    forked child that used it would hang.
     """
     import tiledbsoma as soma
 
-    known = _defaults.get(os.getpid())
-    if known is None:
-        known = _defaults.setdefault(os.getpid(), soma.SOMATileDBContext(tiledb_config=dict(SAFE_SETTINGS)))
-    return known
+    context = _defaults.get(os.getpid())
+    if context is None:
+        context = _defaults.setdefault(os.getpid(), soma.SOMATileDBContext(tiledb_config=dict(SAFE_SETTINGS)))
+    return context
 
 
 _imported_by = os.getpid()
@@ -127,9 +125,9 @@ def is_forked() -> bool:
 
 
 def of_this_process(experiment: Any) -> contextlib.AbstractContextManager[Any]:
-    """Give an open experiment that this process can read: in a forked child, the same one opened again.
+    """Yield an experiment that this process can read: in a forked child, the given one is opened again.
 
-    The parent may have opened it, and then the threads that read it exist in the parent only.
+    If the parent opened the experiment, the threads that read it exist only in the parent.
     """
     if not is_forked():
         return contextlib.nullcontext(experiment)
@@ -143,10 +141,9 @@ def of_this_process(experiment: Any) -> contextlib.AbstractContextManager[Any]:
 
 
 def user_config(context: Any) -> dict[str, str]:
-    """Return the TileDB settings of a context that are not TileDB's own defaults.
+    """Return the TileDB settings of a context that are not TileDB's defaults.
 
-    A context that is in use lists all settings; those that were given when it was made are known to
-    tiledbsoma alone.
+    A context in use lists all settings; only tiledbsoma knows the settings that the user passed to it.
     """
     config = {key: str(value) for key, value in context.tiledb_config.items()}
     given = getattr(context, "_initial_config", None)
@@ -158,30 +155,32 @@ def user_config(context: Any) -> dict[str, str]:
 
 @functools.cache
 def _default_config() -> dict[str, str]:
-    """Return TileDB's own settings: to ask for them takes a context, with its threads."""
+    """Return TileDB's default settings; cached, because reading them starts the threads of a context."""
     import tiledbsoma as soma
 
     bare = soma.SOMATileDBContext()
-    _ = bare.native_context  # from now on it lists all settings, as a context in use does
+    _ = bare.native_context  # only a context in use lists all settings
     return {key: str(value) for key, value in bare.tiledb_config.items()}
 
 
 def parts_of(axis_query: Any) -> tuple[Any, Any] | None:
-    """Return the queries of obs and of var, as ``tiledbsoma.AxisQuery``, of which a query was made, if it has them."""
+    """Return the ``tiledbsoma.AxisQuery`` of obs and of var in a query; ``None`` if they cannot be read."""
     queries = getattr(axis_query, "_matrix_axis_query", None)
     obs, var = getattr(queries, "obs", None), getattr(queries, "var", None)
     return None if obs is None or var is None else (obs, var)
 
 
 def describe_queries(axis_query: Any) -> tuple[Any, Any]:
-    """Say in plain values what a query asks of obs and of var; ``None`` for all, and where a query does not tell."""
+    """Return the queries of obs and of var as plain values; ``None`` for all rows, and for unknown queries."""
     obs, var = parts_of(axis_query) or (None, None)
     return _describe(obs), _describe(var)
 
 
 def _describe(query: Any) -> dict[str, str | None] | None:
     value_filter, coords = getattr(query, "value_filter", None), getattr(query, "coords", ())
-    value_filter = getattr(value_filter, "given", value_filter)  # as the user wrote it, before it was fitted
+    value_filter = getattr(
+        value_filter, "given", value_filter
+    )  # the text of the user, before it was fitted to the columns
     if value_filter is None and not len(coords):
         return None
     shown = repr(coords) if len(coords) else None

@@ -1,4 +1,4 @@
-"""Rows of X from a tiledbsoma array: the only module that reads X."""
+"""Reads rows of X through queries of TileDB."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cellfeed.sources.soma.address import ArrayAddress
 from cellfeed.stats import Meter
 
 MAX_GAP = 64
-"""Unwanted rows between two wanted ones that are read rather than stepped over."""
+"""Number of unwanted rows between two wanted rows up to which one range covers both."""
 
 
 class SomaReader:
@@ -32,21 +32,21 @@ class SomaReader:
     Parameters
     ----------
     address
-        Where the array is. It is opened at the first read, once, and shared by all threads.
+        Address of the array. The first read opens the array, and all threads share it.
     genes
-        Which columns to keep.
+        Columns to keep.
+    value_dtype
+        Type of values that do not fit a small integer type.
     columns
         int64, shape (n, 2): half-open ranges of columns to read; ``None`` reads all. See :func:`column_ranges`.
-    value_dtype
-        Type of the values that no small integer type holds.
     buffer_bytes
-        Bytes of each buffer that TileDB fills, three to a query.
+        Bytes of each buffer that TileDB fills; a query has three.
     meter
-        Told of what is read.
+        Counts bytes, values and seconds.
     retries
-        Makes the queries, which are tried again as a whole.
+        Makes the queries; a query that fails is repeated as a whole.
     check
-        Told how many values the array holds when it is opened, if that can be had; it may refuse.
+        Receives the number of values of the array when it is opened, if it is known; may raise an error.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class SomaReader:
         self._closed = False
 
     def _open(self) -> Any:
-        with self._opening:  # which may take as long as the store pleases; nobody else shall have to wait for it
+        with self._opening:  # a lock of its own: opening may take long, and other threads must not wait to close
             if self._array is None:
                 array = self._address.open(self._buffer_bytes)
                 count = tiledb_private.count_in_fragments(array)
@@ -88,7 +88,7 @@ class SomaReader:
 
     @contextlib.contextmanager
     def _querying(self) -> Iterator[None]:
-        """Keep the array open."""
+        """Keep the array open during the body."""
         with self._lock:
             if self._closed:
                 raise ReadError(f"the reader of {str(self._address)!r} is closed")
@@ -100,7 +100,7 @@ class SomaReader:
                 self._n_queries -= 1
 
     def read(self, joinids: IntArray, space: RowAllocator) -> RowPointers:
-        """Put the rows of ascending ``joinids`` where there is room for them."""
+        """Write the rows of ascending ``joinids`` to memory of ``space``."""
         started = time.perf_counter()
         with reraise_as(ReadError, failed_read(joinids, self._address), self._secrets):
             builder, built_s = self._retries.call(partial(self._query, joinids))
@@ -110,16 +110,16 @@ class SomaReader:
         return placed
 
     def _query(self, joinids: IntArray) -> tuple[RowBuilder, float]:
-        """Make one attempt to read rows, and say how long it took to build them of what was read."""
+        """Make one attempt to read rows; return them, and the seconds it took to build them from the pages."""
         builder = RowBuilder(joinids, self._genes, self._value_dtype)
         built_s = 0.0
 
         def take(page: Any) -> None:
             nonlocal built_s
-            asked = time.perf_counter()
+            started = time.perf_counter()
             builder.add(*(_numpy(page.column(name)) for name in tiledb_private.COLUMNS))
             self._meter.add(bytes_read=page.nbytes)
-            built_s += time.perf_counter() - asked
+            built_s += time.perf_counter() - started
 
         with self._querying():
             if len(joinids):
@@ -128,18 +128,18 @@ class SomaReader:
         return builder, built_s
 
     def close(self) -> None:
-        """Close the array; reading again is an error."""
+        """Close the array. Later reads raise an error."""
         with self._lock:
             self._closed = True
             is_idle = self._n_queries == 0
-        # A query that nobody waits for any more has the array until it ends, which closes it, too.
+        # A query that was given up keeps the array alive until it ends; then the array is closed too.
         if is_idle and self._array is not None:
             self._array.close()
             self._array = None
 
 
 def _numpy(column: Any) -> npt.NDArray[Any]:
-    """Return a column of a page as an array, without a copy where it is one chunk."""
+    """Return a column of a page as an array, without a copy if it has one chunk."""
     if column.num_chunks == 1:
         array: npt.NDArray[Any] = column.chunk(0).to_numpy(zero_copy_only=False)
     else:

@@ -1,7 +1,7 @@
-"""The files of an array on an object store, through TileDB's own file system and so with the user's own settings.
+"""Reads the files of an array on an object store through TileDB's file system, with the settings of the user.
 
-tiledbsoma brings the library and has credentials, endpoints, regions and proxies in its configuration; the calls are
-those of TileDB's public C interface. They let other threads of Python run.
+tiledbsoma ships the library, and its configuration has the credentials, endpoints, regions and proxies. The calls are
+those of TileDB's public C interface; they release the GIL.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ from cellfeed.sources.soma.tiles.fragments import UnknownLayout
 T = TypeVar("T")
 
 REQUEST_BYTES = 4 << 20
-"""Bytes of one request at most: several are under way at once, and what fails is asked for again."""
+"""Maximum bytes of one request: several requests run at the same time, and each is retried on its own."""
 
 MAX_REMOTE_GAP = 1 << 20
-"""Unwanted bytes between two wanted pieces of a file that are read in one request rather than in two."""
+"""Number of unwanted bytes between two pieces of a file up to which one request reads both."""
 
 N_CONNECTIONS = 32
-"""Connections that are kept: requests under way at once need one each."""
+"""Number of connections: each request that runs needs one."""
 
 SETTINGS = {
-    # Requests are tried again here, where attempts are counted and a deadline is kept.
+    # cellfeed retries requests itself, counts the attempts and has a deadline.
     "vfs.s3.connect_max_tries": "1",
     "vfs.s3.connect_timeout_ms": "3000",
-    # TileDB keeps as many connections.
+    # TileDB keeps this number of connections.
     "vfs.s3.max_parallel_ops": str(N_CONNECTIONS),
-    # Pieces have the size that they shall have, and are read in the thread that asks.
+    # Requests keep their size and run in the calling thread.
     "vfs.read_ahead_size": "0",
     "vfs.min_parallel_size": str(1 << 30),
     "sm.io_concurrency_level": "1",
     "sm.compute_concurrency_level": "1",
 }
-"""TileDB settings for reading files, used where the user's context does not set them."""
+"""TileDB settings for reading files; settings of the user's context take precedence."""
 
 _READ = 0  # TILEDB_VFS_READ
-_FOUND = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_char_p, ctypes.c_void_p)
+_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_char_p, ctypes.c_void_p)
 
 _PARAMETERS: dict[str, list[Any]] = {
     "tiledb_config_alloc": [ctypes.c_void_p, ctypes.c_void_p],
@@ -63,7 +63,7 @@ _PARAMETERS: dict[str, list[Any]] = {
     "tiledb_error_free": [ctypes.c_void_p],
     "tiledb_vfs_alloc": [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p],
     "tiledb_vfs_free": [ctypes.c_void_p],
-    "tiledb_vfs_ls": [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p, _FOUND, ctypes.c_void_p],
+    "tiledb_vfs_ls": [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p, _CALLBACK, ctypes.c_void_p],
     "tiledb_vfs_file_size": [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p],
     "tiledb_vfs_open": [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int32, ctypes.c_void_p],
     "tiledb_vfs_read": [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_uint64],
@@ -72,11 +72,11 @@ _PARAMETERS: dict[str, list[Any]] = {
 
 
 class VfsError(OSError):
-    """What TileDB says of a file that could not be read."""
+    """TileDB's error for a file that cannot be read."""
 
 
 def _library() -> Any | None:
-    """Return the functions that are used here; ``None`` if they are not to be had, or not to be used."""
+    """Return TileDB's C functions; ``None`` if they are missing or must not be used."""
     path = tiledb_private.library_file()
     return None if path is None else _load(path)
 
@@ -95,16 +95,16 @@ def _load(path: str) -> Any | None:
 
 
 def has_vfs() -> bool:
-    """Whether files can be read here through TileDB's file system."""
+    """Whether files can be read through TileDB's file system."""
     return _library() is not None
 
 
 class Vfs:
-    """TileDB's file system, with some settings. What is open ends with this object."""
+    """TileDB's file system with some settings. Files and connections are closed when the object is freed."""
 
     def __init__(self, settings: Mapping[str, str]) -> None:
         library = _library()
-        assert library is not None  # has_vfs() has said so
+        assert library is not None  # the caller has checked has_vfs()
         self._library = library
         config, error = ctypes.c_void_p(), ctypes.c_void_p()
         self._context, self._vfs = ctypes.c_void_p(), ctypes.c_void_p()
@@ -120,7 +120,7 @@ class Vfs:
             library.tiledb_config_free(ctypes.byref(config))
         handles = self._opened = dict[str, ctypes.c_void_p]()
         self._lock = threading.Lock()
-        # Not at the end of the process: a thread that nobody waits for may still be reading then.
+        # Not at the end of the process: a thread of a request that was given up may still read.
         weakref.finalize(self, _free, os.getpid(), library, self._context, self._vfs, handles).atexit = False
 
     def _check_alone(self, status: int, error: ctypes.c_void_p) -> None:
@@ -130,7 +130,7 @@ class Vfs:
     def _check(self, status: int) -> None:
         if status != 0:
             error = ctypes.c_void_p()
-            # Of a thread that failed at the same time it may tell as well: that has happened, too.
+            # May be the message of another thread that failed at the same time.
             self._library.tiledb_ctx_get_last_error(self._context, ctypes.byref(error))
             raise VfsError(self._message(error))
 
@@ -138,20 +138,20 @@ class Vfs:
         text = ctypes.c_char_p()
         if error:
             self._library.tiledb_error_message(error, ctypes.byref(text))
-        message = (text.value or b"TileDB failed and does not say why").decode(errors="replace")
+        message = (text.value or b"TileDB failed without a message").decode(errors="replace")
         self._library.tiledb_error_free(ctypes.byref(error))
         return message
 
     def list_folder(self, uri: str) -> list[str]:
-        """Name what is in a folder; nothing if there is no such folder."""
-        found: list[str] = []
+        """Return the names in a folder; an empty list if the folder does not exist."""
+        names: list[str] = []
 
         def note(path: bytes, _: object) -> int:
-            found.append(path.decode().rstrip("/").rsplit("/", 1)[-1])
+            names.append(path.decode().rstrip("/").rsplit("/", 1)[-1])
             return 1
 
-        self._check(self._library.tiledb_vfs_ls(self._context, self._vfs, uri.encode(), _FOUND(note), None))
-        return found
+        self._check(self._library.tiledb_vfs_ls(self._context, self._vfs, uri.encode(), _CALLBACK(note), None))
+        return names
 
     def size(self, uri: str) -> int:
         """Return the size of a file in bytes."""
@@ -160,16 +160,16 @@ class Vfs:
         return size.value
 
     def read(self, uri: str, start: int, target: npt.NDArray[np.uint8]) -> None:
-        """Fill ``target`` with the bytes of a file from ``start`` on."""
+        """Fill ``target`` with the bytes of a file from byte ``start`` on."""
         handle = self._open(uri)
         self._check(self._library.tiledb_vfs_read(self._context, handle, start, target.ctypes.data, target.nbytes))
 
     def _open(self, uri: str) -> ctypes.c_void_p:
-        """Open a file, which takes a request of its own, once."""
+        """Return the handle of a file; it is opened once, as opening makes a request."""
         with self._lock:
-            known = self._opened.get(uri)
-        if known is not None:
-            return known
+            handle = self._opened.get(uri)
+        if handle is not None:
+            return handle
         opened = ctypes.c_void_p()
         self._check(self._library.tiledb_vfs_open(self._context, self._vfs, uri.encode(), _READ, ctypes.byref(opened)))
         with self._lock:
@@ -183,7 +183,7 @@ def _free(
     pid: int, library: Any, context: ctypes.c_void_p, vfs: ctypes.c_void_p, handles: Mapping[str, ctypes.c_void_p]
 ) -> None:
     if pid != os.getpid():
-        return  # to free a context waits for its threads, and a forked child has none of them
+        return  # freeing a context waits for its threads, which a forked child does not have
     for handle in handles.values():
         library.tiledb_vfs_fh_free(ctypes.byref(handle))
     library.tiledb_vfs_free(ctypes.byref(vfs))
@@ -191,14 +191,14 @@ def _free(
 
 
 class VfsFiles:
-    """Files on an object store; requests are tried again, and several are under way.
+    """Files of an array on an object store; several requests run at the same time, and each is retried.
 
     Parameters
     ----------
     uri, shown
-        Of the array; and as it is named in messages.
+        URI of the array, and its form without credentials for messages.
     settings
-        TileDB's, as the user has them.
+        TileDB settings of the user.
     retries
         Makes the requests.
     """
@@ -216,7 +216,7 @@ class VfsFiles:
     def __str__(self) -> str:
         return self._shown
 
-    # Those of one array are the same, whoever reads: what was learnt of them is kept for the next pass.
+    # Equal for one array: the index of its tiles is cached by its files, for later epochs.
     def __eq__(self, other: object) -> bool:
         return isinstance(other, VfsFiles) and other._uri == self._uri
 
@@ -230,12 +230,12 @@ class VfsFiles:
             return self._vfs
 
     def list_folders(self, *names: str) -> list[list[str]]:
-        """Name what is in each of some folders, all asked for at once; nothing for one that does not exist."""
+        """Return the names in each folder, listed at the same time; an empty list for a folder that does not exist."""
         vfs = self._open()
         return self._all(partial(vfs.list_folder, f"{self._uri}/{name}".rstrip("/") + "/") for name in names)
 
     def read_whole(self, names: Sequence[str]) -> list[bytes]:
-        """Read small files, all asked for at once."""
+        """Read small files, all at the same time."""
         vfs = self._open()
         sizes = self._all(partial(vfs.size, f"{self._uri}/{name}") for name in names)
         targets = [np.empty(size, np.uint8) for size in sizes]
@@ -243,7 +243,7 @@ class VfsFiles:
         return [target.tobytes() for target in targets]
 
     def read(self, pieces: Sequence[Piece]) -> None:
-        """Read pieces into their targets, in requests of which several are under way."""
+        """Read pieces into their targets, in several requests at the same time."""
         vfs = self._open()
         self._all(
             partial(vfs.read, f"{self._uri}/{name}", start + low, target[low : low + REQUEST_BYTES])
@@ -256,18 +256,18 @@ class VfsFiles:
         return [request.result() for request in requests]
 
     def close(self) -> None:
-        """Let go of what is open."""
+        """Close files and connections."""
         with self._lock:
             self._vfs = None
 
 
 def files_of(address: ArrayAddress, retries: Retries = NO_RETRY) -> ArrayFiles:
-    """Return the files of an array, if they can be had without TileDB's reader."""
+    """Return the files of an array, or raise :class:`UnknownLayout` if only TileDB's reader can read them."""
     scheme, separator, rest = address.uri.partition("://")
     if not address.is_remote:
         return LocalFiles(Path(rest if separator else address.uri))
     if scheme not in OBJECT_STORES:
-        raise UnknownLayout(f"it lies on {scheme}://")
+        raise UnknownLayout(f"it is on {scheme}://")
     if not has_vfs():
-        raise UnknownLayout("TileDB's file system is not to be called")
+        raise UnknownLayout("TileDB's file system cannot be called")
     return VfsFiles(address.uri, str(address), address.config, retries)

@@ -1,4 +1,4 @@
-"""The files of an array, wherever they lie: what is read of them when TileDB does not do the reading."""
+"""Access to the files of an array, on a local disk or elsewhere, without TileDB's reader."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import numpy.typing as npt
 from cellfeed.errors import ReadError
 
 MAX_FILE_GAP = 64 << 10
-"""Unwanted bytes between two wanted pieces of a file that are read rather than stepped over."""
+"""Largest gap between two pieces of a file that are read as one."""
 
 
 class Piece(NamedTuple):
-    """Bytes of a file that are wanted: from ``start`` on, as many as there is room for in ``target``."""
+    """Bytes of a file to read: from ``start`` on, until ``target`` is full."""
 
     name: str
     start: int
@@ -28,30 +28,33 @@ class Piece(NamedTuple):
 
 
 class ArrayFiles(Protocol):
-    """The files of one array; names are relative to its folder. Those of the same array are equal. Thread-safe."""
+    """The files of one array; names are relative to its folder. Thread-safe.
+
+    Two objects for the same array are equal and have the same hash.
+    """
 
     @property
     def max_gap(self) -> int:
-        """Unwanted bytes between two wanted pieces of a file that are read rather than stepped over."""
+        """Largest gap between two pieces of a file that are worth reading as one."""
 
     def __hash__(self) -> int: ...
 
     def list_folders(self, *names: str) -> list[list[str]]:
-        """Name what is in each of some folders; a folder that does not exist is an error, or empty."""
+        """Return the names in each folder. A folder that does not exist raises an error or is empty."""
 
     def read_whole(self, names: Sequence[str]) -> list[bytes]:
-        """Read small files."""
+        """Return the contents of small files."""
 
     def read(self, pieces: Sequence[Piece]) -> None:
-        """Read pieces, those of one file in a row, into their targets."""
+        """Read pieces into their targets; pieces of the same file follow each other."""
 
     def close(self) -> None:
-        """Give back what reading holds open; reading on opens it again."""
+        """Close open files and connections; a later read opens them again."""
 
 
 @dataclass(frozen=True)
 class LocalFiles:
-    """Files in a folder on a local disk, read by the thread that asks."""
+    """Files in a folder on a local disk, read by the calling thread."""
 
     folder: Path
     max_gap: ClassVar[int] = MAX_FILE_GAP
@@ -60,15 +63,15 @@ class LocalFiles:
         return str(self.folder)
 
     def list_folders(self, *names: str) -> list[list[str]]:
-        """Name what is in each of some folders."""
+        """Return the names in each folder."""
         return [[path.name for path in (self.folder / name).iterdir()] for name in names]
 
     def read_whole(self, names: Sequence[str]) -> list[bytes]:
-        """Read small files."""
+        """Return the contents of small files."""
         return [(self.folder / name).read_bytes() for name in names]
 
     def read(self, pieces: Sequence[Piece]) -> None:
-        """Read pieces; a file is opened once for those that follow each other."""
+        """Read pieces into their targets; a file is opened once for consecutive pieces."""
         for name, of_file in groupby(pieces, key=attrgetter("name")):
             path = self.folder / name
             with path.open("rb", buffering=0) as file:
@@ -77,14 +80,14 @@ class LocalFiles:
                     _read_fully(file, target.data, path)
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: no file stays open."""
 
 
 def _read_fully(file: io.FileIO, target: memoryview, path: Path) -> None:
     while len(target):
-        got = file.readinto(target)
-        if not got:
+        n_read = file.readinto(target)
+        if not n_read:
             raise ReadError(
                 f"{str(path)!r} is shorter than its metadata says: the store is damaged or has been removed"
             )
-        target = target[got:]
+        target = target[n_read:]

@@ -1,15 +1,14 @@
-"""Rows of X straight from the files of a TileDB array, where its layout is one that is known here.
+"""Rows of X from the files of a TileDB array, decoded without TileDB.
 
-TileDB's own reader makes 20 bytes of coordinates and values out of the 2 that are stored, copies them twice, and
-compares every query with every tile. Here a tile is unpacked into scratch memory that stays in the cache, and its
-values go from there to their rows.
+TileDB's reader turns the 2 bytes that a value takes on disk into 20 bytes of coordinates and values, copies them twice,
+and compares every query with every tile. Here a tile is unpacked into memory that stays in the cache, and its values
+are copied from there to their rows.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,122 +16,33 @@ import numpy.typing as npt
 
 from cellfeed._joinids import IntArray, runs_of
 from cellfeed.errors import ReadError
-from cellfeed.rows.row_allocator import RowAllocator, RowPointers
-from cellfeed.rows.row_builder import GeneTable
+from cellfeed.rows.row_allocator import RowAllocator, RowArrays, RowPointers
+from cellfeed.rows.row_builder import GeneTable, RowRuns
 from cellfeed.sources.redact import failed_read, reraise_as
+from cellfeed.sources.soma.tiles.decode_buffers import DecodeBuffers, FragmentBuffers
 from cellfeed.sources.soma.tiles.files import Piece
 from cellfeed.sources.soma.tiles.fragments import FIELDS, Fragment
 from cellfeed.sources.soma.tiles.index import FRAGMENTS, TileIndex
-from cellfeed.sources.soma.tiles.zstd import Zstd, find_zstd
+from cellfeed.sources.soma.tiles.packed_tiles import DAMAGED, FULL, NOT_COUNTS, PackedField, PackedTiles, Segments
+from cellfeed.sources.soma.tiles.zstd import find_zstd
 from cellfeed.stats import Meter
-
-VALUES_PER_CUT = 32
-"""Values of one row that lie together, by guess; a Census has about 90. Lowered where there are fewer."""
-
-MIN_CUTS = 4096
-
-
-class _DecodeBuffers:
-    """The memory that one thread needs to unpack tiles, kept for its next read."""
-
-    def __init__(self, zstd: Zstd, index: TileIndex) -> None:
-        from cellfeed.sources.soma.tiles.unpack_kernels import CHUNK_BYTES
-
-        self._free_context = zstd.free_context
-        self.zstd = (zstd.decompress, zstd.new_context())
-        self.chunk = np.empty(CHUNK_BYTES, np.uint8)
-        self.rows = np.empty(index.capacity, np.int64)
-        self.columns = np.empty(index.capacity, index.column_dtype)
-        self.values_per_cut = VALUES_PER_CUT
-        self._rooms: dict[str, npt.NDArray[Any]] = {}
-
-    def room(self, name: str, size: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """Memory of some name, as large as was ever asked for."""
-        room = self._rooms.get(name)
-        if room is None or len(room) < size or room.dtype != dtype:
-            room = self._rooms[name] = np.empty(size + size // 4, dtype)
-        return room[:size]
-
-    def place(self, sizes: IntArray, gene_dtype: npt.DTypeLike, value_dtype: npt.DTypeLike) -> RowPointers:
-        """Make room for rows until the next read, as a ``RowAllocator`` does for longer."""
-        genes = self.room("genes of rows", int(sizes.sum()), gene_dtype)
-        values = self.room("values of rows", int(sizes.sum()), value_dtype)
-        before = np.cumsum(sizes) - sizes
-        return RowPointers(
-            genes.ctypes.data + before * genes.itemsize,
-            values.ctypes.data + before * values.itemsize,
-            sizes,
-            genes.dtype,
-            values.dtype,
-        )
-
-    def close(self) -> None:
-        self._free_context(self.zstd[1])
-
-
-@dataclass(frozen=True, eq=False)
-class _Packed:
-    """Packed tiles of one fragment: tile ``i`` of field ``k`` is ``data[k][places[i, k, 0]:places[i, k, 1]]``."""
-
-    fragment: Fragment
-    tiles: IntArray
-    data: tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
-    places: IntArray
-
-    @property
-    def n_bytes(self) -> int:
-        return int((self.places[:, :, 1] - self.places[:, :, 0]).sum())
-
-    def row_sums(self, verify: bool) -> IntArray:
-        """Return the noted sum of the rows of each tile; nothing if that is not to be verified."""
-        return self.fragment.row_sums[self.tiles if verify else self.tiles[:0]]
-
-    def noted(self, n_columns: int, verify: bool) -> tuple[npt.NDArray[Any], ...]:
-        """Return what the metadata says of columns and values, for :func:`.row_kernels.fill_counts`."""
-        fragment, tiles = self.fragment, self.tiles
-        bounds = np.minimum(fragment.columns[tiles].astype(np.int64), n_columns - 1)
-        to_verify = tiles if verify else tiles[:0]
-        sums = fragment.value_sums[to_verify]
-        neither: tuple[Any, Any] = np.empty(0, np.int64), np.empty(0, np.float64)
-        of_values = (neither[0], sums) if sums.dtype == np.float64 else (sums, neither[1])
-        return bounds, fragment.column_sums[to_verify], *of_values, fragment.smallest[tiles], fragment.largest[tiles]
-
-    def want_unverified(self, wanted: npt.NDArray[np.bool_]) -> None:
-        """Mark all pieces of the tiles that no read of this process has verified: bool, shape (n_tiles, n_pieces)."""
-        wanted[~self.fragment.verified[self.tiles]] = True
-
-    def note_verified(self, ends: IntArray) -> None:
-        """Note that tiles were verified: those with cuts, of which ``ends`` are the numbers up to each tile."""
-        self.fragment.verified[self.tiles[np.diff(ends, prepend=0) > 0]] = True
-
-    def counts(self, capacity: int) -> IntArray:
-        """Values in each tile: all are full but the fragment's last."""
-        return np.where(self.tiles == len(self.fragment.rows) - 1, self.fragment.last_values, capacity)
-
-
-@dataclass(frozen=True, eq=False)
-class _Cuts:
-    """Where the values of a read's rows lie: sizes of the rows, and per fragment what ``cut_tiles`` has filled."""
-
-    sizes: IntArray
-    of_fragments: list[tuple[Any, ...]]
 
 
 class TileReader:
-    """A :class:`~cellfeed.rows.row_allocator.Reader` over the files of one array.
+    """A :class:`~cellfeed.rows.row_allocator.Reader` of the files of one array.
 
     Parameters
     ----------
     index
-        Where the tiles are.
+        The tiles of the array.
     genes, value_dtype, columns, meter
         As for :class:`~cellfeed.sources.soma.tiledb_reader.SomaReader`.
     secrets
-        Not to be told in messages.
+        Strings that are removed from error messages.
     n_decoding
-        Reads that unpack tiles at once; others wait for their files.
+        Number of reads that decode tiles at the same time; other reads may load their files.
     verify
-        Whether tiles must add up to what their writer noted in the metadata.
+        Whether the sums and extremes of tiles are compared with those that their writer recorded in the metadata.
     """
 
     def __init__(
@@ -157,182 +67,193 @@ class TileReader:
         self._secrets = secrets
         self._verify = verify
         self._meter = meter
-        self._holds_counts = True  # until a value says otherwise
+        self._may_be_counts = True  # until a read finds a value that is not a count
         self._decoding = threading.Semaphore(n_decoding)
         self._lock = threading.Lock()
-        self._free: list[_DecodeBuffers] = []
+        self._free: list[DecodeBuffers] = []
         self._closed = False
 
-    def read(self, joinids: IntArray, space: RowAllocator) -> RowPointers:
-        """Put the rows of ascending ``joinids`` where there is room for them."""
-        bench = self._take_bench()
+    def read(self, joinids: IntArray, allocator: RowAllocator) -> RowPointers:
+        """Read the rows of ascending ``joinids`` into memory of an allocator."""
+        buffers = self._take_buffers()
         try:
             with reraise_as(ReadError, failed_read(joinids, self._index.files), self._secrets):
-                rows = self._read(joinids, space, bench)
+                rows = self._read(joinids, allocator, buffers)
         except BaseException:
-            bench.close()  # and not used again: a request that was given up may still write to it
+            buffers.close()  # they are not reused: a request that was abandoned may still write to them
             raise
-        self._give_bench(bench)
+        self._give_back(buffers)
         return rows
 
-    def _read(self, joinids: IntArray, space: RowAllocator, bench: _DecodeBuffers) -> RowPointers:
+    def _read(self, joinids: IntArray, allocator: RowAllocator, buffers: DecodeBuffers) -> RowPointers:
         started = time.perf_counter()
         runs = runs_of(joinids)
+        packed: list[PackedTiles] = []
         pieces: list[Piece] = []
-        packed = [
-            self._locate(fragment, tiles, bench, str(k), pieces)
-            for k, fragment in enumerate(self._index.fragments)
-            if len(tiles := fragment.tiles_of(runs, self._columns, self._index.extent))
-        ]
+        for fragment in self._index.fragments:
+            tiles = fragment.tiles_of(runs, self._columns, self._index.extent)
+            if len(tiles):
+                packed.append(self._locate(fragment, tiles, buffers, buffers.fragments[len(packed)], pieces))
         self._index.files.read(pieces)
         read_s = time.perf_counter() - started
         with self._decoding:
-            began = time.perf_counter()
-            cuts = self._cut(joinids, runs, packed, bench)
+            started = time.perf_counter()
+            sizes, segments = self._find_segments(len(joinids), RowRuns.from_runs(runs), packed, buffers)
             rows = None
-            while rows is None:  # the second time nothing is assumed
-                rows = self._fill(space, joinids, packed, cuts, bench)
+            while rows is None:  # the second attempt does not assume counts
+                rows = self._fill(allocator, joinids, sizes, packed, segments, buffers)
         self._meter.add(
             read_s=read_s,
-            build_s=time.perf_counter() - began,
+            build_s=time.perf_counter() - started,
             bytes_read=sum(tiles.n_bytes for tiles in packed),
             nnz=rows.nnz,
         )
         return rows
 
     def _locate(
-        self, fragment: Fragment, tiles: IntArray, bench: _DecodeBuffers, name: str, pieces: list[Piece]
-    ) -> _Packed:
-        """Add the pieces of a fragment's files where tiles lie to those that are to be read."""
-        data, places = [], np.empty((len(tiles), len(FIELDS), 2), np.int64)
-        for k, field in enumerate(FIELDS):
-            begin, end = fragment.offsets[k][tiles], fragment.offsets[k][tiles + 1]
-            starts, stops = _ranges(begin, end, self._index.files.max_gap)
-            into = np.append(0, np.cumsum(stops - starts))
-            target = bench.room(name + field, int(into[-1]), np.uint8)
-            file = f"{FRAGMENTS}/{fragment.name}/{field}.tdb"
-            bounds = zip(starts.tolist(), into[:-1].tolist(), into[1:].tolist(), strict=True)
-            pieces += [Piece(file, start, target[low:high]) for start, low, high in bounds]
-            shift = (into[:-1] - starts)[np.searchsorted(starts, begin, side="right") - 1]
-            places[:, k, 0], places[:, k, 1] = begin + shift, end + shift
-            data.append(target)
-        return _Packed(fragment, tiles, (data[0], data[1], data[2]), places)
+        self,
+        fragment: Fragment,
+        tiles: IntArray,
+        buffers: DecodeBuffers,
+        fragment_buffers: FragmentBuffers,
+        pieces: list[Piece],
+    ) -> PackedTiles:
+        """Append the pieces of files that contain tiles to ``pieces``; return the tiles, whose data are to be read."""
+        fields = []
+        unpacked = np.empty(0, self._index.dtype), buffers.rows, buffers.columns
+        for k, name in enumerate(FIELDS):
+            begins, ends = fragment.offsets[k][tiles], fragment.offsets[k][tiles + 1]
+            starts, stops = _merge_pieces(begins, ends, self._index.files.max_gap)
+            bounds = np.append(0, np.cumsum(stops - starts))  # (n_pieces + 1,): where pieces lie in data
+            data = fragment_buffers.packed[k].array(int(bounds[-1]), np.uint8)
+            file = f"{FRAGMENTS}/{fragment.name}/{name}.tdb"
+            for start, low, high in zip(starts.tolist(), bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+                pieces.append(Piece(file, start, data[low:high]))
+            shift = (bounds[:-1] - starts)[np.searchsorted(starts, begins, side="right") - 1]  # (n_tiles,)
+            places = np.stack((begins + shift, ends + shift), axis=1)  # (n_tiles, 2)
+            fields.append(PackedField(data, places, int(self._index.codecs[k]), unpacked[k]))
+        values, rows, columns = fields
+        return PackedTiles(fragment, tiles, values, rows, columns)
 
-    def _cut(self, joinids: IntArray, runs: IntArray, packed: list[_Packed], bench: _DecodeBuffers) -> _Cuts:
-        """Unpack row numbers: how long each row is, and where its values lie in the tiles."""
-        from cellfeed.sources.soma.tiles import row_kernels, unpack_kernels
+    def _find_segments(
+        self, n_rows: int, runs: RowRuns, packed: list[PackedTiles], buffers: DecodeBuffers
+    ) -> tuple[IntArray, list[Segments]]:
+        """Unpack row numbers; return the number of values of each row, and the segments of each fragment."""
+        from cellfeed.sources.soma.tiles import row_kernels
 
-        cuts = _Cuts(np.zeros(len(joinids), np.int64), [])
-        before = np.cumsum(runs[:, 1] - runs[:, 0]) - (runs[:, 1] - runs[:, 0])
-        wanted_runs = np.ascontiguousarray(runs[:, 0]), np.ascontiguousarray(runs[:, 1]), before
+        sizes = np.zeros(n_rows, np.int64)
+        of_fragments: list[Segments] = []
         for number, tiles in enumerate(packed):
-            counts = tiles.counts(self._index.capacity)
-            room = int(counts.sum()) // bench.values_per_cut + MIN_CUTS
-            found = tuple(bench.room(f"cuts {k} of {number}", room, np.int32) for k in range(3))
-            wanted = np.zeros((len(counts), -(-self._index.capacity // unpack_kernels.PIECE)), np.bool_)
-            ends = np.empty(len(counts), np.int64)
-            status, tile = row_kernels.cut_tiles(
-                tiles.data[1], tiles.places[:, 1], counts, self._index.how[1], bench.zstd,
-                bench.chunk, bench.rows, tiles.fragment.rows[tiles.tiles], wanted_runs, wanted, found, ends, cuts.sizes,
-                tiles.row_sums(self._verify),
-            )  # fmt: skip
-            if status == row_kernels.FULL:
-                bench.values_per_cut = max(1, bench.values_per_cut // 4)
-                return self._cut(joinids, runs, packed, bench)
-            if status == unpack_kernels.DAMAGED:
+            segments = buffers.segments(number, tiles.counts(self._index.capacity))
+            recorded = tiles.row_statistics(verify=self._verify)
+            status, tile = row_kernels.find_tile_segments(tiles.rows, buffers.decoder, runs, recorded, segments, sizes)
+            if status == FULL:
+                buffers.values_per_segment = max(1, buffers.values_per_segment // 4)
+                return self._find_segments(n_rows, runs, packed, buffers)
+            if status == DAMAGED:
                 raise self._damaged(tiles, tile)
             if self._verify:
-                tiles.want_unverified(wanted)
-            cuts.of_fragments.append((counts, wanted, found, ends))
-        return cuts
+                tiles.request_unverified(segments)
+            of_fragments.append(segments)
+        return sizes, of_fragments
 
     def _fill(
-        self, space: RowAllocator, joinids: IntArray, packed: list[_Packed], cuts: _Cuts, bench: _DecodeBuffers
+        self,
+        allocator: RowAllocator,
+        joinids: IntArray,
+        sizes: IntArray,
+        packed: list[PackedTiles],
+        of_fragments: list[Segments],
+        buffers: DecodeBuffers,
     ) -> RowPointers | None:
-        """Unpack the rest and make rows of it; ``None`` if values are no counts, as was assumed until now."""
-        from cellfeed.sources.soma.tiles import row_kernels, unpack_kernels
+        """Unpack columns and values and copy them to rows; return ``None`` if values were assumed to be counts.
 
+        If only some genes are selected, rows have fewer values than are unpacked: they are filled in buffers first.
+        """
         dtype = self._smallest_type(packed)
-        # Where some genes are not wanted, rows are shorter than what is unpacked of them: they are made aside.
-        place = space.place if self._genes.keeps_all else bench.place
-        rows = place(cuts.sizes, self._genes.dtype, dtype)
-        rows_at = rows.where
-        are_counts = dtype.itemsize <= 2 and dtype != self._value_dtype
-        if are_counts and self._index.dtype == np.float32:
-            fill: Any = row_kernels.fill_counts
-            values = bench.room("counts", self._index.capacity, np.uint16)
-            into = *rows_at[:4], dtype.itemsize
-        else:
-            fill = row_kernels.fill_values
-            values = bench.room("values", self._index.capacity, self._index.dtype)
-            into = *rows_at, are_counts
-        how = self._index.how[0], self._index.how[2]
-        genes = self._genes.table, self._genes.base
+        allocate = allocator.allocate if self._genes.keeps_all else buffers.allocate
+        rows = allocate(sizes, self._genes.dtype, dtype)
+        unfilled = rows.unfilled
         disorder = False
-        for tiles, (counts, wanted, found, ends) in zip(packed, cuts.of_fragments, strict=True):
-            places = np.ascontiguousarray(tiles.places[:, ::2])
-            where = (
-                (tiles.data[0], tiles.data[2]),
-                places,
-                counts,
-                how,
-                bench.zstd,
-                bench.chunk,
-                (bench.columns, values),
-            )
-            noted = tiles.noted(self._index.n_columns, self._verify)
-            status, tile = fill(*where, wanted, found, ends, genes, into, noted)
-            if status == unpack_kernels.WIDE:
-                self._holds_counts = False
+        for tiles, segments in zip(packed, of_fragments, strict=True):
+            status, tile = self._fill_from(tiles, segments, unfilled, buffers)
+            if status == NOT_COUNTS:
+                self._may_be_counts = False
                 return None
-            if status == unpack_kernels.DAMAGED:
+            if status == DAMAGED:
                 raise self._damaged(tiles, tile)
             disorder |= bool(status)
             if self._verify:
-                tiles.note_verified(ends)
+                tiles.set_verified(segments)
         if not self._genes.keeps_all:
-            rows = rows.moved(space, sizes=rows_at[2])
+            rows = rows.copy_to(allocator, sizes=unfilled.sizes)
         return rows.sorted(joinids) if disorder else rows
 
-    def _smallest_type(self, packed: list[_Packed]) -> np.dtype[Any]:
-        """Choose the type that holds the values of some tiles, if they are counts: metadata tell the largest."""
+    def _fill_from(
+        self, tiles: PackedTiles, segments: Segments, rows: RowArrays, buffers: DecodeBuffers
+    ) -> tuple[int, int]:
+        """Append the values of a fragment to rows; return the status of the kernel and the tile at which it stopped."""
+        from cellfeed.sources.soma.tiles import row_kernels
+
+        dtype = rows.value_type.dtype
+        are_counts = dtype.itemsize <= 2 and dtype != self._value_dtype
+        from_floats = are_counts and self._index.dtype == np.float32
+        unpacked = buffers.values.array(self._index.capacity, np.uint16 if from_floats else self._index.dtype)
+        fields = tiles.columns, tiles.values._replace(unpacked=unpacked)
+        recorded = tiles.value_statistics(self._index.n_columns, verify=self._verify)
+        places = self._genes.places
+        result: tuple[int, int]
+        if from_floats:
+            rows = rows._replace(value_type=np.empty(0, np.uint16))  # one compiled form serves both types of counts
+            width = dtype.itemsize
+            result = row_kernels.fill_counts(*fields, buffers.decoder, segments, places, rows, width, recorded)
+        else:
+            result = row_kernels.fill_values(*fields, buffers.decoder, segments, places, rows, are_counts, recorded)
+        return result
+
+    def _smallest_type(self, packed: list[PackedTiles]) -> np.dtype[Any]:
+        """Return the type for the values of tiles if they are counts, according to the recorded largest values."""
         largest = max((tiles.fragment.largest[tiles.tiles].max() for tiles in packed), default=0)
-        if self._holds_counts:
+        if self._may_be_counts:
             for dtype in (np.dtype(np.uint8), np.dtype(np.uint16)):
                 if largest <= np.iinfo(dtype).max and dtype.itemsize <= self._value_dtype.itemsize:
                     return dtype
         return self._value_dtype
 
-    def _damaged(self, tiles: _Packed, k: int) -> ReadError:
+    def _damaged(self, tiles: PackedTiles, k: int) -> ReadError:
         return ReadError(
             f"tile {tiles.tiles[k]} of fragment {tiles.fragment.name!r} of {str(self._index.files)!r} is damaged: its "
             f"bytes are not those of its {tiles.counts(self._index.capacity)[k]} values"
         )
 
-    def _take_bench(self) -> _DecodeBuffers:
+    def _take_buffers(self) -> DecodeBuffers:
         with self._lock:
             if self._closed:
                 raise ReadError(f"the reader of {str(self._index.files)!r} is closed")
-            return self._free.pop() if self._free else _DecodeBuffers(self._zstd, self._index)
+            return self._free.pop() if self._free else DecodeBuffers(self._zstd, self._index)
 
-    def _give_bench(self, bench: _DecodeBuffers) -> None:
+    def _give_back(self, buffers: DecodeBuffers) -> None:
         with self._lock:
             if not self._closed:
-                self._free.append(bench)
+                self._free.append(buffers)
                 return
-        bench.close()
+        buffers.close()
 
     def close(self) -> None:
-        """Give memory and files back; reading again is an error."""
+        """Free buffers and close files; a later read is an error."""
         with self._lock:
             self._closed = True
-            benches, self._free = self._free, []
-        for bench in benches:
-            bench.close()
+            unused, self._free = self._free, []
+        for buffers in unused:
+            buffers.close()
         self._index.files.close()
 
 
-def _ranges(begin: IntArray, end: IntArray, max_gap: int) -> tuple[IntArray, IntArray]:
-    """Join pieces of a file that lie side by side, or nearly so."""
-    breaks = np.flatnonzero(begin[1:] - end[:-1] > max_gap)
-    return begin[np.append(0, breaks + 1)], end[np.append(breaks, len(end) - 1)]
+def _merge_pieces(begins: IntArray, ends: IntArray, max_gap: int) -> tuple[IntArray, IntArray]:
+    """Merge pieces of a file with at most ``max_gap`` bytes between them.
+
+    >>> _merge_pieces(np.array([0, 10, 50]), np.array([10, 20, 60]), max_gap=8)
+    (array([ 0, 50]), array([20, 60]))
+    """
+    breaks = np.flatnonzero(begins[1:] - ends[:-1] > max_gap)
+    return begins[np.append(0, breaks + 1)], ends[np.append(breaks, len(ends) - 1)]

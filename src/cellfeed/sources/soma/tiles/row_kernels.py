@@ -1,8 +1,9 @@
-"""The inner loops from packed tiles to rows: find where each row's values lie, then put them there.
+"""Kernels from packed tiles to rows: first find where each row's values lie, then copy them there.
 
-Two passes over the tiles of a read. The first unpacks row numbers only and cuts each tile into stretches of one row,
-which tells how long every row is; the second unpacks columns and values into scratch memory that stays in
-the cache, and copies each stretch to its place. Nothing is staged in between.
+The tiles of a read are processed twice. :func:`find_tile_segments` unpacks row numbers only and divides each tile into
+segments of one row each, which yields the number of values per row. :func:`fill_counts` or :func:`fill_values` then
+unpacks columns and values into memory that stays in the cache, and copies each segment to its row.
+The arguments are described in :mod:`cellfeed.sources.soma.tiles.packed_tiles`.
 """
 
 from __future__ import annotations
@@ -10,78 +11,74 @@ from __future__ import annotations
 import numpy as np
 
 from cellfeed.rows.compiled import compiled
-from cellfeed.rows.kernels import _UINT8, _UINT16, array_at, borrowed, copy_into, is_disordered
-from cellfeed.rows.page_kernels import DROP, end_of_stretch, locate, value_width
+from cellfeed.rows.kernels import _UINT8, array_at, borrowed, copy_into, is_disordered
+from cellfeed.rows.page_kernels import DROP, find_run, segment_end, value_width
 from cellfeed.sources.soma.tiles.fragments import UNKNOWN_SUMS
-from cellfeed.sources.soma.tiles.unpack_kernels import DAMAGED, PIECE, WIDE, unpack_tile
-
-FULL = -3
-"""Status of a room for cuts that was too small."""
+from cellfeed.sources.soma.tiles.packed_tiles import DAMAGED, FULL, NOT_COUNTS, SECTION_SIZE
+from cellfeed.sources.soma.tiles.unpack_kernels import unpack_tile
 
 TOO_LARGE, TOO_SMALL = UNKNOWN_SUMS
 LARGEST_FLOAT = np.finfo(np.float64).max
-"""The sum of floats that TileDB notes, with either sign, where it cannot hold the sum."""
+"""The sum of floats that TileDB records, with either sign, if the sum overflows."""
 
 
 @compiled(inline="always")
-def _find_cuts(rows, bounds, runs, wanted, cuts, n_cuts, sizes):
-    """Cut sorted row numbers into stretches of one wanted row and mark the pieces that they lie in.
+def _add_segments(rows, bounds, runs, segments, t, n_segments, sizes):
+    """Append the segments of the wanted rows of tile ``t``, whose row numbers are sorted, and mark their sections.
 
-    Returns the number of cuts, ``FULL``, or ``DAMAGED`` if a row is out of ``bounds``; and the sum of all row numbers.
+    Returns the number of segments, ``FULL``, or ``DAMAGED`` if a row is out of bounds; and the sum of all row numbers.
     """
-    first, stop, row0 = runs
-    cut_row, cut_at, cut_size = cuts
     rows = borrowed(rows)
     n, i, k, total = len(rows), 0, 0, np.int64(0)
     while i < n:
         joinid = rows[i]
-        end = end_of_stretch(rows, i)
+        end = segment_end(rows, i)
         total += joinid * (end - i)
         if joinid < bounds[0] or joinid > bounds[1]:
             return DAMAGED, total
-        found = locate(joinid, first, stop, k)
-        if found >= 0:
-            if n_cuts == len(cut_row):
+        run = find_run(joinid, runs, k)
+        if run >= 0:
+            if n_segments == len(segments.row):
                 return FULL, total
-            k = found
-            row = row0[k] + joinid - first[k]
-            cut_row[n_cuts] = row
-            cut_at[n_cuts] = i
-            cut_size[n_cuts] = end - i
+            k = run
+            row = runs.row[k] + joinid - runs.first[k]
+            segments.row[n_segments] = row
+            segments.start[n_segments] = i
+            segments.size[n_segments] = end - i
             sizes[row] += end - i
-            n_cuts += 1
-            for piece in range(i // PIECE, (end - 1) // PIECE + 1):
-                wanted[piece] = True
+            n_segments += 1
+            for section in range(i // SECTION_SIZE, (end - 1) // SECTION_SIZE + 1):
+                segments.wanted[t, section] = True
         i = end
-    return n_cuts, total
+    return n_segments, total
 
 
 @compiled(inline="always")
-def _equals(total, noted):
-    """Whether a sum of integers is the one that the writer of a tile has noted, or that one is unknown."""
-    return noted == total or noted == TOO_LARGE or noted == TOO_SMALL  # a test of a tuple takes longer to compile
+def _equals(total, recorded):
+    """Return whether a sum of integers equals the recorded sum, or the recorded sum is unknown."""
+    return recorded == total or recorded == TOO_LARGE or recorded == TOO_SMALL  # `in` takes longer to compile
 
 
 @compiled(inline="always")
-def _all(wanted, n):
-    """Whether all pieces of a tile of ``n`` values are wanted."""
+def _all_wanted(wanted, n):
+    """Return whether all sections of a tile of ``n`` values are wanted."""
     every = True
-    for piece in range((n + PIECE - 1) // PIECE):
-        every &= wanted[piece]
+    for section in range((n + SECTION_SIZE - 1) // SECTION_SIZE):
+        every &= wanted[section]
     return every
 
 
 @compiled(inline="always")
 def _are_within(columns, wanted, low, high):
-    """Whether the columns in the wanted pieces of a tile lie between its smallest and its largest column.
+    """Return whether the columns in the wanted sections of a tile are between its smallest and its largest column.
 
-    One loop for each piece: with one for each stretch of a row this took as long as unpacking half of the columns.
+    The inner loop covers a section: a loop per segment took as long as unpacking half of the columns.
     """
     first, last = columns.dtype.type(low), columns.dtype.type(high)
     outside = np.uint8(0)
-    for piece in range((len(columns) + PIECE - 1) // PIECE):
-        if wanted[piece]:
-            part = columns[piece * PIECE : (piece + 1) * PIECE]
+    for section in range((len(columns) + SECTION_SIZE - 1) // SECTION_SIZE):
+        if wanted[section]:
+            part = columns[section * SECTION_SIZE : (section + 1) * SECTION_SIZE]
             for i in range(len(part)):
                 outside = np.uint8(outside | (part[i] < first) | (part[i] > last))
     return outside == 0
@@ -89,10 +86,10 @@ def _are_within(columns, wanted, low, high):
 
 @compiled(inline="always")
 def _sum(numbers):
-    """Add up unsigned integers; narrow ones in parts that fit 32 bits, of which a vector instruction takes more."""
+    """Sum unsigned integers; narrow ones in parts whose sums fit 32 bits, which vector instructions process faster."""
     total = np.int64(0)
-    for low in range(0, len(numbers), PIECE):
-        part = numbers[low : low + PIECE]
+    for low in range(0, len(numbers), SECTION_SIZE):
+        part = numbers[low : low + SECTION_SIZE]
         if numbers.itemsize <= 2:
             narrow = np.uint32(0)
             for i in range(len(part)):
@@ -105,226 +102,195 @@ def _sum(numbers):
 
 
 @compiled(inline="always")
-def _counts_agree(counts, noted, low, high):
-    """Whether counts have the noted sum, which is exact in any order, and lie between the noted extremes."""
+def _counts_agree(counts, recorded, low, high):
+    """Return whether counts have the recorded sum, which is exact in any order, smallest and largest value."""
     smallest, largest = counts[0], counts[0]
     for i in range(len(counts)):
-        smallest = counts[i] if counts[i] < smallest else smallest  # min() and max() are compiled apart
+        smallest = counts[i] if counts[i] < smallest else smallest  # min() and max() are compiled separately
         largest = counts[i] if counts[i] > largest else largest
-    return np.float64(_sum(counts)) == noted and smallest >= low and largest <= high
+    return np.float64(_sum(counts)) == recorded and smallest >= low and largest <= high
 
 
 @compiled(inline="always")
-def _integers_agree(values, noted, low, high):
-    """Whether integers have the noted sum, modulo 2**64, and lie between the noted extremes."""
-    total = np.int64(0)
-    outside = np.uint8(0)
-    for i in range(len(values)):
-        total += np.int64(values[i])
-        outside = np.uint8(outside | (values[i] < low) | (values[i] > high))
-    return outside == 0 and _equals(total, noted)
+def _values_agree(values, sums, t, low, high):
+    """Return whether values have the recorded sum and lie between the recorded smallest and largest value.
 
-
-@compiled(inline="always")
-def _floats_agree(values, noted, low, high):
-    """Whether floats have the noted sum and lie between the noted extremes.
-
-    The sum is exact: it is added up as TileDB does, one value after another, in float64.
-    Values that are not finite are left to the check of rows: with them the sum and the extremes are undefined.
+    Sums of integers are modulo 2**64. Sums of floats are exact, because they are computed as TileDB does: in order, in
+    float64. Floats that are not finite are checked row by row later: with them, sum and extremes are undefined.
     """
-    total = 0.0
+    total, recorded = sums.dtype.type(0), sums[t]
     outside = np.uint8(0)
     for i in range(len(values)):
-        total += np.float64(values[i])
+        total += sums.dtype.type(values[i])
         outside = np.uint8(outside | (values[i] < low) | (values[i] > high))
-    if total - total != 0 or abs(noted) == LARGEST_FLOAT:  # not finite, or unknown
+    if total - total != 0 or abs(recorded) == LARGEST_FLOAT:  # not finite, or unknown
         return True
-    return outside == 0 and total == noted
+    return outside == 0 and _equals(total, recorded)
 
 
 @compiled
-def cut_tiles(data, places, counts, how, zstd, scratch, rows, bounds, runs, wanted, cuts, ends, sizes, sums):
-    """Find where the values of each wanted row lie.
+def find_tile_segments(field, decoder, runs, recorded, segments, sizes):
+    """Find the values of wanted rows.
 
     Parameters
     ----------
-    data, places, how
-        Packed row numbers: uint8; int64, shape (n_tiles, 2): where each tile begins and ends; how they are packed.
-    counts
-        Values in each tile.
-    zstd, scratch
-        As for :func:`~cellfeed.sources.soma.tiles.unpack_kernels.unpack_tile`.
-    rows
-        int64 scratch, room for a tile.
-    bounds
-        Integers, shape (n_tiles, 2): the smallest and the largest row of each tile.
+    field
+        Packed row numbers, a ``PackedField``.
+    decoder
+        A ``Decoder``.
     runs
-        Wanted runs of rows: first, stop, and the place of the first among the wanted rows.
-    wanted
-        bool, shape (n_tiles, n_pieces), all False, filled: which pieces of a tile hold wanted rows.
-    cuts
-        int32 three times, filled: each stretch's place among the wanted rows, its begin in the tile, its size.
-    ends
-        int64, shape (n_tiles,), filled: cuts of all tiles up to and with this one.
+        The wanted rows, a :class:`~cellfeed.rows.row_builder.RowRuns`.
+    recorded
+        A ``RowStatistics``.
+    segments
+        ``Segments``, filled, but for their ``counts``.
     sizes
-        int64, shape (n_wanted_rows,): added to.
-    sums
-        int64, shape (n_tiles,): what the rows of each tile must add up to; empty if that is not to be verified.
+        int64, shape (n_wanted_rows,): increased by the number of values of each row.
 
     Returns
     -------
     tuple of int
-        ``DAMAGED`` or ``FULL``, or the number of cuts; and the tile at which it ended.
+        ``DAMAGED``, ``FULL`` or the number of segments; and the tile at which the kernel stopped.
     """
-    n_cuts = 0
-    for t in range(len(counts)):
-        n = counts[t]
-        got = unpack_tile(data, places[t], how, 8, zstd, scratch, wanted[t][:0], rows, 0)
-        if got != n:
+    n_segments = 0
+    for t in range(len(segments.counts)):
+        n = segments.counts[t]
+        if unpack_tile(field, t, 8, decoder, segments.wanted[t][:0], 0) != n:
             return DAMAGED, t
-        n_cuts, total = _find_cuts(rows[:n], bounds[t], runs, wanted[t], cuts, n_cuts, sizes)
-        if n_cuts < 0:
-            return n_cuts, t
-        if len(sums) and not _equals(total, sums[t]):
+        n_segments, total = _add_segments(field.unpacked[:n], recorded.bounds[t], runs, segments, t, n_segments, sizes)
+        if n_segments < 0:
+            return n_segments, t
+        if len(recorded.sums) and not _equals(total, recorded.sums[t]):
             return DAMAGED, t
-        ends[t] = n_cuts
-    return n_cuts, len(counts)
+        segments.ends[t] = n_segments
+    return n_segments, len(segments.counts)
 
 
 @compiled(inline="always")
-def _unpack_columns(packed, place, n, how, zstd, scratch, wanted, columns, bounds):
-    """Unpack the wanted columns of a tile; whether there are ``n``, within ``bounds``."""
-    got = unpack_tile(packed, place, how, 8, zstd, scratch, wanted, columns, 0)
-    return got == n and _are_within(columns[:n], wanted, bounds[0], bounds[1])
+def _unpack_columns(field, t, n, decoder, wanted, bounds):
+    """Unpack the wanted columns of a tile; return whether it has ``n`` columns, all within bounds."""
+    n_unpacked = unpack_tile(field, t, 8, decoder, wanted, 0)
+    return n_unpacked == n and _are_within(field.unpacked[:n], wanted, bounds[0], bounds[1])
 
 
 @compiled
-def fill_counts(packed, places, counts, how, zstd, scratch, room, wanted, cuts, ends, genes, space, noted):
-    """Unpack columns and values, float32 that are counts, and copy every stretch to its row.
+def fill_counts(columns, values, decoder, segments, places, rows, width, recorded):
+    """Unpack columns and values, float32 that are counts, and append each segment to its row.
 
     Parameters
     ----------
-    packed, places, how
-        Packed values and columns: uint8 twice; int64, shape (n_tiles, 2, 2); two numbers.
-    counts, zstd, scratch, wanted, cuts, ends
-        As for :func:`cut_tiles`, which has filled the last three.
-    room
-        Scratch, room for a tile each: columns; uint16.
-    genes
-        Table of wanted columns, and its base; an empty table keeps all.
-    space
-        Where rows go: addresses of genes and of values, how many values are there, an empty array of the type of
-        genes, and the bytes of a value, 1 or 2.
-    noted
-        What the metadata says of each tile: bounds of columns, integers of shape (n_tiles, 2); sums of columns, int64
-        of shape (n_tiles,), empty if tiles are not to be verified; sums of values, as int64 and as float64, of which
-        the one for the type of the values is used; smallest and largest value, of the type in the file. Sums and
-        extremes of values are verified where all pieces of a tile are wanted.
+    columns, values
+        ``PackedField``; the unpacked values are uint16.
+    decoder
+        A ``Decoder``.
+    segments
+        ``Segments``, as :func:`find_tile_segments` filled them.
+    places
+        Selected columns, a :class:`~cellfeed.rows.row_builder.GenePlaces`.
+    rows
+        The rows, a :class:`~cellfeed.rows.row_allocator.RowArrays` whose sizes are counted up.
+    width
+        Bytes of a value in the rows, 1 or 2.
+    recorded
+        ``ValueStatistics``. Sums and extremes of values are verified in tiles all of whose sections are wanted.
 
     Returns
     -------
     tuple of int
-        ``DAMAGED``, ``WIDE``, or whether any row came out of order; and the tile at which it ended.
+        ``DAMAGED``, ``NOT_COUNTS``, or whether the genes of any row are out of order; and the tile at which the kernel
+        stopped.
     """
-    columns, values = borrowed(room[0]), borrowed(room[1])
-    bounds, column_sums, _, sums, smallest, largest = noted
-    width = space[4]
-    disorder = c = 0
-    for t in range(len(counts)):
-        n = counts[t]
-        if c == ends[t]:
+    column, value = borrowed(columns.unpacked), borrowed(values.unpacked)
+    disorder = begin = 0
+    for t in range(len(segments.counts)):
+        n, end, wanted = segments.counts[t], segments.ends[t], segments.wanted[t]
+        if begin == end:
             continue
-        if not _unpack_columns(packed[1], places[t, 1], n, how[1], zstd, scratch, wanted[t], columns, bounds[t]):
+        if not _unpack_columns(columns, t, n, decoder, wanted, recorded.column_bounds[t]):
             return DAMAGED, t
-        got = unpack_tile(packed[0], places[t, 0], how[0], 4, zstd, scratch, wanted[t], values, (1 << 8 * width) - 1)
-        if got != n:
-            return (WIDE if got == WIDE else DAMAGED), t
-        if len(column_sums) and _all(wanted[t], n):
-            sound = _equals(_sum(columns[:n]), column_sums[t])
-            if not (sound and _counts_agree(values[:n], sums[t], smallest[t], largest[t])):
+        n_unpacked = unpack_tile(values, t, 4, decoder, wanted, (1 << 8 * width) - 1)
+        if n_unpacked != n:
+            return (NOT_COUNTS if n_unpacked == NOT_COUNTS else DAMAGED), t
+        if len(recorded.column_sums) and _all_wanted(wanted, n):
+            sum_agrees = _equals(_sum(column[:n]), recorded.column_sums[t])
+            smallest, largest = recorded.smallest[t], recorded.largest[t]
+            if not (sum_agrees and _counts_agree(value[:n], recorded.value_sums[t], smallest, largest)):
                 return DAMAGED, t
-        status = _copy_stretches(columns, values, cuts, c, ends[t], genes, space, width, _UINT16)
+        status = _append_segments(column, value, segments, begin, end, places, rows, width)
         if status < 0:
             return status, t
         disorder |= status
-        c = ends[t]
-    return disorder, len(counts)
+        begin = end
+    return disorder, len(segments.counts)
 
 
 @compiled
-def fill_values(packed, places, counts, how, zstd, scratch, room, wanted, cuts, ends, genes, space, noted):
-    """Unpack columns and values of any type, and copy every stretch to its row, as :func:`fill_counts` does.
+def fill_values(columns, values, decoder, segments, places, rows, must_be_counts, recorded):
+    """Unpack columns and values of any type, and append each segment to its row, as :func:`fill_counts` does.
 
-    ``room`` is of the type of the values in the file. ``space`` ends with an empty array of the type of those in the
-    rows, and whether all values must be counts that fit it.
+    The unpacked values have the type in the file. If ``must_be_counts``, the result is ``NOT_COUNTS`` if a value of a
+    wanted row is not a count that the type of the rows represents.
     """
-    columns, values = borrowed(room[0]), borrowed(room[1])
-    bounds, column_sums, integer_sums, float_sums, smallest, largest = noted
-    value_type, must_fit = space[4], space[5]
-    disorder = c = 0
-    for t in range(len(counts)):
-        n = counts[t]
-        if c == ends[t]:
+    column, value = borrowed(columns.unpacked), borrowed(values.unpacked)
+    disorder = begin = 0
+    for t in range(len(segments.counts)):
+        n, end, wanted = segments.counts[t], segments.ends[t], segments.wanted[t]
+        if begin == end:
             continue
-        if not _unpack_columns(packed[1], places[t, 1], n, how[1], zstd, scratch, wanted[t], columns, bounds[t]):
+        if not _unpack_columns(columns, t, n, decoder, wanted, recorded.column_bounds[t]):
             return DAMAGED, t
-        got = unpack_tile(packed[0], places[t, 0], how[0], values.itemsize, zstd, scratch, wanted[t], values, 0)
-        if got != n:
+        if unpack_tile(values, t, value.itemsize, decoder, wanted, 0) != n:
             return DAMAGED, t
-        if len(column_sums) and _all(wanted[t], n):
-            sound = _equals(_sum(columns[:n]), column_sums[t])
-            if len(float_sums):
-                sound = sound and _floats_agree(values[:n], float_sums[t], smallest[t], largest[t])
-            else:
-                sound = sound and _integers_agree(values[:n], integer_sums[t], smallest[t], largest[t])
-            if not sound:
+        if len(recorded.column_sums) and _all_wanted(wanted, n):
+            sum_agrees = _equals(_sum(column[:n]), recorded.column_sums[t])
+            smallest, largest = recorded.smallest[t], recorded.largest[t]
+            if not (sum_agrees and _values_agree(value[:n], recorded.value_sums, t, smallest, largest)):
                 return DAMAGED, t
-        if must_fit:
-            for k in range(c, ends[t]):
-                if value_width(values[cuts[1][k] : cuts[1][k] + cuts[2][k]]) >= value_type.itemsize:
-                    return WIDE, t
-        status = _copy_stretches(columns, values, cuts, c, ends[t], genes, space, value_type.itemsize, value_type)
+        if must_be_counts:
+            for k in range(begin, end):
+                low = segments.start[k]
+                if value_width(value[low : low + segments.size[k]]) > rows.value_type.itemsize:
+                    return NOT_COUNTS, t
+        status = _append_segments(column, value, segments, begin, end, places, rows, rows.value_type.itemsize)
         if status < 0:
             return status, t
         disorder |= status
-        c = ends[t]
-    return disorder, len(counts)
+        begin = end
+    return disorder, len(segments.counts)
 
 
 @compiled(inline="always")
-def _copy_stretches(columns, values, cuts, begin, end, genes, space, width, wide):
-    """Copy the stretches of a tile to their rows, values as uint8 if ``width`` is 1, else as the type of ``wide``.
+def _append_segments(columns, values, segments, begin, end, places, rows, width):
+    """Append the segments of a tile to their rows; values become uint8 if ``width`` is 1, else the rows' type.
 
-    Returns whether any row came out of order, or ``DAMAGED``.
+    Returns whether the genes of any row are out of order, or ``DAMAGED``.
     """
-    cut_row, cut_at, cut_size = cuts
-    table, base = genes
-    genes_at, values_at, filled = space[0], space[1], space[2]
+    table, base = places.table, places.base
     disorder = 0
-    for c in range(begin, end):
-        row, low, size = cut_row[c], cut_at[c], cut_size[c]
+    for k in range(begin, end):
+        row, low, size = segments.row[k], segments.start[k], segments.size[k]
         from_columns, from_values = columns[low : low + size], values[low : low + size]
-        start = filled[row]
-        row_genes = array_at(genes_at[row], start + size, space[3])
-        kept = size
+        start = rows.sizes[row]
+        genes = array_at(rows.genes[row], start + size, rows.gene_type)
+        n_kept = size
         if len(table) == 0:
-            copy_into(from_columns, row_genes[start:])
+            copy_into(from_columns, genes[start:])
         else:
-            kept = 0
+            n_kept = 0
             for i in range(size):
                 place = np.int64(from_columns[i]) - base
                 if 0 <= place < len(table) and table[place] != DROP:
-                    row_genes[start + kept] = table[place]
-                    from_values[kept] = from_values[i]
-                    kept += 1
-        to_values = values_at[row] + start * width
+                    genes[start + n_kept] = table[place]
+                    from_values[n_kept] = from_values[i]
+                    n_kept += 1
+        address = rows.values[row] + start * width
         if width == 1:
-            copy_into(from_values[:kept], array_at(to_values, kept, _UINT8))
+            copy_into(from_values[:n_kept], array_at(address, n_kept, _UINT8))
         else:
-            copy_into(from_values[:kept], array_at(to_values, kept, wide))
-        filled[row] = start + kept
-        if is_disordered(row_genes[: start + kept], start):
-            for i in range(1, size):  # in a tile the columns of one row ascend, or repeat
+            copy_into(from_values[:n_kept], array_at(address, n_kept, rows.value_type))
+        rows.sizes[row] = start + n_kept
+        if is_disordered(genes[: start + n_kept], start):
+            for i in range(1, size):  # within a tile, the columns of a row ascend or repeat
                 if from_columns[i] < from_columns[i - 1]:
                     return DAMAGED
             disorder = 1

@@ -1,13 +1,20 @@
-"""The inner loops that unpack data tiles: zstd, byte planes, and nothing that trusts what it reads.
+"""Kernels that unpack data tiles: zstd and byte planes, with every length checked.
 
-A data tile is a count of chunks and then chunks of at most 64 KiB, each ``original length, packed length, header
-length, header, packed bytes`` (TileDB's ``format_spec/tile.md``). Every length is checked against the bytes that are
-there: a damaged file gives a negative status, never a wild read.
+A data tile is a number of chunks (uint64), then the chunks, each of at most 64 KiB when unpacked. The format is
+specified in https://github.com/TileDB-Inc/TileDB/blob/main/format_spec/tile.md; all numbers are little-endian uint32:
+
+======================================= ===================================================
+chunk                                   unpacked bytes, packed bytes, header bytes, header, packed data
+header of filters                       number of metadata parts, number of data parts, then a pair per part: unpacked
+                                        bytes, packed bytes
+======================================= ===================================================
+
+A damaged file causes a negative status, never a read outside of the data.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -17,28 +24,63 @@ from numba.extending import intrinsic
 
 from cellfeed.rows.compiled import compiled
 from cellfeed.rows.kernels import _UINT8, _UINT16, array_at, copy_into
+from cellfeed.sources.soma.tiles.packed_tiles import DAMAGED, NOT_COUNTS, SECTION_SIZE, Codec
 
-PLAIN, ZSTD, SHUFFLED_ZSTD = 0, 1, 2
-"""How a column is packed."""
+PLAIN, ZSTD, SHUFFLED_ZSTD = (int(codec) for codec in Codec)
 
-CHUNK_BYTES = 1 << 16
-"""Unpacked bytes of a chunk at most."""
+CHUNK_COUNT_BYTES = 8
+"""Number of chunks at the begin of a tile."""
 
-PIECE = CHUNK_BYTES // 8
-"""Values that are unpacked or stepped over together: a chunk of coordinates."""
+CHUNK_HEADER_BYTES = 12
+"""Unpacked, packed and header bytes of a chunk."""
 
-DAMAGED = -1
-"""Status of a tile whose bytes contradict themselves."""
+PART_COUNTS_BYTES, PART_BYTES = 8, 8
+"""Sizes in the header of filters: of the two numbers of parts, and of the pair per part."""
 
-WIDE = -2
-"""Status of values that are no counts, or do not fit the type they were to be unpacked to."""
+PACKED_SIZE = 4
+"""Offset of the packed bytes in the pair of a part."""
 
 _UINT32, _UINT64, _INT64, _FLOAT32 = (np.empty(0, dtype) for dtype in (np.uint32, np.uint64, np.int64, np.float32))
 
 
+class Chunk(NamedTuple):
+    """Header of a chunk: offsets in the data of the tile, and the number of unpacked bytes."""
+
+    n_bytes: int
+    header: int
+    packed: int
+    end: int
+
+
+class Form(NamedTuple):
+    """How a field is packed and what becomes of it.
+
+    Attributes
+    ----------
+    codec
+        ``PLAIN``, ``ZSTD`` or ``SHUFFLED_ZSTD``.
+    width
+        Bytes of a value in the file.
+    max_count
+        0; or 255 or 65535 if the values are float32 that must be counts up to this number and become uint16.
+    """
+
+    codec: int
+    width: int
+    max_count: int
+
+
+class Target(NamedTuple):
+    """Memory for ``size`` values of ``width`` bytes."""
+
+    address: int
+    width: int
+    size: int
+
+
 @intrinsic  # type: ignore[untyped-decorator]
 def _decompress(typing_context: Any, address: Any, context: Any, target: Any, room: Any, source: Any, size: Any) -> Any:
-    """Call ``ZSTD_decompressDCtx`` at its address: a pointer as a plain number, so that compiled code can be cached."""
+    """Call ``ZSTD_decompressDCtx`` at its address; pointers are integers, so that compiled code can be cached."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         word = ir.IntType(64)
@@ -49,8 +91,8 @@ def _decompress(typing_context: Any, address: Any, context: Any, target: Any, ro
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _word(typing_context: Any, data: Any, at: Any) -> Any:
-    """Return the uint32 that begins at a place of some bytes, aligned or not."""
+def _word(typing_context: Any, data: Any, offset: Any) -> Any:
+    """Return the uint32 at an offset of bytes, aligned or not, as int64."""
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         view = context.make_array(data)(context, builder, value=arguments[0])
@@ -61,37 +103,45 @@ def _word(typing_context: Any, data: Any, at: Any) -> Any:
 
 
 @compiled(inline="always")
-def _unpack_chunk(data, at, end, how, address, context, target, room):
-    """Unpack the chunk at ``at`` to ``room`` bytes at the address ``target``; returns its length, or ``DAMAGED``."""
-    original, packed, head = _word(data, at), _word(data, at + 4), _word(data, at + 8)
-    begin = at + 12 + head
-    if original > room or begin + packed > end:
+def read_chunk(data, offset):
+    """Return the header of the chunk at an offset; the next chunk begins at its ``end``."""
+    header = offset + CHUNK_HEADER_BYTES
+    packed = header + _word(data, offset + 8)
+    return Chunk(_word(data, offset), header, packed, packed + _word(data, offset + 4))
+
+
+@compiled(inline="always")
+def unpack_chunk(data, chunk, end, codec, decoder, target, room):
+    """Unpack a chunk to ``room`` bytes at the address ``target``; return its number of bytes, or ``DAMAGED``."""
+    n_bytes, header, packed = chunk.n_bytes, chunk.header, chunk.packed
+    if n_bytes > room or chunk.end > end:
         return DAMAGED
-    if how == PLAIN:
-        if head != 0 or packed != original:
+    if codec == PLAIN:
+        if packed != header or chunk.end - packed != n_bytes:
             return DAMAGED
-        copy_into(data[begin : begin + original], array_at(target, original, _UINT8))
-        return original
-    if head < 16:
+        copy_into(data[packed : packed + n_bytes], array_at(target, n_bytes, _UINT8))
+        return n_bytes
+    if packed - header < PART_COUNTS_BYTES + PART_BYTES:
         return DAMAGED
-    n_heads, n_parts = _word(data, at + 12), _word(data, at + 16)
-    if n_parts != 1 or n_heads > 1 or head != 8 + 8 * (n_heads + 1):
+    n_metadata_parts, n_data_parts = _word(data, header), _word(data, header + 4)
+    header_bytes = PART_COUNTS_BYTES + PART_BYTES * (n_metadata_parts + 1)
+    if n_data_parts != 1 or n_metadata_parts > 1 or packed - header != header_bytes:
         return DAMAGED
-    if n_heads == 1:
-        begin += _word(data, at + 24)  # the packed header of the byte shuffle comes first
-    size = _word(data, at + 12 + head - 4)
-    if begin + size != at + 12 + head + packed:
+    packed_bytes = _word(data, packed - PART_BYTES + PACKED_SIZE)
+    if n_metadata_parts == 1:
+        packed += _word(data, header + PART_COUNTS_BYTES + PACKED_SIZE)  # the metadata of the byte shuffle come first
+    if packed + packed_bytes != chunk.end:
         return DAMAGED
-    got = _decompress(address, context, target, original, data.ctypes.data + begin, size)
-    return original if got == original else DAMAGED
+    status = _decompress(decoder.decompress, decoder.context, target, n_bytes, data.ctypes.data + packed, packed_bytes)
+    return n_bytes if status == n_bytes else DAMAGED
 
 
 @compiled(inline="always")
 def _join_planes(planes, n, width, kept, out):
-    """Make ``n`` values of ``kept`` bytes of their byte planes, lowest first; whether a plane beyond those is used.
+    """Join the byte planes of ``n`` values, lowest first, to values of ``kept`` bytes at the address ``out``.
 
-    Two and four planes are written out: straight lines become vector instructions, as long as no sum is wider than
-    what is summed (NumPy's rules would make it int64).
+    Returns whether any other plane has a byte that is not 0. The loops for two and four planes are written out: they
+    become vector instructions if no sum is wider than its terms (NumPy's rules would make it int64).
     """
     if kept == 1:
         copy_into(planes[:n], array_at(out, n, _UINT8))
@@ -111,135 +161,139 @@ def _join_planes(planes, n, width, kept, out):
             for k in range(1, 8):
                 value |= np.uint64(planes[k * n + i]) << np.uint64(8 * k)
             eight[i] = value
-    beyond = planes[kept * n : width * n]
-    words = array_at(beyond.ctypes.data, len(beyond) // 8, _UINT64)
-    spill = np.uint64(0)
+    others = planes[kept * n : width * n]
+    words = array_at(others.ctypes.data, len(others) // 8, _UINT64)
+    bits = np.uint64(0)
     for i in range(len(words)):
-        spill |= words[i]
-    for i in range(8 * len(words), len(beyond)):
-        spill |= np.uint64(beyond[i])
-    return spill != 0
+        bits |= words[i]
+    for i in range(8 * len(words), len(others)):
+        bits |= np.uint64(others[i])
+    return bits != 0
 
 
 @compiled(inline="always")
-def _narrow_plain(values, kept, out):
-    """Copy int64 to unsigned integers of ``kept`` bytes; tell whether one does not fit."""
-    spill = np.int64(0)
-    limit = ~np.int64((1 << (8 * kept)) - 1)
+def _narrow_integers(values, kept, out):
+    """Copy int64 to unsigned integers of ``kept`` bytes at the address ``out``; return whether any is too large."""
+    overflow = np.int64(0)
+    mask = ~np.int64((1 << (8 * kept)) - 1)
     for i in range(len(values)):
-        spill |= values[i] & limit
+        overflow |= values[i] & mask
     if kept == 2:
         copy_into(values, array_at(out, len(values), _UINT16))
     else:
         copy_into(values, array_at(out, len(values), _UINT32))
-    return spill != 0
+    return overflow != 0
 
 
 @compiled(inline="always")
-def _counts_of_planes(planes, n, most, out):
-    """Make uint16 counts of the byte planes of ``n`` float32; whether one is no count, or above 255 or 65535."""
+def _count(value):
+    """Return a float32 as int32, 0 if it is no count: negative numbers, large numbers and NaN have no valid int32."""
+    return np.int32(value if 0 <= value <= 65536 else np.float32(0))
+
+
+@compiled(inline="always")
+def _counts_of_planes(planes, n, max_count, out):
+    """Make uint16 counts of the byte planes of ``n`` float32; return whether any is no count or above ``max_count``."""
     a, b, c, d = planes[:n], planes[n : 2 * n], planes[2 * n : 3 * n], planes[3 * n : 4 * n]
-    every = wrong = np.int32(0)
+    all_bits = wrong = np.int32(0)
     for i in range(n):
         bits = np.int32(np.uint32(a[i]) | np.uint32(b[i]) << 8 | np.uint32(c[i]) << 16 | np.uint32(d[i]) << 24)
-        value = viewer(bits, np.float32)
-        whole = np.int32(value if 0 <= value <= 65536 else np.float32(0))  # a wild value has no int32, nor has NaN
-        out[i] = whole
-        every = np.int32(every | whole)
-        wrong = np.int32(wrong | (viewer(np.float32(whole), np.int32) ^ bits))  # bit by bit: -0.0 is no count
-    return wrong != 0 or every > most
+        count = _count(viewer(bits, np.float32))
+        out[i] = count
+        all_bits = np.int32(all_bits | count)
+        wrong = np.int32(wrong | (viewer(np.float32(count), np.int32) ^ bits))  # compares bits: -0.0 is no count
+    return wrong != 0 or all_bits > max_count
 
 
 @compiled(inline="always")
-def _counts_of_floats(values, most, out):
-    """Do the same for float32 that were not shuffled."""
-    every = wrong = np.int32(0)
+def _counts_of_floats(values, max_count, out):
+    """Make uint16 counts of float32, as :func:`_counts_of_planes` does."""
+    all_bits = wrong = np.int32(0)
     for i in range(len(values)):
-        value = values[i]
-        whole = np.int32(value if 0 <= value <= 65536 else np.float32(0))
-        out[i] = whole
-        every = np.int32(every | whole)
-        wrong = np.int32(wrong | (viewer(np.float32(whole), np.int32) ^ viewer(value, np.int32)))
-    return wrong != 0 or every > most
+        count = _count(values[i])
+        out[i] = count
+        all_bits = np.int32(all_bits | count)
+        wrong = np.int32(wrong | (viewer(np.float32(count), np.int32) ^ viewer(values[i], np.int32)))
+    return wrong != 0 or all_bits > max_count
 
 
 @compiled(inline="always")
-def unpack_tile(data, place, how, width, zstd, scratch, wanted, out, most):
-    """Unpack the column of a tile.
+def unpack_tile(field, t, width, decoder, wanted, max_count):
+    """Unpack tile ``t`` of a field.
 
     Parameters
     ----------
-    data, place
-        uint8: packed bytes, as they lie in the file; where the tile begins and ends.
-    how
-        ``PLAIN``, ``ZSTD`` or ``SHUFFLED_ZSTD``.
+    field
+        A :class:`~cellfeed.sources.soma.tiles.packed_tiles.PackedField`; its ``unpacked`` is filled.
     width
-        Bytes of a value in the file; ``out`` may hold narrower ones, if all of them fit.
-    zstd
-        Address of ``ZSTD_decompressDCtx``, and a context.
-    scratch
-        uint8, ``CHUNK_BYTES`` long.
+        Bytes of a value in the file. ``unpacked`` may have narrower integers if they represent all values.
+    decoder
+        A :class:`~cellfeed.sources.soma.tiles.packed_tiles.Decoder`.
     wanted
-        bool: whether piece ``k`` of ``PIECE`` values is needed; chunks of which no piece is
-        wanted are stepped over. Empty: all are.
-    out
-        Room for a whole tile.
-    most
-        0; or 255 or 65535 if the values are float32 and ``out``, uint16, takes them as counts up to that.
+        bool, shape (n_sections,): sections to unpack; other values are undefined. Empty: all sections.
+    max_count
+        See :class:`Form`.
 
     Returns
     -------
     int
-        Values in the tile, ``DAMAGED``, or ``WIDE`` if one is no count or is larger than ``most``.
+        Number of values of the tile; ``DAMAGED``; or ``NOT_COUNTS``.
     """
-    to, kept = out.ctypes.data, np.int64(out.itemsize)
-    return _unpack(
-        data, place[0], place[1], how, np.int64(width), zstd, scratch, wanted, to, kept, len(out), np.int64(most)
-    )
+    out = field.unpacked
+    form = Form(np.int64(field.codec), np.int64(width), np.int64(max_count))  # literals would be other types
+    target = Target(np.int64(out.ctypes.data), np.int64(out.itemsize), np.int64(len(out)))
+    return _unpack(field.data, field.places[t, 0], field.places[t, 1], form, decoder, wanted, target)
 
 
 @compiled
-def _unpack(data, at, end, how, width, zstd, scratch, wanted, out, kept, room, most):
-    """Unpack ``data[at:end]`` to ``room`` values of ``kept`` bytes at the address ``out``.
+def _unpack(data, offset, end, form, decoder, wanted, target):
+    """Unpack the tile ``data[offset:end]``.
 
-    This takes longest to compile: addresses and plain integers let one function serve all types. Literal numbers have
-    types of their own.
+    This function takes longest to compile. Addresses and plain integers as arguments let one compiled form serve all
+    types.
     """
-    if at + 8 > end or end > len(data):
+    if offset + CHUNK_COUNT_BYTES > end or end > len(data):
         return DAMAGED
-    n_chunks = _word(data, at)
-    at += 8
+    n_chunks = _word(data, offset)
+    offset += CHUNK_COUNT_BYTES
     done = 0
     for _ in range(n_chunks):
-        if at + 12 > end:
+        if offset + CHUNK_HEADER_BYTES > end:
             return DAMAGED
-        n_bytes = _word(data, at)
-        n = n_bytes // width
-        if n <= 0 or n * width != n_bytes or n_bytes > len(scratch) or done + n > room:
+        chunk = read_chunk(data, offset)
+        n = chunk.n_bytes // form.width
+        if n <= 0 or n * form.width != chunk.n_bytes or chunk.n_bytes > len(decoder.chunk) or done + n > target.size:
             return DAMAGED
-        needed = len(wanted) == 0
-        if not needed:
-            for piece in range(done // PIECE, (done + n - 1) // PIECE + 1):
-                needed |= wanted[piece]
-        if needed:
-            to = out + done * kept
-            in_place = how != SHUFFLED_ZSTD and width == kept
-            target = to if in_place else scratch.ctypes.data
-            if _unpack_chunk(data, at, end, how, zstd[0], zstd[1], target, n_bytes) != n_bytes:
-                return DAMAGED
-            if most:
-                counts = array_at(to, n, _UINT16)
-                if how == SHUFFLED_ZSTD:
-                    spill = _counts_of_planes(scratch, n, most, counts)
-                else:
-                    spill = _counts_of_floats(array_at(target, n, _FLOAT32), most, counts)
-                if spill:
-                    return WIDE
-            elif how == SHUFFLED_ZSTD:
-                if _join_planes(scratch, n, width, kept, to):
-                    return DAMAGED
-            elif not in_place and _narrow_plain(array_at(target, n, _INT64), kept, to):
-                return DAMAGED
-        at += 12 + _word(data, at + 8) + _word(data, at + 4)
+        is_wanted = len(wanted) == 0
+        if not is_wanted:
+            for section in range(done // SECTION_SIZE, (done + n - 1) // SECTION_SIZE + 1):
+                is_wanted |= wanted[section]
+        if is_wanted:
+            status = _unpack_values(data, chunk, end, n, form, decoder, target, target.address + done * target.width)
+            if status < 0:
+                return status
+        offset = chunk.end
         done += n
-    return done if at == end else DAMAGED
+    return done if offset == end else DAMAGED
+
+
+@compiled(inline="always")
+def _unpack_values(data, chunk, end, n, form, decoder, target, out):
+    """Unpack the ``n`` values of a chunk to the address ``out``; return ``DAMAGED``, ``NOT_COUNTS`` or 0."""
+    in_place = form.codec != SHUFFLED_ZSTD and form.width == target.width
+    unpacked = out if in_place else decoder.chunk.ctypes.data
+    if unpack_chunk(data, chunk, end, form.codec, decoder, unpacked, chunk.n_bytes) != chunk.n_bytes:
+        return DAMAGED
+    if form.max_count:
+        counts = array_at(out, n, _UINT16)
+        if form.codec == SHUFFLED_ZSTD:
+            overflow = _counts_of_planes(decoder.chunk, n, form.max_count, counts)
+        else:
+            overflow = _counts_of_floats(array_at(unpacked, n, _FLOAT32), form.max_count, counts)
+        return NOT_COUNTS if overflow else 0
+    overflow = False
+    if form.codec == SHUFFLED_ZSTD:
+        overflow = _join_planes(decoder.chunk, n, form.width, target.width, out)
+    elif not in_place:
+        overflow = _narrow_integers(array_at(unpacked, n, _INT64), target.width, out)
+    return DAMAGED if overflow else 0

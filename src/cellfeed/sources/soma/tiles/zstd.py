@@ -1,7 +1,7 @@
-"""Finds the zstd library that is loaded or installed, for kernels to call.
+"""Finds a zstd library on the system or in an installed package.
 
-Calls from Python cost more than a chunk of 64 KiB takes to decompress, and make a context for each; the kernels call
-``ZSTD_decompressDCtx`` at its address, with a context that they keep.
+A call from Python takes longer than the decompression of a chunk of 64 KiB and creates a context each time. Kernels
+call ``ZSTD_decompressDCtx`` at its address, with a context that is reused.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from typing import Any
 
 SYSTEM = {"linux": "libzstd.so.1", "darwin": "libzstd.1.dylib", "win32": "zstd.dll"}
 BUNDLED = (("numcodecs", "zstd.*"), ("zstandard", "_cffi.*"))
-"""Packages whose compiled modules carry zstd and show its functions: (package, pattern of the module's file)."""
+"""Packages whose compiled modules contain and export zstd: (package, pattern of the module's file)."""
 
 
 @dataclass(frozen=True)
 class Zstd:
-    """The library's functions; ``decompress`` is an address, as kernels take it."""
+    """A zstd library, and the address of ``ZSTD_decompressDCtx`` in it."""
 
     library: Any
     decompress: int
 
     def new_context(self) -> int:
-        """Make a decompression context, to be given back by :meth:`free_context`."""
+        """Return the address of a new decompression context; release it by :meth:`free_context`."""
         context = self.library.ZSTD_createDCtx()
         if not context:
             raise MemoryError("zstd has no memory for a decompression context")
         return int(context)
 
     def free_context(self, context: int) -> None:
-        """Give a context back."""
+        """Release a context."""
         self.library.ZSTD_freeDCtx(context)
 
 
 @cache
 def find_zstd() -> Zstd | None:
-    """Load zstd from the system or from a package that carries it; ``None`` if there is none."""
+    """Load zstd from the system or from a package that contains it; return ``None`` if there is none."""
     for name in _candidates():
         try:
             library = ctypes.CDLL(name)

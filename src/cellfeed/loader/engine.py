@@ -1,0 +1,194 @@
+"""The engine behind a dataset: the objects that plan, read, count and resume its epochs."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from cellfeed._joinids import JoinIds
+from cellfeed.loader.epochs import EpochTracker, RankEpoch
+from cellfeed.loader.label_counts import HasObs, LabelCounter
+from cellfeed.loader.pipeline import Pipeline, Yielded
+from cellfeed.loader.workers import WorkerGroup
+from cellfeed.loader.world import available_threads, find_ranks, find_worker, refuse_fork, refuse_loader
+from cellfeed.plan import budget, splits
+from cellfeed.plan.epoch import World
+from cellfeed.plan.permutation import check_seed
+from cellfeed.plan.planner import Planner
+from cellfeed.plan.settings import Settings
+from cellfeed.plan.summary import Plan
+from cellfeed.rows.assemble import DenseBuffers
+from cellfeed.rows.minibatch import quiet_beta_warning
+from cellfeed.select.gene_names import find_selected, gene_list
+from cellfeed.select.labels import read_obs_column
+from cellfeed.select.selection import Selection
+from cellfeed.stats import Meter, Stats
+from cellfeed.transforms import SelectGenes, columns_after
+
+M = TypeVar("M", bound=HasObs)
+
+
+class Engine:
+    """Plans, reads, counts and resumes the epochs of one dataset.
+
+    Making an engine reads nothing. A pickled copy in another process has its own buffers and counters.
+
+    Parameters
+    ----------
+    selection, settings
+        The cells and genes, and how they are ordered, batched and read.
+    meter
+        The counters; new ones by default.
+    with_joinids
+        Whether minibatches are of class :class:`~cellfeed.OrderedMinibatch`.
+
+    Attributes
+    ----------
+    planner
+        Plans the epochs.
+    epochs
+        Counts the epochs and the minibatches that the training loop has received; saves and restores them.
+    label_counter
+        Counts the labels of these minibatches.
+    """
+
+    def __init__(
+        self, selection: Selection, settings: Settings, *, meter: Meter | None = None, with_joinids: bool = False
+    ) -> None:
+        self.selection = selection
+        self.settings = settings
+        self.meter = meter or Meter()
+        self.with_joinids = with_joinids
+        labels = {name: None if isinstance(codes, JoinIds) else codes for name, codes in selection.codes.items()}
+        self.label_counter = LabelCounter(labels, settings.batch_size)
+        self.planner = Planner(selection, settings)
+        self.planner.epoch_order(0)  # raises now, and not at the first minibatch, if memory_budget is too small
+        self.epochs = EpochTracker(selection, settings, self.planner)
+        self._enter_process()
+
+    def _enter_process(self) -> None:
+        """Create what belongs to this process."""
+        self._buffers = DenseBuffers(keep=budget.MINIBATCHES_HELD)
+        self._pid = os.getpid()
+        if self.settings.return_sparse_X:
+            quiet_beta_warning()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_buffers"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._enter_process()
+
+    # ------------------------------------------------------------------ other engines
+
+    def derive(
+        self, *, selection: Selection | None = None, with_joinids: bool | None = None, **parameters: Any
+    ) -> Engine:
+        """Return an engine of another selection or with other parameters; its epochs and counters start at 0."""
+        return Engine(
+            self.selection if selection is None else selection,
+            self.settings.replace(**parameters),
+            with_joinids=self.with_joinids if with_joinids is None else with_joinids,
+        )
+
+    def split(
+        self, weights: Mapping[str, float] | Sequence[float], seed: int, *, stratify: str | None, group: str | None
+    ) -> list[Engine]:
+        """Return an engine per part of the cells; see :meth:`cellfeed.ExperimentDataset.random_split`."""
+        fractions = splits.check_weights(weights)
+        parts = splits.split(
+            self.selection.n_obs,
+            fractions,
+            check_seed(seed),
+            strata=None if stratify is None else self.labels(stratify),
+            groups=None if group is None else self.labels(group),
+        )
+        names = list(weights) if isinstance(weights, Mapping) else range(len(parts))
+        record = {"weights": fractions.tolist(), "seed": int(seed), "stratify": stratify, "group": group}
+        return [
+            self.derive(selection=self.selection.take(positions, {**record, "part": name}))
+            for name, positions in zip(names, parts, strict=True)
+        ]
+
+    def select_genes(self, genes: Sequence[str], var_column: str | None, missing: str) -> Engine:
+        """Return an engine of some genes; see :meth:`cellfeed.ExperimentDataset.select_genes`."""
+        genes = gene_list(genes)
+        places, names = find_selected(self.selection, genes, var_column, missing)  # -1 for a gene that is missing
+        present = np.sort(places[places >= 0])
+        with warnings.catch_warnings(action="ignore"):  # find_selected has warned of missing genes
+            column_transform = SelectGenes(genes, names[present], missing)
+        return self.derive(selection=self.selection.take_vars(present, column_transform))
+
+    # ------------------------------------------------------------------ descriptions
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of cells, and number of columns of X after the transforms."""
+        n_vars = self.selection.n_vars
+        for transform in (self.selection.column_transform, self.settings.transform):
+            n_vars = columns_after(transform, n_vars)
+        return self.selection.n_obs, n_vars
+
+    def labels(self, column: str) -> npt.NDArray[np.int64]:
+        """Read a column of obs, and return its values as codes: shape (n_obs,)."""
+        values = read_obs_column(self.selection, column)
+        return np.asarray(pd.factorize(values, use_na_sentinel=False)[0], dtype=np.int64)
+
+    def plan(self, label: str | None = None, codes: npt.NDArray[np.int64] | None = None) -> Plan:
+        """Return the plan of the next epoch; see :meth:`cellfeed.ExperimentDataset.plan`.
+
+        ``codes`` are the :meth:`labels` of the column ``label``, if they have been read already.
+        """
+        if label is not None and codes is None:
+            codes = self.labels(label)
+        world = World(*find_ranks(self.settings.rank, self.settings.world_size))
+        return self.planner.report(self.epochs.next, world, label, codes)
+
+    def stats(self) -> Stats:
+        """Return the counters as they stand."""
+        return replace(self.meter.snapshot(), effective_batch_sizes=self.label_counter.effective_batch_sizes())
+
+    # ------------------------------------------------------------------ iteration
+
+    def minibatches(self, workers: WorkerGroup | None = None, *, may_be_collated: bool = False) -> Iterator[Yielded]:
+        """Begin the next epoch, and return the minibatches of this process.
+
+        Parameters
+        ----------
+        workers
+            The worker processes to which this one belongs, if a loader of cellfeed started it.
+        may_be_collated
+            Whether a loader may collate what the dataset yields.
+        """
+        settings = self.settings
+        refuse_fork(self._pid)
+        refuse_loader(settings.rank, settings.world_size, None if may_be_collated else settings.batch_size)
+        if workers is None:
+            worker, num_workers = find_worker(self.epochs.home)
+            this = self.epochs.begin(num_workers, apart=True)
+        else:
+            worker, this = workers.assigned
+        pipeline = Pipeline(
+            self.selection,
+            settings,
+            self.planner.resources(this.world_layout.num_workers, available_threads()),
+            self._buffers,
+            self.meter,
+            with_joinids=self.with_joinids,
+            monitored=None if workers is None else partial(workers.monitor.watched, worker=worker),
+        )
+        minibatches = pipeline.minibatches(self.epochs.windows(this, worker))
+        return minibatches if workers else self.counted(minibatches, this)  # the loader counts those of workers
+
+    def counted(self, minibatches: Iterator[M], this: RankEpoch) -> Iterator[M]:
+        """Yield the minibatches of an epoch, and count them and their labels as received."""
+        return self.epochs.counted(self.label_counter.counted(minibatches), this)
