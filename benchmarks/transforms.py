@@ -17,7 +17,7 @@ import torch
 from cellfeed import ExperimentDataset
 from cellfeed.transforms import Compose, Log1p, NormalizeTotal
 
-SCALED = Compose(NormalizeTotal(1e4), Log1p())
+SCALED = Compose([NormalizeTotal(1e4), Log1p()])
 
 
 def in_passes(X: torch.Tensor) -> torch.Tensor:

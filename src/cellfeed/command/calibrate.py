@@ -85,8 +85,8 @@ def run(
 
     Examples
     --------
-    >>> made = run(cellfeed.datasets.pbmc700(), batch_size=64, mixing=0.9, progress=False)
-    >>> made.chosen.parameters["mixing"]
+    >>> calibration = run(cellfeed.datasets.pbmc700(), batch_size=64, mixing=0.9, progress=False)
+    >>> calibration.chosen.parameters["mixing"]
     0.9
     """
     target: float | None = parse_fraction(mixing)

@@ -9,7 +9,7 @@ With 12 cells in order and ``batch_size=2``, two ranks receive one minibatch eac
     two ranks      0 1 2 3 4 5 | 6 7 8 9 10 11
     received       0 1         | 6 7
     rest               2 3 4 5       8 9 10 11
-    three ranks        2 3 | 4 5 |   8 9         10 and 11 are left out (remainder="drop")
+    three ranks        2 3 | 4 5 |   8 9         10 and 11 are left out (rank_remainder="drop")
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def _n_cells(pieces: Pieces) -> int:
 
 def _assign_first(order: EpochOrder, world_layout: WorldLayout) -> ShardAssignment:
     bounds = order.rank_shards(order.n_cells, world_layout.world_size)  # (world_size, 2)
-    stop = max(order.n_cells, int(bounds.max(initial=0)))  # remainder="pad" ends after the last cell
+    stop = max(order.n_cells, int(bounds.max(initial=0)))  # rank_remainder="pad" ends after the last cell
     ranks, left_out = _split([Shard(0, stop)], bounds.tolist())
     return ShardAssignment([_to_workers(order, pieces, world_layout.num_workers) for pieces in ranks], left_out)
 
@@ -236,7 +236,7 @@ def _reassign(order: EpochOrder, shards: ShardAssignment, before: WorldLayout, n
         pieces = [*chain(*ranks), *left_out]
         bounds = order.rank_shards(_n_cells(pieces), now.world_size)  # (world_size, 2)
         n_missing = int(bounds.max(initial=0)) - _n_cells(pieces)
-        padding = [order.n_cells + k % order.n_cells for k in range(n_missing)]  # remainder="pad" repeats cells
+        padding = [order.n_cells + k % order.n_cells for k in range(n_missing)]  # rank_remainder="pad" repeats cells
         ranks, left_out = _split(pieces + [Shard(cell, cell + 1) for cell in padding], bounds.tolist())
     return ShardAssignment([_to_workers(order, pieces, now.num_workers) for pieces in ranks], left_out)
 

@@ -29,7 +29,7 @@ if importlib.util.find_spec("scvi") is None:
     raise MissingDependencyError('cellfeed.scvi needs scvi-tools, which is not installed: pip install "cellfeed[scvi]"')
 
 from cellfeed.scvi.datamodule import SCVIDataModule
-from cellfeed.scvi.registry import load, load_query_data
+from cellfeed.scvi.models import load, load_query_data
 from cellfeed.scvi.tensors import InferenceTensors
 
 __all__ = ["InferenceTensors", "SCVIDataModule", "load", "load_query_data"]

@@ -11,7 +11,7 @@ import pandas as pd
 
 from cellfeed._checks import abbreviate, missing_from
 from cellfeed.errors import EncodeError
-from cellfeed.scvi.registry import SEPARATOR, Reference
+from cellfeed.scvi.registry import SEPARATOR, Schema
 from cellfeed.select.batch_encoder import BatchEncoder
 from cellfeed.select.encoders import NamedEncoder
 from cellfeed.select.labels import read_obs_column
@@ -97,7 +97,7 @@ class Categories(NamedEncoder):
         return np.array(self.categories, dtype=object)[np.asarray(codes)]  # type: ignore[no-any-return,unused-ignore]
 
 
-def make_encoders(keys: Mapping[str, Any], reference: Reference | None, extend: bool) -> list[Categories]:
+def make_encoders(keys: Mapping[str, Any], reference: Schema, extend: bool) -> list[Categories]:
     """Return the encoders of batches, labels and each categorical covariate.
 
     Parameters
@@ -105,7 +105,7 @@ def make_encoders(keys: Mapping[str, Any], reference: Reference | None, extend: 
     keys
         The columns of obs, by the names of the arguments of :class:`SCVIDataModule`.
     reference
-        The categories of a model, which get its codes.
+        The categories of a model, which keep their codes; an empty schema without a model.
     extend
         Whether batches and covariates may have further categories.
     """
@@ -113,9 +113,7 @@ def make_encoders(keys: Mapping[str, Any], reference: Reference | None, extend: 
     labels = [] if keys["labels_key"] is None else [keys["labels_key"]]
     if not isinstance(extend, bool):
         raise EncodeError(f"extend_categories={extend!r} must be True or False")
-    if reference is None:
-        reference = Reference()
-    elif not batch_key and len(reference.batches or ()) > 1:
+    if not batch_key and len(reference.batches or ()) > 1:
         raise EncodeError(
             f"batch_key=None, but the reference has {len(reference.batches or ())} batches; give the column"
         )

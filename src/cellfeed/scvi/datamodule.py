@@ -18,7 +18,7 @@ from cellfeed.loader.inference import inference_dataloader, with_joinids
 from cellfeed.loader.world import find_ranks
 from cellfeed.rows.minibatch import densified
 from cellfeed.scvi.covariates import make_encoders, read_numbers
-from cellfeed.scvi.registry import Reference, compare, find_registry, keys_of, make_registry, name_model
+from cellfeed.scvi.registry import Schema, compare, find_registry, keys_of, make_registry, name_model
 from cellfeed.scvi.tensors import InferenceTensors, Tensors, check_counts
 
 LEAST_CELLS = 3
@@ -120,12 +120,12 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
             "continuous_covariate_keys": ordered("continuous_covariate_keys", continuous_covariate_keys),
             "var_column": var_column,
         }
-        model = None if reference is None else Reference.of(find_registry(reference))
-        self._encoders = make_encoders(self._keys, model, extend_categories)
+        schema = Schema() if reference is None else Schema.of(find_registry(reference))
+        self._encoders = make_encoders(self._keys, schema, extend_categories)
         dataset = open_dataset(
             experiment, {"encoders": self._encoders, "batch_size": batch_size, "seed": seed, **parameters}
         )
-        genes = genes if model is None else model.genes
+        genes = genes if schema.genes is None else schema.genes
         if genes is not None:
             dataset = dataset.select_genes(genes, var_column=var_column, missing=missing_genes)
         self._var_column = var_column if genes is None else None  # a dataset of named genes knows their names
@@ -282,16 +282,11 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
     @cached_property
     def registry(self) -> dict[str, Any]:
         """The description of the data that a model keeps: genes, categories by code, keys, and provenance."""
-        return make_registry(
-            version=scvi.__version__,
-            n_obs=self.n_obs,
-            genes=self.genes,
-            keys=self._keys,
-            batches=self.batch_labels,
-            labels=self._encoders[1].categories,
-            covariates={encoder.name: encoder.categories for encoder in self._encoders[2:]},
-            provenance=self.provenance(),
+        batches, labels, *covariates = self._encoders
+        schema = Schema(
+            self.genes, batches.categories, labels.categories, {key.name: key.categories for key in covariates}
         )
+        return make_registry(scvi.__version__, self.n_obs, schema, self._keys, self.provenance())
 
     def check(self, model: Any) -> None:
         """Raise a StateError, which lists the differences, if a model or registry has other genes or categories."""

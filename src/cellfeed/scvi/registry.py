@@ -1,8 +1,7 @@
-"""Registries, in which models of scvi-tools describe their data; and the loading of models."""
+"""Registries, in which models of scvi-tools describe their data."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +27,8 @@ MODEL_FILE = "model.pt"
 
 
 @dataclass(frozen=True)
-class Reference:
-    """The genes and categories of a model, as text, by code; ``None`` if there is no model."""
+class Schema:
+    """Genes and categories of a model or of data, as text, by code; ``None`` if they are not fixed."""
 
     genes: list[str] | None = None
     batches: list[str] | None = None
@@ -37,7 +36,7 @@ class Reference:
     covariates: Mapping[str, list[str]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, registry: Mapping[str, Any]) -> Reference:
+    def of(cls, registry: Mapping[str, Any]) -> Schema:
         """Read the registry of a data module or of an AnnData."""
         fields = registry["field_registries"]
         covariates = fields.get("extra_categorical_covs", {}).get("state_registry", {}).get("mapping", {})
@@ -90,7 +89,7 @@ def find_registry(reference: Any) -> dict[str, Any]:
 
 def compare(model_registry: Mapping[str, Any], registry: Mapping[str, Any], *, extended: bool = False) -> None:
     """Raise a StateError if data have other genes or categories than a model; ``extended`` permits more categories."""
-    model, data = Reference.of(model_registry), Reference.of(registry)
+    model, data = Schema.of(model_registry), Schema.of(registry)
     _compare("genes", model.genes or [], data.genes or [])
     _compare("batches", model.batches or [], data.batches or [], extended=extended)
     for key, categories in model.covariates.items():
@@ -109,22 +108,13 @@ def _compare(what: str, model: Sequence[str], data: Sequence[str], *, extended: 
 
 
 def make_registry(
-    *,
-    version: str,
-    n_obs: int,
-    genes: Sequence[str],
-    keys: Mapping[str, Any],
-    batches: Sequence[str],
-    labels: Sequence[str],
-    covariates: Mapping[str, Sequence[str]],
-    provenance: Mapping[str, Any],
+    version: str, n_obs: int, schema: Schema, keys: Mapping[str, Any], provenance: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the registry of a data module, without the class of the model, as several models may use the module.
 
     Several columns of batches have one key, their names joined by :data:`SEPARATOR`: scvi-tools uses it as the name of
     a column.
     """
-    continuous = keys["continuous_covariate_keys"]
     batch_key = SEPARATOR.join(keys["batch_key"]) or None
     return {
         "scvi_version": version,
@@ -134,32 +124,38 @@ def make_registry(
             "batch_key": batch_key,
             "labels_key": keys["labels_key"],
             "size_factor_key": None,
-            "categorical_covariate_keys": list(covariates) or None,
-            "continuous_covariate_keys": list(continuous) or None,
+            "categorical_covariate_keys": list(schema.covariates) or None,
+            "continuous_covariate_keys": list(keys["continuous_covariate_keys"]) or None,
         },
-        "field_registries": {
-            "X": _field("X", None, {"n_obs": n_obs, "n_vars": len(genes), "column_names": list(genes)},
-                        {"n_vars": len(genes), "n_cells": n_obs}),
-            "batch": _field("obs", "_scvi_batch", _categories(batches, batch_key), {"n_batch": len(batches)}),
-            "labels": _field(
-                "obs", "_scvi_labels",
-                {**_categories(labels, keys["labels_key"]), "unlabeled_category": keys["unlabeled_category"]},
-                {"n_labels": len(labels)},
-            ),
-            "ind_x": _field("obs", "_indices", {}, {}),
-            "sample": _field("obs", "_scvi_sample", {}, {"n_sample": 0}),
-            "size_factor": _field(None, None, {}, {}),
-            "extra_categorical_covs": _field(
-                "obsm", "_scvi_extra_categorical_covs", _covariates(covariates),
-                {"n_extra_categorical_covs": len(covariates)},
-            ),
-            "extra_continuous_covs": _field(
-                "obsm", "_scvi_extra_continuous_covs",
-                {"columns": np.array(continuous, dtype=object)} if continuous else {},
-                {"n_extra_continuous_covs": len(continuous)},
-            ),
-        },
+        "field_registries": _fields(n_obs, schema, keys, batch_key),
         OWN: {"keys": dict(keys), "provenance": dict(provenance)},
+    }
+
+
+def _fields(n_obs: int, schema: Schema, keys: Mapping[str, Any], batch_key: str | None) -> dict[str, Any]:
+    genes, batches, labels = schema.genes or [], schema.batches or [], schema.labels or []
+    continuous = keys["continuous_covariate_keys"]
+    return {
+        "X": _field("X", None, {"n_obs": n_obs, "n_vars": len(genes), "column_names": list(genes)},
+                    {"n_vars": len(genes), "n_cells": n_obs}),
+        "batch": _field("obs", "_scvi_batch", _categories(batches, batch_key), {"n_batch": len(batches)}),
+        "labels": _field(
+            "obs", "_scvi_labels",
+            {**_categories(labels, keys["labels_key"]), "unlabeled_category": keys["unlabeled_category"]},
+            {"n_labels": len(labels)},
+        ),
+        "ind_x": _field("obs", "_indices", {}, {}),
+        "sample": _field("obs", "_scvi_sample", {}, {"n_sample": 0}),
+        "size_factor": _field(None, None, {}, {}),
+        "extra_categorical_covs": _field(
+            "obsm", "_scvi_extra_categorical_covs", _covariates(schema.covariates),
+            {"n_extra_categorical_covs": len(schema.covariates)},
+        ),
+        "extra_continuous_covs": _field(
+            "obsm", "_scvi_extra_continuous_covs",
+            {"columns": np.array(continuous, dtype=object)} if continuous else {},
+            {"n_extra_continuous_covs": len(continuous)},
+        ),
     }  # fmt: skip
 
 
@@ -187,114 +183,3 @@ def _covariates(covariates: Mapping[str, Sequence[str]]) -> dict[str, Any]:
 def name_model(model: Any, registry: Mapping[str, Any] | None = None) -> None:
     """Add the class of a model to its registry, or replace that by another registry with the class."""
     model.registry_ = {**(model.registry_ if registry is None else registry), MODEL_NAME: type(model).__name__}
-
-
-def load(model_class: Any, path: str | Path, datamodule: Any = None) -> Any:
-    """Load a model that was trained with a :class:`~cellfeed.scvi.SCVIDataModule`.
-
-    Use it instead of ``model_class.load(path, adata=False)``, in which scvi-tools (1.4) loses further arguments of the
-    module, such as ``encode_covariates``, and all categorical covariates but one. Both unpickle the file: do not load a
-    model of untrusted origin.
-
-    Parameters
-    ----------
-    model_class
-        The class of the model, such as ``scvi.model.SCVI``.
-    path
-        The folder given to ``model.save``.
-    datamodule
-        The cells for the model, whose genes and categories are checked. SCANVI needs it.
-
-    Returns
-    -------
-    The model, on the CPU.
-
-    Raises
-    ------
-    StateError
-        If the folder has no model, or if the model is of another class or has other genes or categories than
-        ``datamodule``.
-
-    Examples
-    --------
-    >>> import tempfile, scvi, cellfeed.scvi
-    >>> uri, folder = cellfeed.datasets.pbmc700(), tempfile.mkdtemp()
-    >>> datamodule = cellfeed.scvi.SCVIDataModule(uri, batch_key="phase", seed=0)
-    >>> model = scvi.model.SCVI(adata=None, registry=datamodule.registry)  # and train it
-    >>> model.save(folder, datamodule=datamodule, overwrite=True)
-    >>> query = cellfeed.scvi.SCVIDataModule.from_reference(folder, uri)
-    >>> cellfeed.scvi.load(scvi.model.SCVI, folder, query).summary_stats.n_batch
-    3
-    """
-    saved = read_model(path)
-    attributes = dict(saved["attr_dict"])
-    registry, parameters = attributes.pop("registry_"), attributes.pop("init_params_")
-    saved_class = registry.get(MODEL_NAME, model_class.__name__)
-    if saved_class != model_class.__name__:
-        raise StateError(
-            f"{str(path)!r} holds a model of the class {saved_class}, not {model_class.__name__}: "
-            f"load(scvi.model.{saved_class}, ...)"
-        )
-    if datamodule is not None:
-        datamodule.check(registry)
-    given = {**parameters["non_kwargs"], **{k: v for more in parameters["kwargs"].values() for k, v in more.items()}}
-    for name in ("datamodule", "unlabeled_category", "pretrained_model"):
-        given.pop(name, None)
-    if "datamodule" in inspect.signature(model_class).parameters:
-        given["datamodule"] = datamodule
-    model = model_class(None, registry=registry, **given)
-    for name, value in attributes.items():
-        setattr(model, name, value)
-    weights = {name: value for name, value in saved["model_state_dict"].items() if name != "pyro_param_store"}
-    model.module.load_state_dict(weights)
-    model.module.eval()
-    return model
-
-
-def load_query_data(model_class: Any, reference: Any, datamodule: Any, **options: Any) -> Any:
-    """Make a model that continues the training of a reference on the cells of a data module (scArches).
-
-    For batches that the reference lacks, ``model_class.load_query_data`` takes only an AnnData.
-
-    Parameters
-    ----------
-    model_class
-        The class of the model, such as ``scvi.model.SCVI``.
-    reference
-        A trained model, or the folder of a saved model.
-    datamodule
-        ``SCVIDataModule.from_reference(reference, experiment, extend_categories=True)``.
-    options
-        The weights to freeze, as for ``model_class.load_query_data``.
-
-    Returns
-    -------
-    The model; train it with ``train(datamodule=datamodule)``.
-
-    Raises
-    ------
-    StateError
-        If the data module has other genes than the reference, or if its categories do not begin with those of the
-        reference.
-
-    Examples
-    --------
-    >>> import scvi, tiledbsoma, cellfeed.scvi
-    >>> uri = cellfeed.datasets.pbmc700()
-    >>> two_phases = tiledbsoma.AxisQuery(value_filter="phase != 'G2M'")
-    >>> reference = cellfeed.scvi.SCVIDataModule(uri, obs_query=two_phases, batch_key="phase", seed=0)
-    >>> model = scvi.model.SCVI(adata=None, registry=reference.registry)  # and train it
-    >>> query = cellfeed.scvi.SCVIDataModule.from_reference(model, uri, extend_categories=True)
-    >>> extended = cellfeed.scvi.load_query_data(scvi.model.SCVI, model, query)
-    >>> query.batch_labels
-    ['G1', 'S', 'G2M']
-    """
-    compare(find_registry(reference), datamodule.registry, extended=True)
-    if "datamodule" in inspect.signature(model_class).parameters:
-        options["datamodule"] = datamodule
-    # With the setup method of AnnData, scvi-tools extends the weights for new categories.
-    registry = {**datamodule.registry, "setup_method_name": "setup_anndata"}
-    given = str(reference) if isinstance(reference, (str, Path)) else reference
-    model = model_class.load_query_data(adata=None, reference_model=given, registry=registry, **options)
-    name_model(model, datamodule.registry)
-    return model
