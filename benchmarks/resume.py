@@ -29,8 +29,8 @@ def milliseconds(action: object, repeat: int) -> float:
     return statistics.median(taken) * 1e3
 
 
-def _nonzeros(walk: ShardWindows, depth: npt.NDArray[Any]) -> int:
-    windows = (walk.fetches(k, since=k) for k in range(len(walk)))
+def _nonzeros(shard: ShardWindows, depth: npt.NDArray[Any]) -> int:
+    windows = (shard.fetches(k, since=k) for k in range(len(shard)))
     return sum(int(depth[fetch.positions].sum()) for fetches in windows for fetch in fetches)
 
 

@@ -72,13 +72,13 @@ def main() -> None:
     print(f"holds {held / options.n_obs:.1f} bytes per cell")
     started = time.perf_counter()
     plan = dataset._engine.planner.epoch_order(0)
-    walk = ShardWindows(plan, *plan.shard(World()))
-    next(walk.windows())
-    print(f"first window of a fresh plan in {(time.perf_counter() - started) * 1e3:.0f} ms ({len(walk)} windows)")
+    shard = ShardWindows(plan, *plan.shard(World()))
+    next(shard.windows())
+    print(f"first window of a fresh plan in {(time.perf_counter() - started) * 1e3:.0f} ms ({len(shard)} windows)")
     seconds = []
     for left in np.random.default_rng(0).integers(0, plan.n_cells, 20):
         started = time.perf_counter()
-        next(walk.windows(int(left)))
+        next(shard.windows(int(left)))
         seconds.append(time.perf_counter() - started)
     print(f"any window in {np.median(seconds) * 1e3:.1f} ms (median of 20; largest {max(seconds) * 1e3:.1f} ms)")
 

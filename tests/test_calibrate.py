@@ -9,7 +9,6 @@ from cellfeed import ExperimentDataset, MissingDependencyError, PlanError, Selec
 from cellfeed.command import calibrate
 from cellfeed.command.cli import main
 from cellfeed.loader import engine as engine_module
-from cellfeed.loader.pipeline import Pipeline
 from cellfeed.sources.soma import query
 
 BUDGET = "390 KiB"
@@ -26,7 +25,7 @@ def no_reading(monkeypatch):
     def minibatches(*_, **__):
         raise AssertionError("X is read")
 
-    monkeypatch.setattr(Pipeline, "minibatches", minibatches)
+    monkeypatch.setattr(engine_module.Engine, "minibatches", minibatches)
 
 
 def compare(uri, **options):

@@ -5,9 +5,10 @@ import pytest
 
 from cellfeed.plan.effective_batch_size import steady_batch_size
 from cellfeed.plan.epoch import EpochOrder, World, chunk_bounds
+from cellfeed.plan.mixing_target import worst_mixing
 from cellfeed.plan.schedule import ShufflePlan, best_shuffle_plan
 from cellfeed.plan.summary import effective_batch_size
-from tests.support.fakes import cells, walk_of
+from tests.support.fakes import cells, shard_windows
 
 RNG = np.random.default_rng(0)
 N = 60_000
@@ -25,7 +26,7 @@ def mixed():
     return (RNG.random(N) < drift).astype(np.int64) * RNG.integers(1, 5, N)
 
 
-LABELS = {"contiguous": contiguous(), "mixed": mixed(), "stretches": np.arange(N) // 400 % 7}
+LABELS = {"contiguous": contiguous(), "mixed": mixed(), "repeated": np.arange(N) // 400 % 7}
 
 
 def plan_of(chunk, mixing, batch_size, epoch=0, shuffle=True, n=N):
@@ -33,7 +34,7 @@ def plan_of(chunk, mixing, batch_size, epoch=0, shuffle=True, n=N):
 
 
 def predicted(plan, world, codes=None):
-    return effective_batch_size(walk_of(plan, world), codes)
+    return effective_batch_size(shard_windows(plan, world), codes)
 
 
 def delivered(plan, codes, world):
@@ -122,9 +123,14 @@ def test_few_cells(n):
 @pytest.mark.parametrize("batch_size", [32, 128, 1024])
 @pytest.mark.parametrize("mixing", [ShufflePlan(40), ShufflePlan(13, 32), ShufflePlan(30, 8), ShufflePlan(4, 3)])
 @pytest.mark.parametrize("chunk", [16, 40, 400])
-def test_a_long_walk_is_known_without_walking_it(chunk, mixing, batch_size):
-    """The short formula, by which the planner chooses, agrees with the walk, and promises hardly more."""
+def test_the_closed_formula_agrees_with_a_long_shard(chunk, mixing, batch_size):
+    """The planner chooses by it, so it must not promise much more than a shard delivers."""
     sizes = np.random.default_rng(0).integers(chunk // 2, chunk * 3 // 2, mixing.chunks_mixed * 30)
     plan = EpochOrder(np.concatenate(([0], np.cumsum(sizes))), 1, 0, True, batch_size, mixing)
     short, long = steady_batch_size(mixing, sizes, batch_size, len(sizes)), predicted(plan, World())
     assert 0.87 * long <= short <= 1.04 * long
+
+
+def test_windows_without_cells():
+    """Chunks of fewer cells than slices leave some windows empty."""
+    assert worst_mixing(ShufflePlan(1, 32), np.arange(50), batch_size=4) == pytest.approx(1)

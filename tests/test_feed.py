@@ -12,7 +12,7 @@ from cellfeed.loader.feed import load_windows, rebatch
 from cellfeed.plan.epoch import EpochOrder, World, chunk_bounds
 from cellfeed.plan.schedule import ShufflePlan
 from cellfeed.stats import Meter
-from tests.support.fakes import FakeReader, cells, matrix, walk_of
+from tests.support.fakes import FakeReader, cells, matrix, shard_windows
 from tests.support.stores import addressed
 from tests.support.strategies import mixings
 
@@ -22,7 +22,7 @@ def bounds(joinids):
 
 
 def feed(plan, reader, *, ahead=1, slab_bytes=4096, meter=None):
-    windows = walk_of(plan, World()).windows()
+    windows = shard_windows(plan, World()).windows()
     joinids = JoinIds.from_sorted(np.arange(plan.n_cells))
     return load_windows(
         windows,

@@ -235,7 +235,7 @@ def test_what_is_no_split_is_refused(store):
     whole = ExperimentDataset(store, seed=0)
     with pytest.raises(PlanError, match="batch_size= is decided by the dataset"):
         ExperimentDataModule(whole, batch_size=3)
-    with pytest.raises(PlanError, match="train=0.5 is not an ExperimentDataset"):
+    with pytest.raises(PlanError, match="train=0.5 must be an ExperimentDataset"):
         ExperimentDataModule(whole, split={"train": 0.5, "test": whole})
     with pytest.raises(PlanError, match="no effect on parts that are given"):
         ExperimentDataModule(whole, split={"train": whole}, stratify="label")

@@ -9,7 +9,7 @@ from cellfeed.errors import PlanError
 from cellfeed.plan.epoch import EpochOrder, World, chunk_bounds
 from cellfeed.plan.schedule import ShufflePlan
 from cellfeed.plan.windows import ShardWindows
-from tests.support.fakes import cells, chunks_leaving, real_cells, walk_of
+from tests.support.fakes import cells, chunks_leaving, real_cells, shard_windows
 from tests.support.strategies import layouts, plans
 
 
@@ -70,47 +70,49 @@ def test_worker_set(plan, world_layout, data):
 
 @given(plan=plans(), world_layout=layouts, data=st.data())
 def test_seek(plan, world_layout, data):
-    """A walk begun anywhere is the rest of the whole one, and windows start where they say."""
+    """Iteration that begins at any cell yields the rest of the shard; windows start where they say."""
     world_size, num_workers = world_layout
     world = World(data.draw(st.integers(0, world_size - 1)), world_size, 0, num_workers)
-    whole = list(chunks_leaving(walk_of(plan, world).windows()))
-    walk = walk_of(plan, world)
-    assert [walk.first_cell(k) for k in range(walk.find(0), len(walk) + 1)] == np.cumsum([0, *map(len, whole)]).tolist()
+    whole = list(chunks_leaving(shard_windows(plan, world).windows()))
+    shard = shard_windows(plan, world)
+    assert [shard.first_cell(k) for k in range(shard.find(0), len(shard) + 1)] == np.cumsum(
+        [0, *map(len, whole)]
+    ).tolist()
     line = [cell for left in whole for cell in left]
     left = data.draw(st.integers(0, len(line)))
-    assert [cell for part in chunks_leaving(walk_of(plan, world).windows(left)) for cell in part] == line[left:]
+    assert [cell for part in chunks_leaving(shard_windows(plan, world).windows(left)) for cell in part] == line[left:]
 
 
 @given(plan=plans(), world_layout=layouts, data=st.data())
 def test_held(plan, world_layout, data):
-    """What is held, and what has not arrived, is what has not left; each chunk's part is told rightly."""
+    """The cells that are left are in the pool or not fetched; parts of chunks are counted right."""
     world_size, num_workers = world_layout
     world = World(data.draw(st.integers(0, world_size - 1)), world_size, 0, num_workers)
-    walk = walk_of(plan, world)
+    shard = shard_windows(plan, world)
     line = cells(plan, world).tolist()
     if not line:
         return
     left = data.draw(st.integers(0, len(line) - 1))
-    positions, _, end = walk.held(left)
-    later = ShardWindows(plan, end, walk.stop)
+    positions, _, end = shard.held(left)
+    later = ShardWindows(plan, end, shard.stop)
     assert sorted([*positions.tolist(), *cells_of(later)]) == sorted(line[left:])
-    k = walk.find(left)
-    chunks, parts = walk.held_parts(k)
+    k = shard.find(left)
+    chunks, parts = shard.held_parts(k)
     held = (parts * np.diff(plan.bounds)[chunks]).sum()
-    assert held == pytest.approx(len(walk.held(walk.first_cell(k))[0]))
+    assert held == pytest.approx(len(shard.held(shard.first_cell(k))[0]))
 
 
-def cells_of(walk):
-    return [p for left in chunks_leaving(walk.windows()) for p, _ in left]
+def cells_of(shard):
+    return [p for left in chunks_leaving(shard.windows()) for p, _ in left]
 
 
 @given(plan=plans())
 def test_windows_read_ascending_positions_and_leave_as_a_permutation(plan):
-    walk = walk_of(plan, World())
-    for k, window in enumerate(walk.windows(), start=walk.find(0)):
+    shard = shard_windows(plan, World())
+    for k, window in enumerate(shard.windows(), start=shard.find(0)):
         assert all(np.all(np.diff(fetch.positions) > 0) for fetch in window.fetches)
-        assert np.array_equal(np.sort(window.order), np.arange(walk.first_cell(k + 1) - walk.first_cell(k)))
-        assert walk.chunks_leaving(k)[1].sum() == len(window.order)
+        assert np.array_equal(np.sort(window.order), np.arange(shard.first_cell(k + 1) - shard.first_cell(k)))
+        assert shard.chunks_leaving(k)[1].sum() == len(window.order)
 
 
 @given(plan=plans(shuffle=(False,), rank_remainder=("drop",)))
@@ -172,14 +174,14 @@ def test_no_rank_keeps_a_region_of_the_store():
 def test_two_shares_do_not_shuffle_alike():
     """Ranks and windows draw from streams of their own."""
     plan = EpochOrder(chunk_bounds(80, 10), 0, 0, True, 8, ShufflePlan(2))
-    orders = {tuple(window.order) for r in range(2) for window in walk_of(plan, World(r, 2)).windows()}
+    orders = {tuple(window.order) for r in range(2) for window in shard_windows(plan, World(r, 2)).windows()}
     assert len(orders) == 4
 
 
 def test_the_published_scatter_gather():
     """Given chunk size and count: so many whole chunks from random places, all their rows shuffled."""
     plan = EpochOrder(chunk_bounds(1000, 10), 0, 0, True, 64, ShufflePlan(20))
-    windows = list(walk_of(plan, World()).windows())
+    windows = list(shard_windows(plan, World()).windows())
     assert len(windows) == 5
     for window in windows:
         (fetch,) = window.fetches

@@ -118,7 +118,7 @@ def test_training_leaves_out_what_cannot_be_normalised(uri):
     loader = datamodule.train_dataloader()
     left_out = set()
     for _ in range(4):
-        epoch = [obs[:, -1].tolist() for X, obs in loader]
+        epoch = [joinids.tolist() for X, obs, joinids in loader]
         assert [len(minibatch) for minibatch in epoch] == [54] * 5
         met = {joinid for minibatch in epoch for joinid in minibatch}
         (one,) = set(datamodule.parts["train"].obs_joinids.tolist()) - met

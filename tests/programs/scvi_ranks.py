@@ -27,7 +27,7 @@ class Noting(SCVIDataModule):
         self.met = {"train": [[] for _ in range(EPOCHS)], "validate": [[] for _ in range(EPOCHS)]}
 
     def on_before_batch_transfer(self, batch, dataloader_idx):
-        self.met[self.trainer.state.stage.value][self.trainer.current_epoch] += batch[1][:, -1].tolist()
+        self.met[self.trainer.state.stage.value][self.trainer.current_epoch] += batch.joinids.tolist()
         return super().on_before_batch_transfer(batch, dataloader_idx)
 
 

@@ -42,20 +42,20 @@ def chunks_leaving(windows):
         yield list(zip(positions.tolist(), is_real.tolist(), strict=True))
 
 
-def walk_of(plan, world):
-    """The walk of one worker of an epoch that nobody has begun."""
+def shard_windows(plan, world):
+    """The windows of one worker, from the beginning of an epoch."""
     return ShardWindows(plan, *plan.shard(world))
 
 
 def cells(plan, world):
     """Positions that one worker yields, in order."""
-    parts = [positions for positions, _ in leaving(walk_of(plan, world).windows())]
+    parts = [positions for positions, _ in leaving(shard_windows(plan, world).windows())]
     return np.concatenate([*parts, np.empty(0, np.int64)])
 
 
 def real_cells(plan, world):
     """Those of them that are no repetition."""
-    parts = [positions[is_real] for positions, is_real in leaving(walk_of(plan, world).windows())]
+    parts = [positions[is_real] for positions, is_real in leaving(shard_windows(plan, world).windows())]
     return np.concatenate([*parts, np.empty(0, np.int64)])
 
 

@@ -175,6 +175,16 @@ def _expected_distance(draw: _Draw, batch_size: int, composition: Composition) -
     With ``P`` the expected number of ordered pairs of its cells that have the same label::
 
         E[D] = (B + P) / B**2  -  2 * sum over l of p[l] * E[p[b, l]]  +  sum over l of p[l]**2
+
+    Examples
+    --------
+    A window has 2 cells of each of two chunks, and each chunk a label of its own. A minibatch takes 2 of the 4 cells.
+    They have the same label with probability 1/3, so ``P = 2/3`` and ``E[D] = (2 + 2/3) / 4 - 2 * 1/2 + 1/2 = 1/6``:
+
+    >>> taken = {"share": np.array([1 / 2]), "both": np.array([1 / 6])}
+    >>> draw = _Draw(**taken, window=np.array([0, 0]), chunk=np.array([0, 1]), n=np.array([2.0, 2.0]))
+    >>> round(6 * _expected_distance(draw, 2, Composition.worst_case(np.array([0, 2, 4]))), 9)
+    1.0
     """
     part, label, n = composition.labels_of(draw.chunk, draw.n)
     window, n_labels = draw.window[part], len(composition.proportions)
@@ -250,7 +260,7 @@ def steady_batch_size(plan: ShufflePlan, sizes: npt.NDArray[np.integer], batch_s
     same_window = n_mixed * float(n_pairs.mean()) / (window_size * max(window_size - 1, 1))
     other_window = (1 + float(sizes.var()) / float(sizes.mean()) ** 2) / n_mixed
     in_window = _mean_overlap(batch_size, window_size)  # fraction of a minibatch's pairs that are of one window
-    in_reach = _mean_overlap(batch_size, window_size * plan.n_slices)  # ... of windows that share chunks
+    in_reach = _mean_overlap(batch_size, window_size * plan.n_slices)  # ... or of two windows that share chunks
     same_chunk = in_window * same_window + (in_reach - in_window) * other_window
     squares = float((sizes.astype(np.float64) ** 2).sum()) / float(sizes.sum()) ** 2
     distance = 1 / batch_size + (1 - 1 / batch_size) * same_chunk - squares

@@ -180,9 +180,9 @@ def assign_shards(order: EpochOrder, segments: Sequence[ResumeSegment], world_la
     The example of the module:
 
     >>> order = EpochOrder(
-    ...     np.arange(13), seed=0, epoch=0, shuffle=False, batch_size=2, mixing=ShufflePlan(1)
+    ...     np.arange(13), seed=0, epoch=0, shuffle=False, batch_size=2, shuffle_plan=ShufflePlan(1)
     ... )  # 12 chunks of one cell
-    >>> two, three = (WorldLayout(n, 1, order.mixing) for n in (2, 3))
+    >>> two, three = (WorldLayout(n, 1, order.shuffle_plan) for n in (2, 3))
     >>> assign_shards(order, [], two).ranks
     [[[Shard(start=0, stop=6, n_done=0)]], [[Shard(start=6, stop=12, n_done=0)]]]
     >>> rest = assign_shards(order, [ResumeSegment(two, 1)], three)

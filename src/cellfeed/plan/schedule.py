@@ -25,7 +25,7 @@ GROWTH = 1.6
 cells at half the rate at which they can be read does not wait for that."""
 
 CHUNKS_AHEAD = 8
-"""Chunks to prefetch once the pool holds three times as many; they occupy cores or requests. At least two windows are
+"""Chunks to prefetch once the pool holds three times that number; they keep cores busy. At least two windows are
 prefetched: with one, cores idle while its last chunk is read."""
 
 MAX_SLICES = 32

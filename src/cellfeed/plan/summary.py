@@ -126,14 +126,8 @@ def summarize(
 
     Parameters
     ----------
-    order
-        Order of the epoch.
-    world
-        The worker.
-    cells
-        The selected cells.
-    process
-        Memory budget of the worker.
+    world, process
+        The worker, and its memory budget.
     label, codes
         A column of obs, and the label of each cell, from 0; ``None`` for the worst case.
     """
