@@ -35,7 +35,8 @@ def compiled(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     function
         The function; ``None`` returns a decorator with the options.
     options
-        Options of ``numba.njit``.
+        Options of ``numba.njit``. ``no_cpython_wrapper=True`` saves a tenth of the compilation of functions that are
+        called by kernels only.
     """
     if function is None:
         return functools.partial(compiled, **options)

@@ -245,7 +245,7 @@ def unpack_tile(field, t, width, decoder, wanted, max_count):
     return _unpack(field.data, field.places[t, 0], field.places[t, 1], form, decoder, wanted, target)
 
 
-@compiled
+@compiled(no_cpython_wrapper=True)
 def _unpack(data, offset, end, form, decoder, wanted, target):
     """Unpack the tile ``data[offset:end]``.
 
@@ -277,7 +277,7 @@ def _unpack(data, offset, end, form, decoder, wanted, target):
     return done if offset == end else DAMAGED
 
 
-@compiled
+@compiled(no_cpython_wrapper=True)
 def _unpack_values(data, chunk, end, n, form, decoder, target, out):
     """Unpack the ``n`` values of a chunk to the address ``out``; return ``DAMAGED``, ``NOT_COUNTS`` or 0.
 
