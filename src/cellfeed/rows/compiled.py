@@ -1,8 +1,8 @@
-"""One decorator compiles all kernels; a cache of compiled code that cannot be used costs time and nothing else.
+"""The decorator of all kernels. If numba's cache of compiled code cannot be used, kernels are compiled again.
 
-numba keeps compiled code in the first folder of these that it can write to: ``NUMBA_CACHE_DIR``, ``__pycache__``
-beside the source, the user's cache folder. numba itself raises where there is no such folder, where the disk is full,
-and where a file of the cache is broken.
+numba keeps compiled code in the first of these folders that is writable: ``NUMBA_CACHE_DIR``, ``__pycache__`` beside
+the source, the user's cache folder. numba itself raises an error if there is no such folder, if the disk is full, and
+if a file of the cache is broken.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ logger = logging.getLogger("cellfeed.rows.kernels")
 
 
 def compiled(function: Callable[..., Any] | None = None, **options: Any) -> Any:
-    """Compile a function when it is first called, without the GIL, and keep the code for later processes.
+    """Compile a function when it is first called, and keep the code for later processes. It releases the GIL.
 
     Parameters
     ----------
     function
         The function; ``None`` returns a decorator with the options.
     options
-        Those of ``numba.njit``.
+        Options of ``numba.njit``. ``no_cpython_wrapper=True`` saves a tenth of the compilation of functions that are
+        called by kernels only.
     """
     if function is None:
         return functools.partial(compiled, **options)
@@ -51,7 +52,7 @@ def compiled(function: Callable[..., Any] | None = None, **options: Any) -> Any:
 
 @contextlib.contextmanager
 def _compiling_enabled() -> Iterator[None]:
-    """Ignore ``NUMBA_DISABLE_JIT``, which users set to debug their own functions: Python cannot run the kernels."""
+    """Ignore ``NUMBA_DISABLE_JIT``, which users set to debug their own functions: kernels do not run in Python."""
     disabled, config.DISABLE_JIT = config.DISABLE_JIT, 0
     try:
         yield
@@ -60,13 +61,13 @@ def _compiling_enabled() -> Iterator[None]:
 
 
 class KernelCache(FunctionCache):  # type: ignore[misc]
-    """numba's cache of one function; what goes wrong with its files is compiled anew, never raised."""
+    """numba's cache of one function; if its files cannot be used, the function is compiled again."""
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """Return the code for a signature; ``None`` if there is none that can be read."""
+        """Return the code for a signature, or ``None`` if no file can be read."""
         try:
             code = super().load_overload(sig, target_context)
-        except Exception as cause:  # what unpickling a broken file raises can be anything
+        except Exception as cause:  # unpickling a broken file can raise any error
             code = None
             logger.info("a file of numba's cache in %s is broken and will be replaced: %r", self.cache_path, cause)
             try:
@@ -79,26 +80,26 @@ class KernelCache(FunctionCache):  # type: ignore[misc]
         return code
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Keep the code for a signature, if that is possible."""
+        """Keep the code for a signature, if possible."""
         try:
             super().save_overload(sig, data)
         except Exception as cause:
             _warn_once(f"{self.cache_path}: {cause}")
 
     def _index_key(self, sig: Any, codegen: Any) -> Any:
-        """Return what code is kept under: numba asks for one file's source, and kernels call those of other files."""
+        """Return the key of the code; it includes all sources, because kernels call kernels of other files."""
         return (*super()._index_key(sig, codegen), _sources())
 
 
 @functools.cache
 def _sources() -> str:
     """Return a hash of the source of all kernels."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         source = path.read_bytes()
         if b"\n@compiled" in source:
-            found.update(source)
-    return found.hexdigest()
+            digest.update(source)
+    return digest.hexdigest()
 
 
 _logged = threading.Event()
@@ -109,13 +110,13 @@ def _warn_once(reason: str) -> None:
     if not _warned.is_set():
         _warned.set()
         warn_user(
-            f"compiled code cannot be kept, so each process compiles anew, for a few seconds ({reason}); set "
+            f"compiled code cannot be kept, so each process compiles it again, for a few seconds ({reason}); set "
             f"NUMBA_CACHE_DIR to a folder that can be written"
         )
 
 
 if hasattr(os, "register_at_fork"):
-    # A child that is forked while another thread compiles would wait for that thread's lock, which nobody gives back.
+    # A child that is forked while another thread compiles would wait forever for the lock of that thread.
     os.register_at_fork(
         before=global_compiler_lock.acquire,
         after_in_parent=global_compiler_lock.release,

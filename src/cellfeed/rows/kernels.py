@@ -118,7 +118,7 @@ def sum_counts(addresses, sizes, width, sums, squares):
     """Sum the counts, and the squared counts, of each row: float64, shape (n_rows,) each.
 
     Counts are uint8 if ``width`` is ``UINT8``, else uint16. Sums of squares are modulo 2**32: a vector instruction
-    processes twice as many 32-bit numbers as 64-bit numbers.
+    processes 32-bit numbers at twice the rate of 64-bit numbers.
     """
     for row in range(len(sizes)):
         if width == UINT8:

@@ -34,7 +34,7 @@ def gather_csr_scaled(rows, widths, scaling, csr):
         _scale(rows.values[k], widths[k], rows.value_type, scaling, out_values[low : low + size])
 
 
-@compiled
+@compiled(no_cpython_wrapper=True)
 def _scale(address, width, value_type, scaling, out):
     """Write the scaled values of the row at an address."""
     if width == UINT8:
@@ -48,7 +48,7 @@ def _scale(address, width, value_type, scaling, out):
             out[i] = _scale_value(values[i], factor, scaling.log)
 
 
-@compiled
+@compiled(no_cpython_wrapper=True)
 def _scale_counts(counts, scaling, out):
     """Write scaled counts; each count below 256 is computed once per row and then looked up."""
     factor = _factor(counts, scaling.target)
@@ -63,14 +63,14 @@ def _scale_counts(counts, scaling, out):
         out[i] = known[count]
 
 
-@compiled
+@compiled(no_cpython_wrapper=True)
 def _scale_value(value, factor, log):
     x = value * factor
     # log(1 + x) in double precision is as exact as log1p in single precision, in half the time; not so close to 0.
     return np.log(1.0 + x) if log and abs(x) > 1e-8 else x
 
 
-@compiled(fastmath={"reassoc"})
+@compiled(fastmath={"reassoc"}, no_cpython_wrapper=True)
 def _factor(values, target):
     """Return the factor that scales a row to a total of ``target``; 1 if ``target`` or the row's total is 0."""
     total = 0

@@ -20,7 +20,7 @@ CHUNK_BYTES = 1 << 16
 """Largest number of bytes of a decoded chunk; TileDB packs tiles by chunks."""
 
 SECTION_SIZE = CHUNK_BYTES // 8
-"""Values of a section: as many as a chunk of coordinates has."""
+"""Number of values of a section: that of a chunk of coordinates, which are int64."""
 
 DAMAGED, NOT_COUNTS, FULL = -1, -2, -3
 """Status of kernels: the bytes of a tile are inconsistent; a value is not a count or too large for the type of the

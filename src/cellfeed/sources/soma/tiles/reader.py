@@ -201,15 +201,14 @@ class TileReader:
         unpacked = buffers.values.array(self._index.capacity, np.uint16 if from_floats else self._index.dtype)
         fields = tiles.columns, tiles.values._replace(unpacked=unpacked)
         recorded = tiles.value_statistics(self._index.n_columns, verify=self._verify)
-        places = self._genes.places
-        result: tuple[int, int]
+        arguments = *fields, buffers.decoder, segments, self._genes.places
+        outcome: tuple[int, int]
         if from_floats:
             rows = rows._replace(value_type=np.empty(0, np.uint16))  # one compiled form serves both types of counts
-            width = dtype.itemsize
-            result = row_kernels.fill_counts(*fields, buffers.decoder, segments, places, rows, width, recorded)
+            outcome = row_kernels.fill_counts(*arguments, rows, dtype.itemsize, recorded)
         else:
-            result = row_kernels.fill_values(*fields, buffers.decoder, segments, places, rows, are_counts, recorded)
-        return result
+            outcome = row_kernels.fill_values(*arguments, rows, are_counts, recorded)
+        return outcome
 
     def _smallest_type(self, packed: list[PackedTiles]) -> np.dtype[Any]:
         """Return the type for the values of tiles if they are counts, according to the recorded largest values."""

@@ -245,12 +245,12 @@ def unpack_tile(field, t, width, decoder, wanted, max_count):
     return _unpack(field.data, field.places[t, 0], field.places[t, 1], form, decoder, wanted, target)
 
 
-@compiled
+@compiled(no_cpython_wrapper=True)
 def _unpack(data, offset, end, form, decoder, wanted, target):
     """Unpack the tile ``data[offset:end]``.
 
-    This function takes longest to compile. Addresses and plain integers as arguments let one compiled form serve all
-    types.
+    This function and :func:`_unpack_values` take longest to compile. Addresses and plain integers as arguments let one
+    compiled form serve all types.
     """
     if offset + CHUNK_COUNT_BYTES > end or end > len(data):
         return DAMAGED
@@ -277,9 +277,12 @@ def _unpack(data, offset, end, form, decoder, wanted, target):
     return done if offset == end else DAMAGED
 
 
-@compiled(inline="always")
+@compiled(no_cpython_wrapper=True)
 def _unpack_values(data, chunk, end, n, form, decoder, target, out):
-    """Unpack the ``n`` values of a chunk to the address ``out``; return ``DAMAGED``, ``NOT_COUNTS`` or 0."""
+    """Unpack the ``n`` values of a chunk to the address ``out``; return ``DAMAGED``, ``NOT_COUNTS`` or 0.
+
+    This function is not inlined: together with its caller it would take a third longer to compile.
+    """
     in_place = form.codec != SHUFFLED_ZSTD and form.width == target.width
     unpacked = out if in_place else decoder.chunk.ctypes.data
     if unpack_chunk(data, chunk, end, form.codec, decoder, unpacked, chunk.n_bytes) != chunk.n_bytes:

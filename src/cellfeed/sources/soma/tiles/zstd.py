@@ -41,7 +41,7 @@ class Zstd:
 
 @cache
 def find_zstd() -> Zstd | None:
-    """Load zstd from the system or from a package that contains it; return ``None`` if there is none."""
+    """Load zstd from the system or from a package that contains it; return ``None`` if neither has it."""
     for name in _candidates():
         try:
             library = ctypes.CDLL(name)
