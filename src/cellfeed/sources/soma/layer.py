@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from cellfeed._checks import is_enabled
 from cellfeed._geometry import ArrayGeometry
 from cellfeed._joinids import IntArray, column_ranges
 from cellfeed.errors import ReadError
@@ -141,7 +141,7 @@ class SomaLayer:
 
     def open_tiles(self, geometry: ArrayGeometry, retries: Retries = NO_RETRY) -> TileIndex | None:
         """Find the tiles of X; ``None`` if TileDB has to read it. ``retries`` makes the requests, now and later."""
-        if os.environ.get("CELLFEED_DIRECT", "1") in ("", "0"):
+        if not is_enabled("CELLFEED_DIRECT", default=True):
             return None
         try:
             return open_tiles(files_of(self.X, retries), self.X.timestamp_ms, geometry, self.layout)
