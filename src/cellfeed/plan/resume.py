@@ -163,11 +163,10 @@ def assign_shards(order: EpochOrder, segments: Sequence[ResumeSegment], world_la
 
     >>> order = EpochOrder(np.arange(13), seed=0, epoch=0, shuffle=False, batch_size=2, mixing=ShufflePlan(1))
     >>> two, three = (WorldLayout(n, 1, order.mixing) for n in (2, 3))
-    >>> assign_shards(order, [], two).ranks
-    [[[Shard(start=0, stop=6, n_done=0)]], [[Shard(start=6, stop=12, n_done=0)]]]
     >>> rest = assign_shards(order, [ResumeSegment(two, 1)], three)
-    >>> [(piece.start, piece.stop) for workers in rest.ranks for pieces in workers for piece in pieces]
-    [(2, 4), (4, 6), (8, 10)]
+    >>> windows = [list(windows_of(pieces, order)) for workers in rest.ranks for pieces in workers]
+    >>> [np.concatenate([fetch.positions for w in part for fetch in w.fetches]).tolist() for part in windows]
+    [[2, 3], [4, 5], [8, 9]]
     >>> rest.left_out
     [Shard(start=10, stop=12, n_done=0)]
     """
