@@ -18,7 +18,7 @@ def test_a_variable_is_on_or_off_and_else_has_its_default(monkeypatch, default):
             assert is_enabled("CELLFEED_DIRECT", default=default) is expected
 
 
-@pytest.mark.parametrize("variable", ["CELLFEED_DIRECT", "CELLFEED_PUBLIC_API"])
+@pytest.mark.parametrize("variable", ["CELLFEED_DIRECT", "CELLFEED_PUBLIC_API", "CELLFEED_MALLOC"])
 def test_any_other_value_is_an_error_that_names_the_variable(store, monkeypatch, variable):
     monkeypatch.setenv(variable, "maybe")
     heap.keep_freed_memory.cache_clear()

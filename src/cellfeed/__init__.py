@@ -16,14 +16,11 @@ from cellfeed.loader.dataset import ExperimentDataset
 from cellfeed.loader.highly_variable import highly_variable_genes
 from cellfeed.loader.inference import OrderedMinibatch, gather_ordered, inference_dataloader
 from cellfeed.plan.summary import Plan
-from cellfeed.rows.heap import keep_freed_memory
 from cellfeed.rows.minibatch import Minibatch, PaddedMinibatch
 from cellfeed.select.encoders import BatchEncoder, Encoder, LabelEncoder
 from cellfeed.select.obs_filter import obs_filter
 from cellfeed.sources.soma.obsm import write_obsm
 from cellfeed.stats import Stats
-
-keep_freed_memory()  # before a thread has a heap of its own; CELLFEED_MALLOC=0 leaves glibc as it is
 
 __version__ = "0.1.0"
 

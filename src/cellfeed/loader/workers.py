@@ -31,6 +31,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from cellfeed.errors import PlanError, StateError
 from cellfeed.loader.epochs import RankEpoch
 from cellfeed.loader.worker_monitor import WorkerMonitor
+from cellfeed.rows.heap import keep_freed_memory
 from cellfeed.select.encoders import Encoder
 
 CAPACITY = 1 << 18
@@ -182,6 +183,7 @@ def _receive(handle: Any, n_parts: int, workers: WorkerGroup) -> Any:
             memory = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
         bounds = np.frombuffer(memory[-16 * n_parts :], np.int64).reshape(n_parts, 2).tolist()
         *arrays, pickled = (memory[start:stop] for start, stop in bounds)
+        keep_freed_memory()
         dataset = pickle.loads(pickled, buffers=arrays)
     except Exception as cause:
         return _NotReceived(f"a worker process cannot make the dataset ({cause!r})")

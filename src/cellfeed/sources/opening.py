@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cellfeed.errors import SelectionError
+from cellfeed.rows.heap import keep_freed_memory
 from cellfeed.select.encoders import Encoder
 from cellfeed.select.selection import Selection
 from cellfeed.sources.redact import redacted
@@ -34,6 +35,7 @@ def select_from_experiment(
 ) -> Selection:
     """Select cells and genes of an experiment; see :class:`cellfeed.ExperimentDataset` for the parameters."""
     check_deadline(retry_deadline_s)
+    keep_freed_memory()  # before threads of TileDB get heaps of their own
     with (
         retrying(experiment, context, retry_deadline_s, meter) as retries,
         open_experiment(experiment, context, retries) as opened,
@@ -59,6 +61,7 @@ def select_from_query(
             f'experiment.axis_query("RNA", obs_query=...)'
         )
     check_deadline(retry_deadline_s)
+    keep_freed_memory()  # before threads of TileDB get heaps of their own
     with (
         retrying(axis_query.experiment, None, retry_deadline_s, meter) as retries,
         open_experiment(axis_query.experiment, None, retries) as opened,
