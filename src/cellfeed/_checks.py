@@ -18,12 +18,12 @@ T = TypeVar("T")
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether an argument is a number; ``True`` and ``False`` are none."""
+    """Whether an argument is a number; ``True`` and ``False`` are not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def is_integer(value: object) -> TypeGuard[int]:
-    """Whether an argument is a whole number, of Python or NumPy; ``True`` and ``False`` are none, nor is ``2.0``."""
+    """Whether an argument is an integer of Python or NumPy; ``True``, ``False`` and ``2.0`` are not."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
@@ -192,7 +192,7 @@ def parse_bytes(value: int | str, *, argument: str = "memory_budget") -> int:
         A number of bytes, or text such as ``"2 GiB"``, ``"500MB"``, ``"1.5 G"`` or ``"2000000000"``. ``G`` is ``GB``,
         a thousand million, and ``Gi`` is ``GiB``.
     argument
-        The name of the argument that an error shall show.
+        Name of the argument in error messages.
 
     Returns
     -------
