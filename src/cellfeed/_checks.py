@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import os
 import re
 import sys
 import warnings
@@ -24,6 +25,42 @@ def is_number(value: object) -> TypeGuard[float]:
 def is_integer(value: object) -> TypeGuard[int]:
     """Whether an argument is an integer of Python or NumPy, but not a bool or a float such as ``2.0``."""
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+_SWITCH = {
+    "0": False,
+    "": False,
+    "false": False,
+    "no": False,
+    "off": False,
+    "1": True,
+    "true": True,
+    "yes": True,
+    "on": True,
+}
+
+
+def is_enabled(variable: str, *, default: bool) -> bool:
+    """Return whether an environment variable of cellfeed switches something on, in upper or lower case.
+
+    Raises
+    ------
+    PlanError
+        If its value is neither on nor off.
+
+    Examples
+    --------
+    >>> is_enabled("CELLFEED_DIRECT", default=True)
+    True
+    """
+    value = os.environ.get(variable)
+    if value is None:
+        return default
+    if value.lower() not in _SWITCH:
+        raise PlanError(
+            f"{variable}={value!r} in the environment must be 1, true, yes or on, or 0, false, no, off or empty"
+        )
+    return _SWITCH[value.lower()]
 
 
 def suggest(name: object, candidates: Iterable[str]) -> str:

@@ -87,18 +87,6 @@ class Shard:
         """Yield the windows of the cells that are not done."""
         return ShardWindows(order, self.start, self.stop).windows(self.n_done)
 
-    def splittable(self, order: EpochOrder) -> Pieces:
-        """Return the same cells as pieces that can be split anywhere: those in memory, and those not read yet."""
-        if self.n_done == 0:
-            return [self]
-        positions, _, end = ShardWindows(order, self.start, self.stop).held(self.n_done)
-        pieces: Pieces = []
-        if len(positions):
-            pieces.append(Leftover(order, self, 0, len(positions)))
-        if end < self.stop:
-            pieces.append(Shard(end, self.stop))
-        return pieces
-
 
 @dataclass(frozen=True, eq=False)
 class Leftover:
@@ -131,10 +119,6 @@ class Leftover:
             fetch = Fetch(positions[by_position], np.zeros(len(part), np.int64), is_real[by_position])
             yield Window((fetch,), np.argsort(by_position))
 
-    def splittable(self, order: EpochOrder) -> Pieces:
-        """Return the piece itself, which can be split anywhere."""
-        return [self]
-
 
 Piece = Shard | Leftover
 Pieces = list[Piece]
@@ -163,8 +147,8 @@ class ShardAssignment:
 def assign_shards(order: EpochOrder, segments: Sequence[ResumeSegment], world_layout: WorldLayout) -> ShardAssignment:
     """Assign the rest of an epoch to ranks and workers.
 
-    The layout of the last segment continues in the same order. With another number of workers each rank keeps its
-    cells. With another number of ranks all remaining cells are assigned again, including those that were left out.
+    The same layout continues in the same order. Another number of workers leaves each rank its cells. Another number of
+    ranks assigns all remaining cells again, including those that were left out.
 
     Parameters
     ----------
@@ -177,17 +161,14 @@ def assign_shards(order: EpochOrder, segments: Sequence[ResumeSegment], world_la
 
     Examples
     --------
-    The example of the module:
+    The example of the module, with 12 chunks of one cell:
 
-    >>> order = EpochOrder(
-    ...     np.arange(13), seed=0, epoch=0, shuffle=False, batch_size=2, shuffle_plan=ShufflePlan(1)
-    ... )  # 12 chunks of one cell
+    >>> order = EpochOrder(np.arange(13), seed=0, epoch=0, shuffle=False, batch_size=2, shuffle_plan=ShufflePlan(1))
     >>> two, three = (WorldLayout(n, 1, order.shuffle_plan) for n in (2, 3))
-    >>> assign_shards(order, [], two).ranks
-    [[[Shard(start=0, stop=6, n_done=0)]], [[Shard(start=6, stop=12, n_done=0)]]]
     >>> rest = assign_shards(order, [ResumeSegment(two, 1)], three)
-    >>> [(piece.start, piece.stop) for workers in rest.ranks for pieces in workers for piece in pieces]
-    [(2, 4), (4, 6), (8, 10)]
+    >>> windows = [list(windows_of(pieces, order)) for workers in rest.ranks for pieces in workers]
+    >>> [np.concatenate([fetch.positions for w in part for fetch in w.fetches]).tolist() for part in windows]
+    [[2, 3], [4, 5], [8, 9]]
     >>> rest.left_out
     [Shard(start=10, stop=12, n_done=0)]
     """
@@ -229,7 +210,7 @@ def _reassign(order: EpochOrder, shards: ShardAssignment, before: WorldLayout, n
         return shards
     order_before = replace(order, shuffle_plan=before.mixing)
     ranks: list[Pieces] = [
-        [part for piece in chain(*workers) for part in piece.splittable(order_before)] for workers in shards.ranks
+        [part for piece in chain(*workers) for part in _splittable(piece, order_before)] for workers in shards.ranks
     ]
     left_out = shards.left_out
     if now.world_size != before.world_size:
@@ -241,27 +222,29 @@ def _reassign(order: EpochOrder, shards: ShardAssignment, before: WorldLayout, n
     return ShardAssignment([_to_workers(order, pieces, now.num_workers) for pieces in ranks], left_out)
 
 
+def _splittable(piece: Piece, order: EpochOrder) -> Pieces:
+    """Return the same cells as pieces that can be split anywhere: those in memory, and those not read yet."""
+    if isinstance(piece, Leftover) or piece.n_done == 0:
+        return [piece]
+    positions, _, end = ShardWindows(order, piece.start, piece.stop).held(piece.n_done)
+    pieces: Pieces = [Leftover(order, piece, 0, len(positions)), Shard(end, piece.stop)]
+    return [part for part in pieces if len(part)]
+
+
 def _to_workers(order: EpochOrder, pieces: Pieces, num_workers: int) -> list[Pieces]:
     return _split(pieces, order.worker_shards(_n_cells(pieces), num_workers).tolist())[0]
 
 
 def _split(pieces: Pieces, bounds: list[list[int]]) -> tuple[list[Pieces], Pieces]:
-    """Split pieces at ascending half-open ranges of cell numbers; also return the cells between and after the ranges.
-
-    Examples
-    --------
-    >>> _split([Shard(0, 4), Shard(10, 14)], [[0, 2], [2, 6]])
-    ([[Shard(start=0, stop=2, n_done=0)], [Shard(start=2, stop=4, n_done=0), Shard(start=10, stop=12, n_done=0)]], \
-[Shard(start=12, stop=14, n_done=0)])
-    """
+    """Split pieces at ascending half-open ranges of cell numbers; also return the cells outside these ranges."""
     waiting, n_taken = deque(pieces), 0
     parts: list[Pieces] = []
-    between: Pieces = []
+    left_out: Pieces = []
     for start, stop in bounds:
-        between += _take(waiting, start - n_taken)
+        left_out += _take(waiting, start - n_taken)
         parts.append(_take(waiting, stop - start))
         n_taken = stop
-    return parts, [*between, *waiting]
+    return parts, [*left_out, *waiting]
 
 
 def _take(waiting: deque[Piece], n: int) -> Pieces:

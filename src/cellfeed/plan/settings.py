@@ -152,7 +152,7 @@ def _name_of_dtype(dtype: Any) -> Any:
         return text.removeprefix("torch.")
     try:
         return dtype if dtype is None else np.dtype(dtype).name
-    except TypeError:
+    except (TypeError, ValueError):  # ValueError: a tensor
         return dtype
 
 

@@ -128,7 +128,7 @@ def split_groups(groups: Codes, weights: Floats, seed: int, strata: Codes | None
     --------
     >>> groups = np.array([0, 0, 1, 1, 2, 2, 3, 3])
     >>> [np.unique(groups[part]).tolist() for part in split_groups(groups, np.array([0.75, 0.25]), seed=0)]
-    [[0, 2, 3], [1]]
+    [[1, 2, 3], [0]]
     """
     largest = np.unique(groups, return_counts=True)[1].max(initial=0)
     parts: list[IntArray] = []

@@ -13,7 +13,6 @@ import ctypes
 import functools
 import math
 import mmap
-import os
 import platform
 import weakref
 from collections import deque
@@ -21,6 +20,8 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+
+from cellfeed._checks import is_enabled
 
 SLAB_BYTES = 1 << 20
 """Size of the slabs that are kept for reuse. Smaller slabs, for small budgets, come from the heap."""
@@ -54,7 +55,7 @@ def keep_freed_memory() -> bool:
     threads share one heap, so that one thread can reuse the buffers that another has freed. ``CELLFEED_MALLOC=0`` in
     the environment leaves the allocator unchanged, as do systems without glibc.
     """
-    if os.environ.get("CELLFEED_MALLOC", "1") == "0" or platform.libc_ver()[0] != "glibc":
+    if not is_enabled("CELLFEED_MALLOC", default=True) or platform.libc_ver()[0] != "glibc":
         return False
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import pandas as pd
 
+from cellfeed._checks import is_enabled
 from cellfeed._geometry import ArrayGeometry
 from cellfeed._joinids import IntArray, column_ranges
 from cellfeed.errors import ReadError
@@ -137,7 +137,7 @@ class SomaLayer:
 
     def open_tiles(self, retries: Retries = NO_RETRY) -> TileIndex | None:
         """Return the tiles of X, or ``None`` if TileDB must read X. ``retries`` makes the requests, now and later."""
-        if os.environ.get("CELLFEED_DIRECT", "1") in ("", "0"):
+        if not is_enabled("CELLFEED_DIRECT", default=True):
             return None
         try:
             return open_tiles(files_of(self.X, retries), self.X.timestamp_ms, self.geometry, self.layout)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from cellfeed._checks import is_enabled
 from cellfeed._joinids import IntArray
 from cellfeed.sources.soma.address import SAFE_SETTINGS
 
@@ -25,7 +26,7 @@ COLUMNS = ("soma_dim_0", "soma_dim_1", "soma_data")
 
 def _library() -> Any | None:
     """Return tiledbsoma's compiled module; ``None`` if it lacks a function that is used here, or must not be used."""
-    if os.environ.get("CELLFEED_PUBLIC_API", "0") not in ("", "0"):
+    if is_enabled("CELLFEED_PUBLIC_API", default=False):
         return None
     try:
         from tiledbsoma import pytiledbsoma
