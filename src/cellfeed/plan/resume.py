@@ -1,8 +1,7 @@
 """The rest of an epoch that was begun, perhaps by other ranks and workers: a pure function of a few integers.
 
 An epoch has *segments*: each restore on another layout of ranks and workers begins one. A segment is its layout and the
-number of minibatches that each rank received. These and the order of the epoch determine which cells were yielded, and
-so which ones are still to be assigned.
+number of minibatches that each rank received. These and the order of the epoch determine which cells remain.
 
 With 12 cells in order and ``batch_size=2``, two ranks receive one minibatch each, and three ranks continue::
 

@@ -5,8 +5,7 @@ specified in https://github.com/TileDB-Inc/TileDB/blob/main/format_spec/tile.md;
 
 ======================================= ===================================================
 chunk                                   unpacked bytes, packed bytes, header bytes, header, packed data
-header of filters                       number of metadata parts, number of data parts, then a pair per part: unpacked
-                                        bytes, packed bytes
+header of filters                       numbers of metadata parts and of data parts; unpacked and packed bytes per part
 ======================================= ===================================================
 
 A damaged file causes a negative status, never a read outside of the data.
@@ -28,11 +27,8 @@ from cellfeed.sources.soma.tiles.packed_tiles import DAMAGED, NOT_COUNTS, SECTIO
 
 PLAIN, ZSTD, SHUFFLED_ZSTD = (int(codec) for codec in Codec)
 
-CHUNK_COUNT_BYTES = 8
-"""Number of chunks at the begin of a tile."""
-
-CHUNK_HEADER_BYTES = 12
-"""Unpacked, packed and header bytes of a chunk."""
+CHUNK_COUNT_BYTES, CHUNK_HEADER_BYTES = 8, 12
+"""Sizes of the number of chunks, and of the header of a chunk."""
 
 PART_COUNTS_BYTES, PART_BYTES = 8, 8
 """Sizes in the header of filters: of the two numbers of parts, and of the pair per part."""
