@@ -123,9 +123,9 @@ def contenders(uri: str, chunks: int = CHUNKS) -> list[Contender]:
 
 def budget_for(uri: str, pool: float) -> int:
     """Return the ``memory_budget`` of which so many bytes are left for the pool."""
-    memory = split(uri)[0]._engine.planner._memory(int(pool))
-    held = pool + memory.minibatches
-    return int(max(held + memory.in_flight, held / 0.75))  # a quarter is set aside for reads, or one read
+    process = replace(split(uri)[0]._engine.planner.budget(), n_bytes=int(pool))
+    held = pool + process.minibatch_bytes
+    return int(max(held + process.reads_bytes, held / 0.75))  # a quarter is set aside for reads, or one read
 
 
 def split(uri: str, **options: Any) -> list[ExperimentDataset]:

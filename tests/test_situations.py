@@ -134,7 +134,7 @@ except cellfeed.SelectionError as error:
     ("program", "message"),
     [
         (NO_FOLDER, "The working folder of this process does not exist any more"),
-        (NO_MEMORY, "There is no memory for it"),
+        (NO_MEMORY, "There is not enough memory"),
     ],
 )
 def test_what_tiledb_lacks_when_it_starts_is_named(store, program, message):
