@@ -16,10 +16,11 @@ os.environ.setdefault("TILEDB_SM_QUERY_SPARSE_GLOBAL_ORDER_PREPROCESS_TILE_MERGE
 
 SLOW_MODULES = {
     *("test_address", "test_architecture", "test_benchmarks", "test_calibrate", "test_cli", "test_compiled"),
-    *("test_ecosystem", "test_examples", "test_fault_proxy", "test_lightning", "test_optional", "test_pages"),
-    *("test_processes", "test_real_counts", "test_s3", "test_scvi", "test_soak", "test_workers"),
+    *("test_ecosystem", "test_effective", "test_examples", "test_fault_proxy", "test_hostile", "test_lightning"),
+    *("test_mixing", "test_optional", "test_pages", "test_processes", "test_progress", "test_real_counts"),
+    *("test_s3", "test_scvi", "test_soak", "test_verification", "test_workers"),
 }
-"""Most of their tests start processes or servers, or train models; in other modules single tests are marked."""
+"""Many of their tests start processes or servers, train models, or take seconds; elsewhere single tests are marked."""
 
 settings.register_profile(
     "default",

@@ -107,6 +107,7 @@ def test_numbers_beyond_the_type_of_a_column_match_nothing(store, kind, values):
         assert selected(store, f"{kind} not in {values}") == [n for n in range(N_OBS) if n not in values]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*INTEGERS, "float32"])
 @pytest.mark.parametrize("value", [-300, -1, -0.5, 0, 0.5, 57, 57.5, 119, 300, 2**40])
 def test_comparisons_have_the_value_that_they_have_for_numbers(store, kind, value):

@@ -533,6 +533,7 @@ def test_an_encoder_that_fails_is_named(store):
         ExperimentDataset(store, encoders=[Bad()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sparse", [True, False])
 @pytest.mark.parametrize("X_dtype", ["float32", "float16", "bfloat16", "stored"])
 @pytest.mark.parametrize("stored", [np.float32, np.float64, np.int64, np.uint8])
@@ -586,6 +587,7 @@ def test_padded_ranks_say_which_cells_repeat(store, monkeypatch):
     assert sorted(real) == list(range(100))
 
 
+@pytest.mark.slow
 def test_nonzeros_told_by_obs_bound_memory(tmp_path):
     """Where obs has nnz, a window in joinid order is sized by its deepest stretch, not by the mean."""
     X = addressed(400, 50, 0.05).tolil()

@@ -70,6 +70,7 @@ def test_values_of_every_type_come_back_exactly(tmp_path, dtype, values):
     assert np.array_equal(read(reader(index_of, dtype=dtype), np.arange(20), 12), X.toarray())
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(st.data())
 def test_any_rows_and_genes_of_any_layout(tmp_path_factory, data):
