@@ -165,7 +165,7 @@ def test_the_picture_is_one(uri, tmp_path, capsys, name, magic):
         (["--picture", "no/such/folder/a.png"], "there is no folder 'no/such/folder'"),
     ],
 )
-def test_bad_input_is_told_in_a_line(uri, capsys, options, told):
+def test_bad_input_is_an_error_of_one_line(uri, capsys, options, told):
     assert main(["calibrate", uri, *options]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("cellfeed: ")

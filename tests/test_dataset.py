@@ -243,7 +243,7 @@ def joinids_of(dataset):
     return [int(j) for minibatch in dataset for j in np.atleast_2d(minibatch[1].numpy())[:, -1]]
 
 
-def test_passes_differ_and_set_epoch_reproduces_them(store):
+def test_epochs_differ_and_set_epoch_reproduces_them(store):
     """Two passes differ with nothing called (the successor of the published loader repeats one order)."""
     dataset = ExperimentDataset(store, obs_column_names=["soma_joinid"], seed=5, batch_size=10)
     passes = [joinids_of(dataset) for _ in range(3)]
@@ -588,7 +588,7 @@ def test_padded_ranks_say_which_cells_repeat(store, monkeypatch):
 
 
 @pytest.mark.slow
-def test_nonzeros_told_by_obs_bound_memory(tmp_path):
+def test_nnz_in_obs_bounds_memory(tmp_path):
     """Where obs has nnz, a window in joinid order is sized by its deepest stretch, not by the mean."""
     X = addressed(400, 50, 0.05).tolil()
     X[300:] = addressed(100, 50, 1.0)

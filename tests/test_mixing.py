@@ -40,7 +40,7 @@ def received(dataset, n_epochs):
         {"mixing": 0.5, "memory_budget": "1.2 MB"},
     ],
 )
-def test_stats_tell_what_plan_foretold(long, parameters):
+def test_stats_report_what_plan_predicted(long, parameters):
     dataset = ExperimentDataset(long, **PARAMETERS, **parameters)
     foretold = dataset.plan(label="dataset_id").effective_batch_size
     assert foretold < 124

@@ -14,7 +14,7 @@ from tests.programs.bare import OPTIONAL
 from tests.support.processes import python
 
 
-def test_a_missing_library_is_told_with_the_line_that_installs_it(store):
+def test_an_error_names_a_missing_library_and_the_line_that_installs_it(store):
     """Every module but two is imported, minibatches come, and the two name their extra."""
     process = python("-m", "tests.programs.bare", store, stdout=subprocess.PIPE)
     output, _ = process.communicate(timeout=200)

@@ -90,7 +90,7 @@ def test_the_interpreter_exits_while_an_iterator_lives():
     assert done.stderr == ""
 
 
-def test_it_tells_how_long_items_waited_for_room(monkeypatch):
+def test_it_reports_how_long_items_waited_for_room(monkeypatch):
     """At a clock that gains a second whenever a source works, and five whenever an item is put."""
     clock = SimpleNamespace(now=0)
     put = queue.Queue.put

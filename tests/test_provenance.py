@@ -11,7 +11,7 @@ from cellfeed.sources.redact import public_uri
 from cellfeed.transforms import Compose, Log1p, NormalizeTotal
 
 
-def test_the_record_tells_cells_genes_queries_and_splits_in_plain_values(store):
+def test_the_record_holds_cells_genes_queries_and_splits_as_plain_values(store):
     query = soma.AxisQuery(value_filter="label == 'type 1'")
     dataset = ExperimentDataset(store, obs_query=query, seed=7, transform=Compose(NormalizeTotal(), Log1p()))
     train, test = dataset.random_split({"train": 0.5, "test": 0.5}, seed=3, stratify="donor")

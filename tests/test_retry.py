@@ -147,7 +147,7 @@ def test_without_a_deadline_there_is_one_attempt(retries):
         retries.call(failing(1))
 
 
-def test_logs_tell_of_retries_without_secrets(caplog):
+def test_logs_report_retries_without_secrets(caplog):
     caplog.set_level("INFO", logger="cellfeed.sources.retry")
     retries, _ = with_clock(120, secrets=frozenset({"SESAME"}))
     retries.call(failing(2, error=SLOW_DOWN + " SESAME [Headers: 'date' = 'now'] https://me:pass@host/?key=1"))

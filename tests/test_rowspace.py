@@ -57,7 +57,7 @@ def test_rows_share_no_byte_and_lie_on_the_shelves_of_their_parts(
     assert meter.snapshot().peak_pool_bytes == held
 
 
-def test_memory_is_used_again_when_nobody_holds_it_and_not_before():
+def test_memory_is_reused_when_no_reference_is_left_and_not_before():
     meter = Meter()
     pool = SlabPool(SLAB_BYTES, meter.hold)
     first, second = pool.allocate(1), pool.allocate(1)

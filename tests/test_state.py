@@ -88,7 +88,7 @@ def test_a_state_is_that_of_the_training_loop_not_of_what_was_read_ahead(store):
     assert (state["epoch"], state["segments"][0]["received"]) == (1, 2)
 
 
-def test_before_between_and_behind_passes(store):
+def test_before_between_and_after_epochs(store):
     """A state is taken at any time: before a pass it is its beginning, behind one the beginning of the next."""
     dataset, whole = make(store), cells(make(store))
     restored = make(store)
@@ -103,7 +103,7 @@ def test_before_between_and_behind_passes(store):
     assert restored.epoch == 4
 
 
-def test_a_restored_state_that_nobody_iterates_is_the_same_state(store):
+def test_a_restored_state_without_iteration_is_the_same_state(store):
     dataset = make(store)
     iterator = iter(dataset)
     cells(iterator, 4)
@@ -234,7 +234,7 @@ def test_a_wrong_continuation_is_refused_by_the_name_of_the_field(tmp_path_facto
         dataset.load_state_dict(make(str(path)).state_dict())
 
 
-def test_cells_of_the_same_number_are_told_apart(store):
+def test_cells_of_the_same_number_are_distinguished(store):
     """A split knows its own state from that of its twin."""
     left, right = make(store).random_split([0.5, 0.5], seed=0)
     assert left.shape == right.shape

@@ -203,7 +203,7 @@ def test_any_callable_of_yours(store):
 
 
 @pytest.mark.parametrize("sparse", [False, True])
-def test_a_dataset_reads_the_genes_it_is_told(store, sparse, reading_path):
+def test_a_dataset_reads_the_selected_genes(store, sparse, reading_path):
     """Any order, missing ones zero and said once, the dataset's own transform behind, its shape that of X."""
     whole = ExperimentDataset(store, batch_size=40, seed=0, shuffle=False, return_sparse_X=sparse, transform=Log1p())
     assert whole.gene_names().tolist() == NAMES

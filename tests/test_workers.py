@@ -112,7 +112,7 @@ def test_explicit_ranks_need_no_warning(store, monkeypatch):
 # ------------------------------------------------------------------ passes
 
 
-def test_loaders_begun_together_make_passes_of_their_own(store):
+def test_loaders_begun_together_have_epochs_of_their_own(store):
     """The one that gives its first minibatch first makes pass 0, the other pass 1; one loader begun twice, too."""
     dataset = make(store)
     expected = [joinids_of(dataset) for _ in range(2)]
@@ -144,7 +144,7 @@ def test_of_two_iterators_begun_together_the_later_is_counted(store):
     assert dataset.state_dict()["segments"][0]["received"] == 1
 
 
-def test_a_copy_in_another_process_counts_passes_by_itself(store):
+def test_a_copy_in_another_process_counts_epochs_by_itself(store):
     """Plain or multiprocessing's pickle: where several ranks are sent one dataset, each begins with pass 0."""
     dataset = make(store)
     copies = [pickle.loads(pickle.dumps(dataset)), ForkingPickler.loads(ForkingPickler.dumps(dataset))]
