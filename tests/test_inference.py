@@ -1,6 +1,8 @@
 """What a model makes of cells belongs to the right ones: in order, each once, from all ranks, and in obsm."""
 
 import json
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,6 +177,20 @@ def test_an_experiment_may_be_a_handle(writable, mode):
     shape, read = read_obsm(uri, "X_a")
     assert shape == (joinids[-1] + 1, 3)
     assert (read.to_numpy() == 0).all()
+
+
+def test_changes_of_obsm_have_times_of_their_own(writable, monkeypatch):
+    """TileDB does not order changes within a millisecond: an embedding that is replaced could be lost."""
+    uri, _ = writable
+    waits = []
+    wait = obsm._await_next_millisecond
+    monkeypatch.setattr(obsm, "_await_next_millisecond", lambda: waits.append((time.time_ns(), wait(), time.time_ns())))
+    for value in range(5):
+        cellfeed.write_obsm(uri, "X_a", [1], [[value]], overwrite=True)
+    assert len(waits) == 2 * 4  # before and after a replaced array is removed
+    assert all(begin // 10**6 < end // 10**6 for begin, _, end in waits)
+    times = [path.name.split("_")[2] for path in Path(uri.removeprefix("file://"), "ms/RNA/obsm/__group").iterdir()]
+    assert len(times) == len(set(times)) >= 9
 
 
 def test_an_embedding_is_written_at_the_timestamp_of_the_context_of_a_handle(writable):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from os import PathLike
 from typing import Any
@@ -204,13 +205,22 @@ def _set(obsm_uri: str, name: str, array_uri: str, *, replaces: bool, context: A
     import tiledbsoma as soma
 
     if replaces:
+        _await_next_millisecond()
         with soma.Collection.open(obsm_uri, "d", context=context) as obsm:
             del obsm[name]
+        _await_next_millisecond()
     with (
         soma.Collection.open(obsm_uri, "w", context=context) as obsm,
         soma.SparseNDArray.open(array_uri, context=context) as array,
     ):
         obsm.set(name, array)
+
+
+def _await_next_millisecond() -> None:
+    """Wait for the next millisecond of the clock: TileDB does not order changes of a group within one."""
+    now_ms = time.time_ns() // 10**6
+    while time.time_ns() // 10**6 == now_ms:
+        time.sleep(1e-4)
 
 
 def _write(uri: str, ids: IntArray, rows: npt.NDArray[np.float32], context: Any) -> None:
