@@ -151,7 +151,7 @@ def test_region_and_anonymous_are_settings_of_the_context(store, capsys, monkeyp
 
 def test_failed_attempts_are_lines_on_stderr_one_per_second_at_most(store, capsys, monkeypatch):
     def fails(*_, **__):
-        log = logging.getLogger("cellfeed.sources.retry")
+        log = logging.getLogger("cellfeed.retry")
         for k in range(5):
             log.info("attempt %d failed, the next is in 0.2 s, the last in 60 s: lost", k)
         return {}
@@ -162,7 +162,7 @@ def test_failed_attempts_are_lines_on_stderr_one_per_second_at_most(store, capsy
     assert capsys.readouterr().err.splitlines() == [
         "cellfeed: attempt 0 failed, the next is in 0.2 s, the last in 60 s: lost"
     ]
-    assert not logging.getLogger("cellfeed.sources.retry").handlers
+    assert not logging.getLogger("cellfeed.retry").handlers
 
 
 def test_bars_are_not_written_to_files(store, capsys):

@@ -148,7 +148,7 @@ def test_without_a_deadline_there_is_one_attempt(retries):
 
 
 def test_logs_report_retries_without_secrets(caplog):
-    caplog.set_level("INFO", logger="cellfeed.sources.retry")
+    caplog.set_level("INFO", logger="cellfeed.retry")
     retries, _ = with_clock(120, secrets=frozenset({"SESAME"}))
     retries.call(failing(2, error=SLOW_DOWN + " SESAME [Headers: 'date' = 'now'] https://me:pass@host/?key=1"))
     levels, texts = zip(*((record.levelname, record.getMessage()) for record in caplog.records), strict=True)
@@ -301,7 +301,7 @@ def test_the_log_says_how_much_time_is_left(caplog):
             raise error
         return 7
 
-    with caplog.at_level("INFO", logger="cellfeed.sources.retry"):
+    with caplog.at_level("INFO", logger="cellfeed.retry"):
         assert Retries(60.0, clock=clock, sleep=clock.sleep, draw=lambda: 1.0).call(attempt) == 7
     messages = [record.getMessage() for record in caplog.records]
     assert messages[0].startswith("attempt 1 failed, the next is in 0.2 s, the last in 60 s: ")

@@ -59,7 +59,7 @@ class _OnePerSecond(logging.Filter):
 @contextlib.contextmanager
 def _showing_retries() -> Iterator[None]:
     """Write failed attempts of requests to stderr, with the time until the deadline."""
-    log, handler = logging.getLogger("cellfeed.sources.retry"), logging.StreamHandler(sys.stderr)
+    log, handler = logging.getLogger("cellfeed.retry"), logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("cellfeed: %(message)s"))
     handler.addFilter(_OnePerSecond())
     level = log.level

@@ -24,7 +24,7 @@ from numba.core.compiler_lock import global_compiler_lock
 
 from cellfeed._checks import warn_user
 
-logger = logging.getLogger("cellfeed.rows.kernels")
+logger = logging.getLogger("cellfeed.kernels")
 
 
 def compiled(function: Callable[..., Any] | None = None, **options: Any) -> Any:

@@ -19,7 +19,7 @@ from cellfeed.sources.failures import advice_for, is_transient, readable
 from cellfeed.sources.redact import public_cause, redacted
 from cellfeed.stats import Meter
 
-logger = logging.getLogger("cellfeed.sources.retry")
+logger = logging.getLogger("cellfeed.retry")
 
 T = TypeVar("T")
 
