@@ -15,6 +15,9 @@ from cellfeed.errors import SelectionError
 
 IntArray = npt.NDArray[np.int64]
 
+JOINID = "soma_joinid"
+"""Column of obs and var with the joinids."""
+
 MAX_COLUMN_RANGES = 4
 """More column ranges are read as a single one, because each is compared with every tile of every row-block."""
 

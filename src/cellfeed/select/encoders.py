@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from cellfeed._checks import is_integer, ordered, raising
+from cellfeed._joinids import JOINID
 from cellfeed.errors import EncodeError
 from cellfeed.select.vocabulary import Vocabulary, code_dtype, plain_values
 
@@ -69,8 +70,8 @@ def encode(encoder: Encoder, frame: pd.DataFrame) -> npt.NDArray[Any]:
     ``soma_joinid`` if ``frame`` has it, even if the encoder does not list it.
     """
     columns = list(dict.fromkeys(encoder.columns))  # a repeated name would select two columns of the same name
-    if "soma_joinid" in frame.columns and "soma_joinid" not in columns:
-        columns.append("soma_joinid")
+    if JOINID in frame.columns and JOINID not in columns:
+        columns.append(JOINID)
     try:
         if not (isinstance(encoder, NamedEncoder) and encoder.is_fitted):
             encoder.fit(frame[columns])

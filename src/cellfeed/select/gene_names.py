@@ -9,11 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cellfeed._checks import abbreviate, missing_from, ordered, shortened, suggest, warn_user
-from cellfeed._joinids import IntArray
+from cellfeed._joinids import JOINID, IntArray
 from cellfeed.errors import PlanError, SelectionError
 from cellfeed.select.selection import Selection
-
-JOINID = "soma_joinid"
 
 NAMES = ("feature_id", "var_id", "feature_name")
 """Columns of var that name genes: that of a Census; the index, as tiledbsoma.io writes it; and the symbols."""

@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cellfeed._joinids import IntArray
+from cellfeed._joinids import JOINID, IntArray
 from cellfeed.errors import SelectionError
 
 _NULLABLE = {
@@ -30,7 +30,7 @@ class FrameBuilder:
     """Collects columns page by page, and keeps only codes or numbers of each page."""
 
     def __init__(self, columns: list[str]) -> None:
-        self._columns = {name: _ColumnBuilder(name) for name in columns if name != "soma_joinid"}
+        self._columns = {name: _ColumnBuilder(name) for name in columns if name != JOINID}
         self._names = columns
 
     def add(self, table: pa.Table) -> None:
@@ -40,9 +40,7 @@ class FrameBuilder:
 
     def finish(self, joinids: IntArray) -> pd.DataFrame:
         """Return the frame; its column ``soma_joinid``, if it has one, is ``joinids``."""
-        data = {
-            name: pd.Series(joinids) if name == "soma_joinid" else self._columns[name].finish() for name in self._names
-        }
+        data = {name: pd.Series(joinids) if name == JOINID else self._columns[name].finish() for name in self._names}
         return pd.DataFrame(data, index=pd.RangeIndex(len(joinids)), copy=False)
 
 

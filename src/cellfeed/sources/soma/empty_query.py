@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from cellfeed._checks import abbreviate, shortened
+from cellfeed._joinids import JOINID
 from cellfeed.errors import SelectionError
 from cellfeed.select.filter_check import column_of, comparisons, constants, dictionary_of, given_filter, is_text
 from cellfeed.sources.soma import tiledb_private
@@ -103,7 +104,7 @@ def _known_values(frame: Any, column: str) -> list[Any]:
 
 def _first_rows(frame: Any) -> tuple[slice, ...]:
     """Return the coordinates of the first rows; without them one page can have a hundred million rows."""
-    if tuple(frame.index_column_names) != ("soma_joinid",):
+    if tuple(frame.index_column_names) != (JOINID,):
         return ()
     first = int(frame.domain[0][0])
     return (slice(first, first + MAX_ROWS_READ - 1),)

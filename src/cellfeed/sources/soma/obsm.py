@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cellfeed._checks import shortened, suggest
-from cellfeed._joinids import IntArray, in_order
+from cellfeed._joinids import JOINID, IntArray, in_order
 from cellfeed.errors import SelectionError
 from cellfeed.rows.minibatch import array_of
 from cellfeed.sources.redact import public_uri, redacted, reraise_as, secrets_of
@@ -166,8 +166,8 @@ def _shown(row: npt.NDArray[Any]) -> str:
 def _count_rows(obs: Any, ids: IntArray) -> int:
     """Return the number of rows of an array over all of obs; all ids must be in obs."""
     largest, is_found = -1, np.zeros(len(ids), bool)
-    for table in obs.read(column_names=["soma_joinid"]):
-        page = table.column("soma_joinid").to_numpy()
+    for table in obs.read(column_names=[JOINID]):
+        page = table.column(JOINID).to_numpy()
         if len(page):
             low, high = np.searchsorted(ids, [page.min(), page.max() + 1])  # compares with the ids of this page only
             is_found[low:high] |= np.isin(ids[low:high], page)

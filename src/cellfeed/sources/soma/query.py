@@ -12,7 +12,7 @@ import pandas as pd
 
 from cellfeed._checks import check_name, ordered, suggest
 from cellfeed._geometry import ArrayGeometry
-from cellfeed._joinids import IntArray, JoinIds
+from cellfeed._joinids import JOINID, IntArray, JoinIds
 from cellfeed.errors import EncodeError, SelectionError
 from cellfeed.select.encoders import Encoder, LabelEncoder, NamedEncoder, encode
 from cellfeed.select.filter_check import fit_query
@@ -28,7 +28,7 @@ from cellfeed.sources.soma.empty_query import check_not_empty
 from cellfeed.sources.soma.experiment import check_experiment, reading
 from cellfeed.sources.soma.identity import read_array_id
 from cellfeed.sources.soma.layer import SomaLayer
-from cellfeed.sources.soma.tables import JOINID, read_frame
+from cellfeed.sources.soma.tables import read_frame
 from cellfeed.sources.soma.tiles.index import TileLayout
 from cellfeed.sources.source import Source
 

@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cellfeed._joinids import IntArray
+from cellfeed._joinids import JOINID, IntArray
 from cellfeed.errors import SelectionError
 from cellfeed.select.obs_frame import FrameBuilder
 from cellfeed.sources.redact import reraise_as
 from cellfeed.sources.soma.address import ArrayAddress
 from cellfeed.sources.source import ColumnChoice
-
-JOINID = "soma_joinid"
 
 
 def read_frame(read: Any, columns: list[str], argument: str, secrets: frozenset[str]) -> tuple[IntArray, pd.DataFrame]:
