@@ -9,13 +9,13 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
+from cellfeed import __version__
 from cellfeed.errors import CellfeedError
 from cellfeed.sources.redact import redacted
 from cellfeed.sources.retry import RETRY_DEADLINE_S
@@ -100,7 +100,7 @@ class Access:
 
 
 @dataclasses.dataclass(kw_only=True)
-class Selection:
+class DatasetOptions:
     """Options with the names of parameters of :class:`cellfeed.ExperimentDataset`."""
 
     measurement_name: Annotated[str, _option("Cells", "Measurement of the experiment.")] = "RNA"
@@ -111,6 +111,10 @@ class Selection:
     ] = None
     memory_budget: Annotated[str, _option("Reading", "Memory for reading and shuffling.")] = "2 GiB"
     seed: Annotated[int, _option("Reading", "Seed of the order of cells.")] = 0
+
+    def parameters(self, access: Access, **others: Any) -> dict[str, Any]:
+        """Return all options of a command as parameters of the dataset."""
+        return {**others, **dataclasses.asdict(self), **access.parameters()}
 
 
 def _check_picture(file: str | None) -> str | None:
@@ -159,7 +163,7 @@ def _command(function: Callable[..., None]) -> None:
 
 def _print_version(requested: bool) -> None:
     if requested:
-        print(f"cellfeed {version('cellfeed')}")
+        print(f"cellfeed {__version__}")
         raise typer.Exit
 
 
@@ -178,16 +182,14 @@ def demo(
     uri: Annotated[str | None, typer.Option(help="SOMA experiment.", show_default="700 blood cells")] = None,
     label: Annotated[str, typer.Option(help="Column of obs to predict.")] = "bulk_labels",
     epochs: Annotated[int, typer.Option(help="Number of epochs.")] = 20,
-    selection: Selection,
+    dataset: DatasetOptions,
     batch_size: BatchSize = 64,
     access: Access,
 ) -> None:
     """Train a classifier of cell types."""
     from cellfeed.command.demo import run
 
-    print(
-        run(uri, label, n_epochs=epochs, batch_size=batch_size, **dataclasses.asdict(selection), **access.parameters())
-    )
+    print(run(uri, label, n_epochs=epochs, **dataset.parameters(access, batch_size=batch_size)))
 
 
 @_command
@@ -203,7 +205,7 @@ def info(source: Source, *, as_json: Json = False, access: Access) -> None:
 def plan(
     source: Source,
     *,
-    selection: Selection,
+    dataset: DatasetOptions,
     batch_size: BatchSize = 128,
     label: Label = None,
     mixing: Mixing = None,
@@ -213,8 +215,7 @@ def plan(
     """Show the plan of an epoch and its cost, without reading X."""
     from cellfeed.loader.dataset import ExperimentDataset
 
-    parameters = {"batch_size": batch_size, "mixing": mixing, **dataclasses.asdict(selection), **access.parameters()}
-    result = ExperimentDataset(source, **parameters).plan(label)
+    result = ExperimentDataset(source, **dataset.parameters(access, batch_size=batch_size, mixing=mixing)).plan(label)
     print(json.dumps(result.as_dict()) if as_json else result)
 
 
@@ -222,7 +223,7 @@ def plan(
 def bench(
     source: Source,
     *,
-    selection: Selection,
+    dataset: DatasetOptions,
     batch_size: BatchSize = 1024,
     sparse: Sparse = False,
     seconds: Seconds = 30.0,
@@ -232,12 +233,7 @@ def bench(
     """Measure how fast this machine reads a store."""
     from cellfeed.command.bench import run
 
-    parameters = {
-        "batch_size": batch_size,
-        "return_sparse_X": sparse,
-        **dataclasses.asdict(selection),
-        **access.parameters(),
-    }
+    parameters = dataset.parameters(access, batch_size=batch_size, return_sparse_X=sparse)
     result = run(source, seconds=seconds, **parameters)
     print(json.dumps(result.as_dict()) if as_json else result)
 
@@ -246,7 +242,7 @@ def bench(
 def calibrate(
     source: Source,
     *,
-    selection: Selection,
+    dataset: DatasetOptions,
     batch_size: BatchSize = 128,
     sparse: Sparse = False,
     label: Label = None,
@@ -260,11 +256,6 @@ def calibrate(
     """Compare settings and recommend the cheapest that reaches --mixing."""
     from cellfeed.command.calibrate import run
 
-    parameters = {
-        "batch_size": batch_size,
-        "return_sparse_X": sparse,
-        **dataclasses.asdict(selection),
-        **access.parameters(),
-    }
+    parameters = dataset.parameters(access, batch_size=batch_size, return_sparse_X=sparse)
     result = run(source, label=label, mixing=mixing, speed=speed, seconds=seconds, picture=picture, **parameters)
     print(json.dumps(result.as_dict(), allow_nan=False) if as_json else result)
