@@ -27,17 +27,7 @@ def is_integer(value: object) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-_SWITCH = {
-    "0": False,
-    "": False,
-    "false": False,
-    "no": False,
-    "off": False,
-    "1": True,
-    "true": True,
-    "yes": True,
-    "on": True,
-}
+_SWITCH = dict.fromkeys(("0", "", "false", "no", "off"), False) | dict.fromkeys(("1", "true", "yes", "on"), True)
 
 
 def is_enabled(variable: str, *, default: bool) -> bool:

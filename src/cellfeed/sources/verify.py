@@ -53,25 +53,24 @@ def check_rows(rows: RowPointers, positions: IntArray, joinids: IntArray, select
     raw_sum = selection.raw_sum if selection.all_genes else None
     if raw_sum is None and rows.value_dtype.kind != "f":
         return
-    sums, squares = _add_up(rows)
+    width = ValueWidth.of(rows.value_dtype)
+    sums, squares = _add_up(rows, width)
     _check_finite(sums, rows.value_dtype, joinids, selection)
     if raw_sum is not None:
         _check_sums(sums, raw_sum[positions], joinids, selection)
         if selection.raw_squares is not None:
             expected = selection.raw_squares[positions].astype(np.float64)
-            if (
-                ValueWidth.of(rows.value_dtype) < ValueWidth.WIDE
-            ):  # the kernel adds the squares of small integers modulo 2**32
+            if width < ValueWidth.WIDE:  # the kernel adds the squares of small integers modulo 2**32
                 expected %= 2.0**32
             _check_squares(squares, expected, joinids, selection)
 
 
-def _add_up(rows: RowPointers) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _add_up(rows: RowPointers, width: ValueWidth) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return the sum and the sum of squares of each row."""
     from cellfeed.rows import kernels
 
     sums, squares = np.empty(len(rows.sizes)), np.empty(len(rows.sizes))  # (n_rows,)
-    if (width := ValueWidth.of(rows.value_dtype)) < ValueWidth.WIDE:
+    if width < ValueWidth.WIDE:
         kernels.sum_counts(rows.values, rows.sizes, int(width), sums, squares)
     else:
         kernels.sum_values(rows.values, rows.sizes, rows.types[1], sums, squares)
