@@ -2,9 +2,6 @@
 
 All kernels release the GIL. Modules of kernels are imported inside functions: numba takes most of a second to import.
 Named tuples as arguments, such as :class:`~cellfeed.rows.row_allocator.RowArrays`, cost about 1 µs per call.
-
-A slice of a reference-counted array is reference-counted itself, by two locked instructions; in loops over segments of
-a few dozen values this was a sixth of all time. Loops here slice :func:`borrowed` arrays instead.
 """
 
 from __future__ import annotations
@@ -12,7 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
@@ -22,19 +21,6 @@ from cellfeed.rows.compiled import compiled
 UINT8, UINT16, WIDE = (int(width) for width in ValueWidth)
 
 _UINT8, _UINT16 = np.empty(0, np.uint8), np.empty(0, np.uint16)
-
-
-@intrinsic
-def borrowed(typing_context: Any, array: Any) -> Any:
-    """Return the array without reference counting; the caller keeps its memory alive."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        view = context.make_array(signature.return_type)(context, builder, value=arguments[0])
-        view.meminfo = view.meminfo.type(None)
-        view.parent = view.parent.type(None)
-        return view._getvalue()
-
-    return array(array), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -50,6 +36,18 @@ def array_at(typing_context: Any, address: Any, size: Any, like: Any) -> Any:
         return view._getvalue()
 
     return result(types.int64, types.int64, like), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def call_at(typing_context: Any, address: Any, arguments: Any) -> Any:
+    """Call the C function at an address; pointers are integers, so that compiled code can be cached."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        argument_types = [context.get_value_type(argument) for argument in signature.args[1]]
+        function = ir.FunctionType(ir.IntType(64), argument_types).as_pointer()
+        return builder.call(builder.inttoptr(values[0], function), cgutils.unpack_tuple(builder, values[1]))
+
+    return types.int64(types.int64, arguments), generate
 
 
 @compiled(inline="always")
@@ -98,7 +96,7 @@ def copy_rows(rows, copies):
         copy_into(array_at(values[0], size, rows.value_type), array_at(values[1], size, rows.value_type))
 
 
-@compiled
+@compiled(allocates=True)
 def sort_rows(rows):
     """Sort each row by gene, in place; return the first row that has a gene twice, and the gene, or -1 and -1."""
     for row in range(len(rows.sizes)):
@@ -157,7 +155,6 @@ def sum_values(addresses, sizes, value_type, sums, squares):
 @compiled
 def collect_values(addresses, indptr, value_type, out):
     """Copy the values of rows, which lie at ``addresses``, to one array."""
-    out = borrowed(out)
     for row in range(len(addresses)):
         size = indptr[row + 1] - indptr[row]
         copy_into(array_at(addresses[row], size, value_type), out[indptr[row] : indptr[row + 1]])
@@ -166,7 +163,6 @@ def collect_values(addresses, indptr, value_type, out):
 @compiled
 def put_values(addresses, indptr, values):
     """Copy values from one array to the addresses of rows."""
-    values = borrowed(values)
     for row in range(len(addresses)):
         size = indptr[row + 1] - indptr[row]
         copy_into(values[indptr[row] : indptr[row + 1]], array_at(addresses[row], size, values))
@@ -175,7 +171,6 @@ def put_values(addresses, indptr, values):
 @compiled
 def gather_dense(rows, widths, out):
     """Write rows, of which ``widths`` are the types of values, to a dense matrix, shape (n_rows, n_vars)."""
-    out = borrowed(out)
     for k in range(len(rows.sizes)):
         size, address = rows.sizes[k], rows.values[k]
         dense = out[k]
@@ -199,7 +194,7 @@ def put_dense(genes, values, dense):
 @compiled
 def gather_csr(rows, widths, csr):
     """Write rows, of which ``widths`` are the types of values, to a CSR matrix whose row pointers are filled."""
-    out_genes, out_values = borrowed(csr.genes), borrowed(csr.values)
+    out_genes, out_values = csr.genes, csr.values
     for k in range(len(rows.sizes)):
         low, size, address = csr.indptr[k], rows.sizes[k], rows.values[k]
         copy_into(array_at(rows.genes[k], size, rows.gene_type), out_genes[low : low + size])
@@ -215,7 +210,6 @@ def gather_csr(rows, widths, csr):
 @compiled
 def spread_csr(indptr, genes, values, out):
     """Write a valid CSR matrix to a dense matrix; several values of one place are added."""
-    out = borrowed(out)
     for k in range(len(indptr) - 1):
         dense = out[k]
         dense[:] = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from cellfeed.rows.compiled import compiled
-from cellfeed.rows.kernels import UINT8, UINT16, WIDE, array_at, borrowed, copy_into, is_disordered
+from cellfeed.rows.kernels import UINT8, UINT16, WIDE, array_at, copy_into, is_disordered
 
 DROP = np.uint32(0xFFFFFFFF)
 """Entry of a table of genes for a column that is not selected."""
@@ -56,7 +56,7 @@ def narrow_float32(values, bits, target):
 
 @compiled(inline="always")
 def segment_end(rows, start):
-    """Return the end of the segment that begins at ``start`` in a borrowed array of row numbers."""
+    """Return the end of the segment that begins at ``start`` in an array of row numbers."""
     joinid = rows[start]
     end = start + 1
     while end + STRIDE <= len(rows):
@@ -107,7 +107,6 @@ def find_segments(dim0, start, runs, rows, sizes):
         The end of the last segment, the number of segments, and how many of them are not wanted. The segments end with
         the page or when ``rows`` is full.
     """
-    dim0 = borrowed(dim0)
     n, i, k, n_segments, n_unwanted = len(dim0), start, 0, 0, 0
     while i < n and n_segments < len(rows):
         joinid = dim0[i]
@@ -128,7 +127,6 @@ def find_segments(dim0, start, runs, rows, sizes):
 @compiled
 def keep_rows(source, target, rows, sizes):
     """Copy the segments of wanted rows, converted to the type of the target; return their number of elements."""
-    source, target = borrowed(source), borrowed(target)
     low = n_kept = 0
     for k in range(len(rows)):
         size = sizes[k]
@@ -177,7 +175,7 @@ def scatter_page(page, rows):
     ``page`` is a :class:`~cellfeed.rows.row_builder.Page`, ``rows`` a
     :class:`~cellfeed.rows.row_allocator.RowArrays` whose sizes are counted up.
     """
-    genes, values = borrowed(page.genes), borrowed(page.values)
+    genes, values = page.genes, page.values
     low = 0
     disorder = np.uint8(0)
     for k in range(len(page.rows)):

@@ -8,13 +8,12 @@ from __future__ import annotations
 import numpy as np
 
 from cellfeed.rows.compiled import compiled
-from cellfeed.rows.kernels import _UINT8, _UINT16, UINT8, UINT16, array_at, borrowed, copy_into, put_dense
+from cellfeed.rows.kernels import _UINT8, _UINT16, UINT8, UINT16, array_at, copy_into, put_dense
 
 
-@compiled
+@compiled(allocates=True)
 def gather_dense_scaled(rows, widths, scaling, out):
     """Write rows to a dense matrix, as :func:`cellfeed.rows.kernels.gather_dense` does, with values scaled."""
-    out = borrowed(out)
     scaled = np.empty(rows.sizes.max(), out.dtype)
     for k in range(len(rows.sizes)):
         size = rows.sizes[k]
@@ -27,7 +26,7 @@ def gather_dense_scaled(rows, widths, scaling, out):
 @compiled
 def gather_csr_scaled(rows, widths, scaling, csr):
     """Write rows to a CSR matrix, as :func:`cellfeed.rows.kernels.gather_csr` does, with values scaled."""
-    out_genes, out_values = borrowed(csr.genes), borrowed(csr.values)
+    out_genes, out_values = csr.genes, csr.values
     for k in range(len(rows.sizes)):
         low, size = csr.indptr[k], rows.sizes[k]
         copy_into(array_at(rows.genes[k], size, rows.gene_type), out_genes[low : low + size])
@@ -48,7 +47,7 @@ def _scale(address, width, value_type, scaling, out):
             out[i] = _scale_value(values[i], factor, scaling.log)
 
 
-@compiled(no_cpython_wrapper=True)
+@compiled(allocates=True, no_cpython_wrapper=True)
 def _scale_counts(counts, scaling, out):
     """Write scaled counts; each count below 256 is computed once per row and then looked up."""
     factor = _factor(counts, scaling.target)

@@ -41,12 +41,15 @@ class Decoder(NamedTuple):
 
     Attributes
     ----------
+    unpack
+        Address of the kernel that unpacks a tile.
     decompress, context
         Addresses of ``ZSTD_decompressDCtx`` and of a context for it.
     chunk
         uint8, shape (``CHUNK_BYTES``,): memory for a decoded chunk.
     """
 
+    unpack: int
     decompress: int
     context: int
     chunk: npt.NDArray[np.uint8]

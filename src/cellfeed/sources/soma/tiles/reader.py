@@ -171,7 +171,7 @@ class TileReader:
         If only some genes are selected, rows have fewer values than are unpacked: they are filled in buffers first.
         """
         dtype = self._smallest_type(packed)
-        allocate = allocator.allocate if self._genes.keeps_all else buffers.allocate
+        allocate = allocator.allocate if self._genes.keeps_all else buffers.rows_of_all_genes.allocate
         rows = allocate(sizes, self._genes.dtype, dtype)
         unfilled = rows.unfilled
         disorder = False

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from cellfeed.rows.compiled import compiled
-from cellfeed.rows.kernels import _UINT8, array_at, borrowed, copy_into, is_disordered
+from cellfeed.rows.kernels import _UINT8, array_at, copy_into, is_disordered
 from cellfeed.rows.page_kernels import DROP, find_run, segment_end, value_width
 from cellfeed.sources.soma.tiles.fragments import UNKNOWN_SUMS
 from cellfeed.sources.soma.tiles.packed_tiles import DAMAGED, FULL, NOT_COUNTS, SECTION_SIZE
@@ -28,7 +28,6 @@ def _add_segments(rows, bounds, runs, segments, t, n_segments, sizes):
 
     Returns the number of segments, ``FULL``, or ``DAMAGED`` if a row is out of bounds; and the sum of all row numbers.
     """
-    rows = borrowed(rows)
     n, i, k, total = len(rows), 0, 0, np.int64(0)
     while i < n:
         joinid = rows[i]
@@ -84,7 +83,7 @@ def _are_within(columns, wanted, low, high):
     return outside == 0
 
 
-@compiled(inline="always")
+@compiled(no_cpython_wrapper=True)
 def _sum(numbers):
     """Sum unsigned integers; narrow ones in parts whose sums fit 32 bits, which vector instructions process faster."""
     total = np.int64(0)
@@ -200,7 +199,7 @@ def fill_counts(columns, values, decoder, segments, places, rows, width, recorde
         ``DAMAGED``, ``NOT_COUNTS``, or whether the genes of any row are out of order; and the tile at which the kernel
         stopped.
     """
-    column, value = borrowed(columns.unpacked), borrowed(values.unpacked)
+    column, value = columns.unpacked, values.unpacked
     disorder = begin = 0
     for t in range(len(segments.counts)):
         n, end, wanted = segments.counts[t], segments.ends[t], segments.wanted[t]
@@ -231,7 +230,7 @@ def fill_values(columns, values, decoder, segments, places, rows, must_be_counts
     The unpacked values have the type in the file. If ``must_be_counts``, the result is ``NOT_COUNTS`` if a value of a
     wanted row is not a count that the type of the rows represents.
     """
-    column, value = borrowed(columns.unpacked), borrowed(values.unpacked)
+    column, value = columns.unpacked, values.unpacked
     disorder = begin = 0
     for t in range(len(segments.counts)):
         n, end, wanted = segments.counts[t], segments.ends[t], segments.wanted[t]

@@ -21,9 +21,9 @@ from numba import types
 from numba.cpython.unsafe.numbers import viewer
 from numba.extending import intrinsic
 
-from cellfeed.rows.compiled import compiled
-from cellfeed.rows.kernels import _UINT8, _UINT16, array_at, copy_into
-from cellfeed.sources.soma.tiles.packed_tiles import DAMAGED, NOT_COUNTS, SECTION_SIZE, Codec
+from cellfeed.rows.compiled import address_of, compiled
+from cellfeed.rows.kernels import _UINT8, _UINT16, array_at, call_at, copy_into
+from cellfeed.sources.soma.tiles.packed_tiles import DAMAGED, NOT_COUNTS, SECTION_SIZE, Codec, Decoder
 
 PLAIN, ZSTD, SHUFFLED_ZSTD = (int(codec) for codec in Codec)
 
@@ -36,7 +36,8 @@ PART_COUNTS_BYTES, PART_BYTES = 8, 8
 PACKED_SIZE = 4
 """Offset of the packed bytes in the pair of a part."""
 
-_UINT32, _UINT64, _INT64, _FLOAT32 = (np.empty(0, dtype) for dtype in (np.uint32, np.uint64, np.int64, np.float32))
+_UINT32, _UINT64 = np.empty(0, np.uint32), np.empty(0, np.uint64)
+_INT32, _INT64, _FLOAT32 = np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, np.float32)
 
 
 class Chunk(NamedTuple):
@@ -72,18 +73,6 @@ class Target(NamedTuple):
     address: int
     width: int
     size: int
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _decompress(typing_context: Any, address: Any, context: Any, target: Any, room: Any, source: Any, size: Any) -> Any:
-    """Call ``ZSTD_decompressDCtx`` at its address; pointers are integers, so that compiled code can be cached."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        word = ir.IntType(64)
-        function = ir.FunctionType(word, [word] * 5).as_pointer()
-        return builder.call(builder.inttoptr(arguments[0], function), arguments[1:])
-
-    return types.int64(*[types.int64] * 6), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -128,42 +117,50 @@ def unpack_chunk(data, chunk, end, codec, decoder, target, room):
         packed += _word(data, header + PART_COUNTS_BYTES + PACKED_SIZE)  # the metadata of the byte shuffle come first
     if packed + packed_bytes != chunk.end:
         return DAMAGED
-    status = _decompress(decoder.decompress, decoder.context, target, n_bytes, data.ctypes.data + packed, packed_bytes)
+    source = np.int64(data.ctypes.data + packed)
+    status = call_at(decoder.decompress, (decoder.context, target, n_bytes, source, packed_bytes))
     return n_bytes if status == n_bytes else DAMAGED
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _joined(typing_context: Any, planes: Any, n: Any, i: Any, like: Any) -> Any:
+    """Join the bytes of integer ``i`` of ``n``, of the type of ``like``, from their byte planes, lowest first."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        data = context.make_array(planes)(context, builder, value=arguments[0]).data
+        integer = ir.IntType(like.dtype.bitwidth)
+        joined, place = ir.Constant(integer, 0), arguments[2]
+        for shift in range(0, like.dtype.bitwidth, 8):
+            byte = builder.zext(builder.load(builder.gep(data, [place])), integer)
+            joined = builder.or_(joined, builder.shl(byte, ir.Constant(integer, shift)))
+            place = builder.add(place, arguments[1])
+        return joined
+
+    return like.dtype(planes, types.int64, types.int64, like), generate
+
+
+@compiled(inline="always")
+def _join(planes, out):
+    """Join the byte planes of integers, lowest first; planes beyond the width of ``out`` are ignored."""
+    for i in range(len(out)):
+        out[i] = _joined(planes, len(out), i, out)
 
 
 @compiled(inline="always")
 def _join_planes(planes, n, width, kept, out):
-    """Join the byte planes of ``n`` values, lowest first, to values of ``kept`` bytes at the address ``out``.
-
-    Returns whether any other plane has a byte that is not 0. The loops for two and four planes are written out: they
-    become vector instructions if no sum is wider than its terms (NumPy's rules would make it int64).
-    """
+    """Join planes of ``n`` values to ``kept`` bytes each at an address; return whether any other plane is not 0."""
     if kept == 1:
-        copy_into(planes[:n], array_at(out, n, _UINT8))
+        _join(planes, array_at(out, n, _UINT8))
     elif kept == 2:
-        a, b, two = planes[:n], planes[n : 2 * n], array_at(out, n, _UINT16)
-        for i in range(n):
-            two[i] = np.uint16(a[i]) | np.uint16(b[i]) << 8
+        _join(planes, array_at(out, n, _UINT16))
     elif kept == 4:
-        a, b, c, d = planes[:n], planes[n : 2 * n], planes[2 * n : 3 * n], planes[3 * n : 4 * n]
-        four = array_at(out, n, _UINT32)
-        for i in range(n):
-            four[i] = np.uint32(a[i]) | np.uint32(b[i]) << 8 | np.uint32(c[i]) << 16 | np.uint32(d[i]) << 24
+        _join(planes, array_at(out, n, _UINT32))
     else:
-        eight = array_at(out, n, _UINT64)
-        for i in range(n):
-            value = np.uint64(planes[i])
-            for k in range(1, 8):
-                value |= np.uint64(planes[k * n + i]) << np.uint64(8 * k)
-            eight[i] = value
+        _join(planes, array_at(out, n, _UINT64))
     others = planes[kept * n : width * n]
-    words = array_at(others.ctypes.data, len(others) // 8, _UINT64)
-    bits = np.uint64(0)
-    for i in range(len(words)):
-        bits |= words[i]
-    for i in range(8 * len(words), len(others)):
-        bits |= np.uint64(others[i])
+    bits = np.uint8(0)
+    for i in range(len(others)):
+        bits = np.uint8(bits | others[i])
     return bits != 0
 
 
@@ -190,10 +187,9 @@ def _count(value):
 @compiled(inline="always")
 def _counts_of_planes(planes, n, max_count, out):
     """Make uint16 counts of the byte planes of ``n`` float32; return whether any is no count or above ``max_count``."""
-    a, b, c, d = planes[:n], planes[n : 2 * n], planes[2 * n : 3 * n], planes[3 * n : 4 * n]
     all_bits = wrong = np.int32(0)
     for i in range(n):
-        bits = np.int32(np.uint32(a[i]) | np.uint32(b[i]) << 8 | np.uint32(c[i]) << 16 | np.uint32(d[i]) << 24)
+        bits = _joined(planes, n, i, _INT32)
         count = _count(viewer(bits, np.float32))
         out[i] = count
         all_bits = np.int32(all_bits | count)
@@ -238,15 +234,14 @@ def unpack_tile(field, t, width, decoder, wanted, max_count):
     out = field.unpacked
     form = Form(np.int64(field.codec), np.int64(width), np.int64(max_count))  # literals would be other types
     target = Target(np.int64(out.ctypes.data), np.int64(out.itemsize), np.int64(len(out)))
-    return _unpack(field.data, field.places[t, 0], field.places[t, 1], form, decoder, wanted, target)
+    return call_at(decoder.unpack, (field.data, field.places[t, 0], field.places[t, 1], form, decoder, wanted, target))
 
 
-@compiled(no_cpython_wrapper=True)
+@compiled(no_cpython_wrapper=True, no_cfunc_wrapper=False)
 def _unpack(data, offset, end, form, decoder, wanted, target):
     """Unpack the tile ``data[offset:end]``.
 
-    This function and :func:`_unpack_values` take longest to compile. Addresses and plain integers as arguments let one
-    compiled form serve all types.
+    Addresses and plain integers as arguments let one compiled form serve all types.
     """
     if offset + CHUNK_COUNT_BYTES > end or end > len(data):
         return DAMAGED
@@ -277,10 +272,10 @@ def _unpack(data, offset, end, form, decoder, wanted, target):
 def _unpack_values(data, chunk, end, n, form, decoder, target, out):
     """Unpack the ``n`` values of a chunk to the address ``out``; return ``DAMAGED``, ``NOT_COUNTS`` or 0.
 
-    This function is not inlined: together with its caller it would take a third longer to compile.
+    This function is not inlined: together with its caller it would take longer to compile.
     """
     in_place = form.codec != SHUFFLED_ZSTD and form.width == target.width
-    unpacked = out if in_place else decoder.chunk.ctypes.data
+    unpacked = out if in_place else np.int64(decoder.chunk.ctypes.data)  # int64 and uint64 have no common integer type
     if unpack_chunk(data, chunk, end, form.codec, decoder, unpacked, chunk.n_bytes) != chunk.n_bytes:
         return DAMAGED
     if form.max_count:
@@ -296,3 +291,9 @@ def _unpack_values(data, chunk, end, n, form, decoder, target, out):
     elif not in_place:
         overflow = _narrow_integers(array_at(unpacked, n, _INT64), target.width, out)
     return DAMAGED if overflow else 0
+
+
+def unpack_address() -> int:
+    """Return the address of :func:`_unpack`, which takes longest to compile and is called by several kernels."""
+    data, zeros = np.empty(0, np.uint8), (0, 0, 0)
+    return address_of(_unpack, data, 0, 0, Form(*zeros), Decoder(*zeros, data), np.empty(0, np.bool_), Target(*zeros))
