@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,15 +19,21 @@ import pyarrow as pa
 
 from cellfeed._checks import abbreviate, shortened, suggest
 from cellfeed.errors import SelectionError
-
-FLIPPED = {ast.Lt: ast.Gt, ast.Gt: ast.Lt, ast.LtE: ast.GtE, ast.GtE: ast.LtE, ast.Eq: ast.Eq, ast.NotEq: ast.NotEq}
-"""Operators of a comparison after its sides are swapped."""
-
-LISTS = (ast.List, ast.Tuple, ast.Set)
+from cellfeed.select.filter_expression import (
+    LISTS,
+    FittedFilter,
+    column_of,
+    comparisons,
+    constants,
+    given_filter,
+    negated,
+    nested_too_deeply,
+    parse_filter,
+)
 
 ORDER = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
 
-COMBINED = (ast.Expression, ast.BoolOp, ast.boolop, ast.BitAnd, ast.BitOr, ast.Not)
+COMBINED = (ast.Expression, ast.BoolOp, ast.boolop, ast.BitAnd, ast.BitOr)
 """Nodes that combine comparisons, besides ``not`` and the operators ``&`` and ``|``."""
 
 NOT_IN_LISTS = (pa.int8(), pa.int16(), pa.uint8())
@@ -35,17 +41,6 @@ NOT_IN_LISTS = (pa.int8(), pa.int16(), pa.uint8())
 
 NANOSECONDS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 """Nanoseconds per unit of a time column."""
-
-
-class FittedFilter(str):
-    """A value filter in the form for TileDB-SOMA; ``given`` is the text of the user."""
-
-    given: str
-
-
-def given_filter(value_filter: str | None) -> str | None:
-    """Return the value filter that the user wrote."""
-    return getattr(value_filter, "given", value_filter)
 
 
 def fit_query(argument: str, query: Any, frame: Any, table: str) -> Any:
@@ -68,56 +63,15 @@ def fit_query(argument: str, query: Any, frame: Any, table: str) -> Any:
     given = str(given_filter(query.value_filter))
     what = f"{argument}: value_filter={shortened(repr(given))}"
     try:
-        tree = _parse(what, given)
+        tree = parse_filter(what, given)
         fitted = _Fitting(what, frame, table).visit(copy.deepcopy(tree))
         if ast.dump(fitted) == ast.dump(tree) and given == given.strip():
             return query
         text = FittedFilter(ast.unparse(fitted))
     except RecursionError:
-        raise SelectionError(f"{what} is nested too deeply; write a list: column in [...]") from None
+        raise nested_too_deeply(what) from None
     text.given = given
     return type(query)(value_filter=text, coords=query.coords)
-
-
-def _parse(what: str, text: str) -> ast.Expression:
-    try:
-        return ast.parse(text.strip(), mode="eval")
-    except (SyntaxError, ValueError, MemoryError) as cause:
-        raise SelectionError(
-            f"{what} is not an expression ({getattr(cause, 'msg', cause)}); write for example \"tissue == 'lung' and "
-            f'n_counts > 1000", or let cellfeed.obs_filter write it'
-        ) from None
-
-
-def comparisons(node: ast.Compare) -> Iterator[tuple[ast.expr, ast.cmpop, ast.expr]]:
-    """Yield the two-sided comparisons of one such as ``3 < n < 9``, with the column on the left."""
-    sides = [node.left, *node.comparators]
-    for left, operator, right in zip(sides, node.ops, sides[1:], strict=False):
-        if column_of(left) is None and column_of(right) is not None and type(operator) in FLIPPED:
-            yield right, FLIPPED[type(operator)](), left
-        else:
-            yield left, operator, right
-
-
-def column_of(node: ast.expr) -> str | None:
-    """Return the column that an expression names, plainly or in ``attr("...")``; ``None`` if it names no column."""
-    if isinstance(node, ast.Name):
-        return node.id
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "attr" and node.args:
-        return str(getattr(node.args[0], "value", "")) or None
-    return None
-
-
-def constants(node: ast.expr) -> list[Any]:
-    """Return the constants of a list, tuple or set, or a single one; raise a ValueError for other expressions."""
-    if isinstance(node, LISTS):
-        return [value for element in node.elts for value in constants(element)]
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "val" and node.args:
-        node = node.args[0]
-    value = ast.literal_eval(node)
-    if not isinstance(value, (str, bytes, int, float, type(None))):
-        raise ValueError(f"{value!r} is not a constant")
-    return [value]
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -140,14 +94,17 @@ class _Fitting(ast.NodeTransformer):
         self._table = table
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
-        combines = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not)
-        combines |= isinstance(node, ast.BinOp) and isinstance(node.op, (ast.BitAnd, ast.BitOr))
+        combines = isinstance(node, ast.BinOp) and isinstance(node.op, (ast.BitAnd, ast.BitOr))
         if combines or isinstance(node, COMBINED):
             return super().generic_visit(node)
         raise self._error(
             f"{ast.unparse(node)!r} is not a comparison; write for example \"flag == True and tissue == 'lung'\", and "
             f"parentheses around comparisons next to & and |"
         )
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
+        """Return an expression without ``not``: TileDB-SOMA crashes on one before a list or a combination."""
+        return self.visit(negated(node.operand)) if isinstance(node.op, ast.Not) else self.generic_visit(node)
 
     def visit_Compare(self, node: ast.Compare) -> ast.expr:
         fitted = [self._fit(*comparison) for comparison in comparisons(node)]
@@ -174,6 +131,8 @@ class _Fitting(ast.NodeTransformer):
             values, kind = [self._as_number(name, kind, value) for value in values], pa.int64()
         for value in values:
             self._check(name, kind, value)
+        if pa.types.is_floating(kind):
+            values = [self._as_float(name, kind, value) for value in values]
         if isinstance(operator, (ast.In, ast.NotIn)):
             return self._fit_list(left, operator, kind, values)
         return self._fit_number(left, operator, kind, values[0])
@@ -231,6 +190,16 @@ class _Fitting(ast.NodeTransformer):
         whole, rest = divmod(time.as_unit("ns").value, NANOSECONDS[kind.unit])
         return float(whole + 0.5) if rest else int(whole)
 
+    def _as_float(self, name: str, kind: Any, value: Any) -> Any:
+        """Return a number for comparison with a column of floats: infinite if it is beyond their type."""
+        largest = float(np.finfo(kind.to_pandas_dtype()).max)
+        if abs(value) > largest:
+            return math.inf if value > 0 else -math.inf
+        if value == 0 and pa.types.is_dictionary(self._frame.schema.field(name).type):
+            # TileDB-SOMA compares the bits of categories, and those of -0.0 are not those of 0.0.
+            return next((category for category in dictionary_of(self._frame, name) if category == 0), value)
+        return value
+
     def _fit_number(self, left: ast.expr, operator: ast.cmpop, kind: pa.DataType, value: Any) -> ast.expr:
         """Return an equivalent comparison with a number that the column's type can hold."""
         if not pa.types.is_integer(kind):
@@ -250,6 +219,8 @@ class _Fitting(ast.NodeTransformer):
         """Return an equivalent comparison with the listed values that the type can hold, one by one if needed."""
         if pa.types.is_boolean(kind):
             return _one_by_one(left, operator, [bool(value) for value in values])
+        if pa.types.is_floating(kind) and min(values) <= 0:
+            return _one_by_one(left, operator, values)  # a list of TileDB-SOMA takes no sign, and 0.0 in it is not -0.0
         if not pa.types.is_integer(kind):
             return _compare(left, operator, values)
         low, high = _limits(kind)

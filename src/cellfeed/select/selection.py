@@ -26,14 +26,16 @@ class Selection:
         Reads X and columns of obs and var, in any process: a ``cellfeed.sources.source.Source``, typed ``Any`` here
         because folders below ``sources/`` do not import it.
     joinids
-        The selected cells, ascending.
+        The selected cells, ascending: rows of X.
     var_joinids
         int64, shape (n_vars,): the selected genes, ascending.
     encoders
         The fitted encoders by name, in the order of the columns of obs.
     codes
         The columns of a minibatch's obs by name, in order. A column of an encoder has shape (n_obs,) and the smallest
-        sufficient integer type; the column ``"soma_joinid"`` without an encoder is :attr:`joinids` itself.
+        sufficient integer type; the column ``"soma_joinid"`` without an encoder is :attr:`joinid_column`.
+    soma_joinids
+        int64, shape (n_obs,): the ``soma_joinid`` of each cell if it is not the row of X, as in a copy; else ``None``.
     nnz
         Shape (n_obs,), of the smallest sufficient integer type: nnz of each cell, if obs has a column ``nnz``, as in a
         Census.
@@ -61,6 +63,7 @@ class Selection:
     var_joinids: IntArray
     encoders: Mapping[str, Encoder]
     codes: Mapping[str, npt.NDArray[Any] | JoinIds]
+    soma_joinids: IntArray | None = None
     nnz: npt.NDArray[Any] | None = None
     raw_sum: npt.NDArray[Any] | None = None
     raw_squares: npt.NDArray[Any] | None = None
@@ -90,13 +93,17 @@ class Selection:
         """Number of selected genes."""
         return len(self.var_joinids)
 
+    @property
+    def joinid_column(self) -> JoinIds | IntArray:
+        """The ``soma_joinid`` of each cell, to be indexed by positions."""
+        return self.joinids if self.soma_joinids is None else self.soma_joinids
+
     def take(self, positions: IntArray, split: Mapping[str, Any] | None = None) -> Selection:
         """Keep the cells at ascending positions; ``split`` is appended to the splits."""
         joinids = self.joinids.take(positions)
         codes = {name: joinids if column is self.joinids else column[positions] for name, column in self.codes.items()}
         figures: dict[str, Any] = {
-            name: None if figure is None else figure[positions]
-            for name, figure in (("nnz", self.nnz), ("raw_sum", self.raw_sum), ("raw_squares", self.raw_squares))
+            name: None if getattr(self, name) is None else getattr(self, name)[positions] for name in _PER_CELL
         }
         splits = self.splits if split is None else (*self.splits, split)
         return replace(self, joinids=joinids, codes=codes, splits=splits, **figures)
@@ -116,3 +123,6 @@ class Selection:
         for k, column in enumerate(self.codes.values()):
             rows[:, k] = column[positions]
         return rows
+
+
+_PER_CELL = ("soma_joinids", "nnz", "raw_sum", "raw_squares")

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from cellfeed._checks import shortened
 from cellfeed.errors import SelectionError
+from cellfeed.select.coordinates import ARROW, points_of
 from cellfeed.select.obs_filter import obs_filter
 from cellfeed.sources.redact import redacted
 
@@ -47,7 +48,7 @@ def as_axis_query(argument: str, query: Any) -> Any:
             f"column, or a tiledbsoma.AxisQuery, for example "
             f"tiledbsoma.AxisQuery(value_filter=cellfeed.obs_filter(tissue='lung'))"
         )
-    for coordinates in query.coords or ():
+    for coordinates in query.coords:
         kinds = _kinds_of(coordinates)
         if "b" in kinds:
             raise SelectionError(
@@ -59,12 +60,16 @@ def as_axis_query(argument: str, query: Any) -> Any:
                 f"{argument}: the coordinates are floats, as pandas has integers beside missing values; give "
                 f"integers: tiledbsoma.AxisQuery(coords=(joinids.astype('int64'),))"
             )
-    return query
+    if not any(isinstance(coordinates, ARROW) for coordinates in query.coords):
+        return query
+    # TileDB-SOMA refuses Arrow arrays of types other than int64, and takes one without chunks for all joinids.
+    coords = [points_of(argument, each) if isinstance(each, ARROW) else each for each in query.coords]
+    return soma.AxisQuery(value_filter=query.value_filter, coords=tuple(coords))
 
 
 def _kinds_of(coordinates: Any) -> set[str]:
     """Return the kinds of the coordinates of one dimension by NumPy's letters, such as "b" for booleans."""
-    if isinstance(coordinates, (pa.Array, pa.ChunkedArray)):
+    if isinstance(coordinates, ARROW):
         kind = coordinates.type
         return {"b"} if pa.types.is_boolean(kind) else {"f"} if pa.types.is_floating(kind) else set()
     if isinstance(coordinates, slice):

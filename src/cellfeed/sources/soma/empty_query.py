@@ -15,7 +15,8 @@ import pyarrow as pa
 from cellfeed._checks import abbreviate, shortened
 from cellfeed._joinids import JOINID
 from cellfeed.errors import SelectionError
-from cellfeed.select.filter_check import column_of, comparisons, constants, dictionary_of, given_filter, is_text
+from cellfeed.select.filter_check import dictionary_of, is_text
+from cellfeed.select.filter_expression import column_of, comparisons, constants, given_filter
 from cellfeed.sources.soma import tiledb_private
 
 MAX_ROWS_READ = 1_000_000

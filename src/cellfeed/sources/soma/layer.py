@@ -43,7 +43,7 @@ class SomaLayer:
         Addresses of the arrays.
     geometry, layout
         Layout of the values of X, and the filters of its tiles.
-    array_id
+    identity
         Identifier of X, which changes if the array is created again; ``None`` if it is unknown.
     """
 
@@ -52,7 +52,7 @@ class SomaLayer:
     var: ArrayAddress
     geometry: ArrayGeometry
     layout: TileLayout
-    array_id: str | None
+    identity: str | None
 
     def __str__(self) -> str:
         return str(self.X)
@@ -126,7 +126,7 @@ class SomaLayer:
     def _find_tiles(self, retries: Retries) -> tuple[TileIndex | None, bool]:
         """Return the tiles of X, or ``None`` if TileDB must read X; and whether the values of X can be counted."""
         with reraise_as(ReadError, f"reading {str(self.X)!r} failed", self.X.secrets):
-            check_same(self.X, self.array_id, retries)
+            check_same(self.X, self.identity, retries)
             try:
                 tiles = self.open_tiles(retries)
             except ConsolidatedLater:

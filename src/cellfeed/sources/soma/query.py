@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from cellfeed._checks import check_name, ordered, suggest
+from cellfeed._checks import check_name, suggest
 from cellfeed._geometry import ArrayGeometry
-from cellfeed._joinids import JOINID, IntArray, JoinIds
-from cellfeed.errors import EncodeError, SelectionError
-from cellfeed.select.encoders import Encoder, LabelEncoder, NamedEncoder, encode
+from cellfeed._joinids import IntArray, JoinIds
+from cellfeed.errors import SelectionError
+from cellfeed.select.encoders import Encoder
 from cellfeed.select.filter_check import fit_query
-from cellfeed.select.labels import warn_of_labels
+from cellfeed.select.obs_columns import ObsColumns
 from cellfeed.select.row_figures import columns_of, figures_of
 from cellfeed.select.selection import Selection
 from cellfeed.sources.redact import public_uri, secrets_of
@@ -93,30 +92,22 @@ def select(
     """
     experiment = check_experiment(axis_query.experiment, "the query's experiment")
     check_name("X_name", X_name)
-    if not isinstance(allow_empty, bool):
-        raise SelectionError(f"allow_empty={allow_empty!r} must be True or False")
-    encoders = [] if encoders is None else ordered("encoders", encoders)
-    chosen = _choose_encoders(obs_column_names, encoders)
+    columns = ObsColumns.from_arguments(obs_column_names, encoders)
     with reading(experiment):
-        selection, frame = retries.call(lambda: _read(axis_query, X_name, chosen, retries.deadline_s))
+        selection, frame = retries.call(lambda: _read(axis_query, X_name, columns, retries.deadline_s))
         if not allow_empty:
             retries.call(partial(check_not_empty, axis_query, selection.n_obs, selection.n_vars))
-    codes = {
-        encoder.name if encoder else JOINID: encode(encoder, frame) if encoder else selection.joinids
-        for encoder in chosen
-    }
-    warn_of_labels(chosen, frame, plain=not encoders)
-    return replace(selection, encoders={encoder.name: encoder for encoder in chosen if encoder}, codes=codes)
+    return columns.encode(selection, frame)
 
 
 def _read(
-    axis_query: Any, X_name: str, encoders: list[Encoder | None], retry_deadline_s: float
+    axis_query: Any, X_name: str, obs_columns: ObsColumns, retry_deadline_s: float
 ) -> tuple[Selection, pd.DataFrame]:
     """Return the selection without encoders and codes, and the columns of obs that the encoders need."""
     experiment = axis_query.experiment
     measurement = experiment.ms[axis_query.measurement_name]
     array = _layer(measurement, X_name)
-    columns = _needed_columns(experiment.obs, encoders)
+    columns = obs_columns.needed(experiment.obs.schema.names)
     config = tiledb_private.user_config(experiment.context)
     secrets = secrets_of(experiment.uri, config)
 
@@ -152,7 +143,7 @@ def _source_of(array: Any, obs: Any, var: Any, config: dict[str, str], retry_dea
     X_address, obs_address, var_address = (
         ArrayAddress(opened.uri, opened.tiledb_timestamp_ms, config, retry_deadline_s) for opened in (array, obs, var)
     )
-    return SomaLayer(X_address, obs_address, var_address, *_layout_of(array), array_id=read_array_id(X_address))
+    return SomaLayer(X_address, obs_address, var_address, *_layout_of(array), identity=read_array_id(X_address))
 
 
 def _layer(measurement: Any, X_name: str) -> Any:
@@ -200,46 +191,3 @@ def _check_within(array: Any, joinids: IntArray, var_joinids: IntArray) -> None:
                 f"{axis} holds soma_joinid {ids[-1]}, outside the layer's shape {tuple(array.shape)}; "
                 f"the layer does not belong to this {axis}"
             )
-
-
-def _choose_encoders(obs_column_names: Sequence[str], encoders: Sequence[Encoder]) -> list[Encoder | None]:
-    """Return one encoder per column of the minibatch's obs; ``None`` stands for the joinid."""
-    names = ordered("obs_column_names", obs_column_names)
-    for name in names:
-        check_name("obs_column_names: a column", name)
-    if encoders:
-        if names:
-            raise EncodeError(
-                f"encoders and obs_column_names={names} exclude each other: encoders name the columns "
-                f"that they need; give LabelEncoder(column) for a plain column"
-            )
-        for encoder in encoders:
-            if not isinstance(encoder, Encoder):
-                raise EncodeError(f"encoders: {encoder!r} is not a cellfeed.Encoder")
-        names = [encoder.name for encoder in encoders]
-        chosen: list[Encoder | None] = list(encoders)
-    else:
-        chosen = [None if name == JOINID else LabelEncoder(name) for name in names]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise EncodeError(
-            f"two encoders have the name {repeated[0]!r}; names must differ, as they are the keys of "
-            f"dataset.obs_encoders"
-        )
-    return chosen
-
-
-def _needed_columns(obs: Any, encoders: Sequence[Encoder | None]) -> list[str]:
-    """Return the columns of obs that the encoders need; a column that obs lacks is an error."""
-    columns = list(dict.fromkeys(column for encoder in encoders if encoder for column in encoder.columns))
-    if any(encoder and not isinstance(encoder, NamedEncoder) for encoder in encoders) and JOINID not in columns:
-        columns.append(JOINID)  # encoders of users may read it without naming it, as in tiledbsoma-ml
-    known = set(obs.schema.names)
-    for column in columns:
-        if column not in known:
-            needed_by = next(encoder.name for encoder in encoders if encoder and column in encoder.columns)
-            raise SelectionError(
-                f"obs has no column {column!r}, which encoder {needed_by!r} needs (obs_column_names or encoders); "
-                f"{suggest(column, known)}"
-            )
-    return columns
