@@ -53,7 +53,7 @@ def secrets_of(uri: object = "", config: Mapping[str, object] | None = None) -> 
             query = re.split(r"[?#]", hidden, maxsplit=1)[1:]
             user = re.split(r"[?#]", hidden, maxsplit=1)[0].rpartition("@")[0]
             secrets += [part.partition("=")[2] or part for piece in query for part in re.split(r"[&?#]", piece)]
-            secrets += [user, *user.split(":", 1)]
+            secrets += [user, *user.split(":", 1), *re.split("[:/]", user)]  # a message may show parts of a password
     secrets += [form for secret in secrets for form in (unquote(secret), quote(secret, safe=""))]
     return frozenset(secret for secret in secrets if len(secret) >= _MIN_LENGTH and secret.lower() not in _HARMLESS)
 

@@ -51,6 +51,10 @@ class Source(Protocol):
     def timestamp_ms(self) -> int:
         """Milliseconds since 1970: the source reads the state of the store at this time."""
 
+    @property
+    def identity(self) -> str | None:
+        """Identifier of X, which changes if X is created again in its place; ``None`` if it is unknown."""
+
     def read_obs(self, joinids: IntArray, what: str, choose: ColumnChoice) -> pd.Series[Any]:
         """Return one column of obs for ascending joinids, in their order; ``what`` names the values in errors."""
 

@@ -1,0 +1,1 @@
+"""Reads and writes AnnData in zarr; zarr, anndata and h5py are named in this folder only."""

@@ -1,0 +1,199 @@
+"""Writes an AnnData store in zarr v3, append-only: one part of a copy, by one process."""
+
+from __future__ import annotations
+
+import json
+import threading
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from shutil import rmtree
+from typing import TYPE_CHECKING, Any
+
+from cellfeed._joinids import IntArray
+from cellfeed.rows.cell_rows import CellRows
+from cellfeed.sources.anndata.journal import Journal, RowRecords
+from cellfeed.sources.anndata.layout import Layout
+from cellfeed.sources.anndata.matrix_writer import MatrixWriter
+from cellfeed.sources.anndata.sealing import STORES_ALL_CHUNKS, seal
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+X = "X"
+
+SETTINGS = "settings.json"
+"""File in the folder of an unfinished part; it is written when the part can be continued."""
+
+MAPPINGS = ("layers", "obsm", "obsp", "uns", "varm", "varp")
+"""The groups that every AnnData store has beside X, obs and var."""
+
+
+HARMLESS_WARNINGS = ("zarr v3 autosharding will be the default", "Consolidated metadata is currently not part")
+"""Beginnings of warnings of anndata and zarr about what their next versions may do."""
+
+_quiet = threading.Lock()
+"""Filters of warnings belong to all threads."""
+
+
+class PartWriter:
+    """Appends rows to an AnnData store in a folder of its own, and renames it into place when it is complete.
+
+    The folder has the store, and a journal by which another process can continue it (:meth:`recover`). A part has one
+    writer at a time.
+
+    Parameters
+    ----------
+    work
+        The folder; nothing may be there.
+    n_vars
+        Number of columns.
+    layers
+        Names of the layers beside X.
+    layout
+        Layout of X and the layers.
+    """
+
+    def __init__(self, work: Path, *, n_vars: int, layers: tuple[str, ...] = (), layout: Layout | None = None) -> None:
+        try:
+            work.mkdir(parents=True)
+        except FileExistsError:
+            raise FileExistsError(f"{work} exists: continue it by PartWriter.recover, or remove it") from None
+        self.work = work
+        layout = layout or Layout()
+        settings = {"n_vars": n_vars, "layers": layers, "layout": asdict(layout)}
+        (work / "settings.partial").write_text(json.dumps(settings))
+        self._matrices = {
+            name: MatrixWriter(*_folders(work, name), n_vars=n_vars, layout=layout) for name in _names(layers)
+        }
+        (work / "settings.partial").rename(work / SETTINGS)
+
+    @classmethod
+    def recover(cls, work: Path) -> PartWriter | None:
+        """Continue a part whose writer was killed, or failed, after the last row that is wholly on disk.
+
+        The caller appends the other rows; :attr:`records` has the positions of those that are there.
+
+        Returns
+        -------
+        PartWriter or None
+            ``None`` if nothing had been written, or the store is in its place; the folder is removed then.
+        """
+        if not (work / SETTINGS).exists() or not (work / "store").exists():
+            if work.exists():
+                rmtree(work)
+            return None
+        settings = json.loads((work / SETTINGS).read_text())
+        layout = Layout(**settings["layout"])
+        names = _names(settings["layers"])
+        _remove_elements(work / "store")
+        n_rows = min(Journal(_folders(work, name)[1]).find() for name in names)
+        writer = cls.__new__(cls)
+        writer.work = work
+        writer._matrices = {
+            name: MatrixWriter.recover(*_folders(work, name), n_vars=settings["n_vars"], layout=layout, n_rows=n_rows)
+            for name in names
+        }
+        return writer
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows so far."""
+        return self._matrices[X].n_rows
+
+    @property
+    def n_bytes(self) -> int:
+        """Number of bytes of X and the layers so far."""
+        return sum(matrix.n_bytes for matrix in self._matrices.values())
+
+    @property
+    def records(self) -> RowRecords:
+        """Position in the selection, nnz and sum of each row of X so far, in their order."""
+        return self._matrices[X].records
+
+    @property
+    def positions(self) -> IntArray:
+        """Positions of the cells in the selection, in the order of the rows: int64, shape (n_rows,)."""
+        return self.records["position"]
+
+    def append(self, rows: CellRows, layers: Mapping[str, CellRows] | None = None) -> None:
+        """Append rows of X, and the rows of the same cells of each layer.
+
+        Raises
+        ------
+        OSError
+            If the disk is full, for example. The complete shards stay, and :meth:`recover` continues after them.
+        """
+        for name, part in ((X, rows), *((f"layers/{name}", part) for name, part in (layers or {}).items())):
+            self._matrices[name].append(part)
+
+    def finish(self, path: Path, obs: pd.DataFrame, var: pd.DataFrame, uns: Mapping[str, Any] | None = None) -> Path:
+        """Write obs, var and uns, and rename the store to a path; return the path."""
+        self.complete(obs, var, uns)
+        return self.put(path)
+
+    def complete(self, obs: pd.DataFrame, var: pd.DataFrame, uns: Mapping[str, Any] | None = None) -> None:
+        """Write obs, var and uns."""
+        if len(obs) != self.n_rows:
+            raise ValueError(f"obs has {len(obs)} rows, and {self.n_rows} rows were appended")
+        for matrix in self._matrices.values():
+            matrix.close()
+        with _quiet, warnings.catch_warnings():
+            for message in HARMLESS_WARNINGS:
+                warnings.filterwarnings("ignore", message=message)
+            _write_elements(self.work / "store", {"obs": obs, "var": var, "uns": dict(uns or {})})
+
+    def put(self, path: Path) -> Path:
+        """Rename the store, which is complete, to a path where nothing is; return the path.
+
+        Raises
+        ------
+        OSError
+            If something is there, or another process has taken the part.
+        """
+        if not (self.work / SETTINGS).exists():  # zarr has made the folder again
+            raise FileNotFoundError(f"another process continues {self.work}")
+        (self.work / "store").rename(path)
+        rmtree(self.work, ignore_errors=True)
+        return path
+
+    def abandon(self) -> None:
+        """Close all files; what was written can be recovered."""
+        for matrix in self._matrices.values():
+            matrix.abandon()
+
+
+def _write_elements(store: Path, elements: Mapping[str, Any]) -> None:
+    """Write elements beside X by anndata, each array with a checksum, and the metadata of the store."""
+    import zarr
+    from anndata.io import write_elem
+    from zarr.codecs import Crc32cCodec, ZstdCodec
+
+    group = zarr.open_group(store, mode="a", zarr_format=3)
+    group.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+    for name in MAPPINGS:
+        group.require_group(name).attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
+    with zarr.config.set(STORES_ALL_CHUNKS):
+        for name, element in elements.items():
+            write_elem(group, name, element, dataset_kwargs={"compressors": (ZstdCodec(level=3), Crc32cCodec())})
+    zarr.consolidate_metadata(group.store)
+    seal(store)
+
+
+def _remove_elements(store: Path) -> None:
+    """Remove what :func:`_write_elements` has written, complete or not; X and the layers stay."""
+    for element in (*store.glob("obs*"), *store.glob("var*"), store / "uns"):
+        if element.exists():
+            rmtree(element)
+    for file in (*store.glob("zarr.*"), *store.glob("layers/zarr.*")):
+        file.unlink()
+
+
+def _names(layers: tuple[str, ...]) -> list[str]:
+    return [X, *(f"layers/{name}" for name in layers)]
+
+
+def _folders(work: Path, name: str) -> tuple[Path, Path]:
+    """Return the folders of a matrix and of its journal."""
+    return work / "store" / name, work / "journal" / name

@@ -1,0 +1,111 @@
+"""obs and var of a copy, read from the source of its cells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from cellfeed._checks import missing_from, suggest
+from cellfeed._joinids import JOINID, IntArray
+from cellfeed.errors import SelectionError
+from cellfeed.select.row_figures import NNZ, RAW_SUM
+from cellfeed.select.selection import Selection
+from cellfeed.sources.anndata.axes import INDEX
+from cellfeed.sources.anndata.journal import RowRecords
+from cellfeed.sources.anndata.parts import Axis
+from cellfeed.sources.anndata.source import AnnDataSource
+from cellfeed.sources.source import ColumnChoice
+
+NAMES: dict[Axis, tuple[str, ...]] = {"obs": ("obs_id", "observation_joinid"), "var": ("feature_id", "var_id")}
+"""Columns of an experiment that become ``obs_names`` and ``var_names``: the first that has a distinct text per row."""
+
+ReadColumn = Callable[[IntArray, str, ColumnChoice], "pd.Series[Any]"]
+
+
+def obs_of(selection: Selection, records: RowRecords, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return obs of the rows of a copy, with their ``soma_joinid``, ``nnz`` and, of counts, ``raw_sum``.
+
+    Parameters
+    ----------
+    records
+        The rows; ``position`` is the joinid of each.
+    columns
+        Columns of obs; ``None`` takes all.
+    """
+    joinids = records["position"]
+    positions = _positions(selection.joinid_column[:], joinids)
+    order = np.argsort(positions)
+    rows = selection.joinids[positions[order]]  # ascending
+    back = np.argsort(order)
+    frame = _read_table(selection.source, "obs", rows, columns).iloc[back]
+    frame = frame.assign(**{JOINID: joinids, NNZ: records["nnz"]})
+    sums = records["sum"]
+    if selection.X_name == "raw" or _are_counts(sums):
+        frame[RAW_SUM] = sums
+    elif RAW_SUM in frame:
+        frame = frame.drop(columns=RAW_SUM)
+    return frame
+
+
+def var_of(selection: Selection) -> pd.DataFrame:
+    """Return var of the genes of a copy, with their ``soma_joinid``."""
+    frame = _read_table(selection.source, "var", selection.var_joinids, None)
+    return frame.assign(**{JOINID: selection.var_joinids})
+
+
+def _are_counts(sums: npt.NDArray[np.float64]) -> bool:
+    return bool((sums == np.floor(sums)).all())
+
+
+def _positions(ids: IntArray, wanted: IntArray) -> IntArray:
+    """Return the position of each wanted id."""
+    order = np.argsort(ids)
+    return order[np.searchsorted(ids, wanted, sorter=order)]
+
+
+def check_columns(selection: Selection, columns: Sequence[str]) -> None:
+    """Raise a SelectionError if obs lacks a column."""
+    known = _known_columns(selection.source.read_obs)
+    if missing := missing_from(columns, known):
+        raise SelectionError(f"obs has no column {missing[0]!r}; {suggest(missing[0], known)}")
+
+
+def _read_table(source: Any, axis: Axis, rows: IntArray, columns: Sequence[str] | None) -> pd.DataFrame:
+    read: ReadColumn = source.read_obs if axis == "obs" else source.read_var
+    known = _known_columns(read)
+    is_anndata = isinstance(source, AnnDataSource)
+    index = [source.tables.index_name(axis)] if is_anndata else [name for name in NAMES[axis] if name in known]
+    wanted = dict.fromkeys([*(known if columns is None else columns), *index[:1]])
+    frame = pd.DataFrame({name: _read_column(read, rows, name) for name in wanted})
+    chosen = next((name for name in index if is_anndata or (name in frame and _are_distinct(frame[name]))), None)
+    if chosen is None:
+        frame.index = pd.Index(rows.astype(str))
+        return frame
+    own_name = source.tables.own_name(axis) if is_anndata else chosen
+    names = pd.Index(frame[chosen].to_numpy(object), name=None if own_name == INDEX else own_name)
+    return frame.drop(columns={chosen, own_name} & set(frame)).set_index(names)
+
+
+def _read_column(read: ReadColumn, rows: IntArray, name: str) -> pd.Series[Any]:
+    return read(rows, f"column {name!r}", lambda _: name)
+
+
+def _known_columns(read: ReadColumn) -> list[str]:
+    """Return the columns of obs or var but the joinids."""
+    known: list[str] = []
+
+    def note(names: Sequence[str]) -> str:
+        known.extend(name for name in names if name != JOINID)
+        return JOINID
+
+    read(np.empty(0, np.int64), "names of columns", note)
+    return known
+
+
+def _are_distinct(column: pd.Series[Any]) -> bool:
+    values = column.astype(object)
+    return bool(values.is_unique and values.map(lambda value: isinstance(value, str)).all())
