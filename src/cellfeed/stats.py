@@ -25,6 +25,8 @@ class Stats(Tabular):
     ----------
     n_obs, n_minibatches
         Cells and minibatches that the training loop has received.
+    n_obs_from_copy
+        Those of the cells that were read in the local copy.
     nnz
         Values of X that were read.
     bytes_read
@@ -59,6 +61,7 @@ class Stats(Tabular):
 
     n_obs: int = 0
     n_minibatches: int = 0
+    n_obs_from_copy: int = 0
     nnz: int = 0
     bytes_read: int = 0
     read_s: float = 0.0
@@ -92,6 +95,8 @@ class Stats(Tabular):
             "loader waited": f"{self.producer_wait_s:.2f} s for the training loop",
             "peak memory": f"{format_bytes(self.peak_pool_bytes)} of decoded cells",
         }
+        if self.n_obs_from_copy:
+            shown["from the local copy"] = f"{self.n_obs_from_copy:,} cells"
         if self.n_retries:
             shown["retries"] = f"{self.n_retries:,}, after {self.retry_wait_s:.2f} s of waiting in all threads"
         if self.effective_batch_sizes:

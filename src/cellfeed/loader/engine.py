@@ -16,13 +16,13 @@ import pandas as pd
 from cellfeed._joinids import JoinIds
 from cellfeed.loader.epochs import EpochTracker, RankEpoch
 from cellfeed.loader.label_counts import HasObs, LabelCounter
+from cellfeed.loader.media import COPY, LocalCopy, Media
 from cellfeed.loader.pipeline import Pipeline, Yielded
 from cellfeed.loader.workers import WorkerGroup
 from cellfeed.loader.world import available_threads, find_ranks, find_worker, refuse_fork, refuse_loader
 from cellfeed.plan import budget, splits
 from cellfeed.plan.epoch import World
 from cellfeed.plan.permutation import check_seed
-from cellfeed.plan.planner import Planner
 from cellfeed.plan.settings import Settings
 from cellfeed.plan.summary import Plan
 from cellfeed.rows.assemble import DenseBuffers
@@ -49,11 +49,13 @@ class Engine:
         The counters; new ones by default.
     with_joinids
         Whether minibatches are of class :class:`~cellfeed.OrderedMinibatch`.
+    local_copy
+        The local copy that epochs write and read, if there is one.
 
     Attributes
     ----------
-    planner
-        Plans the epochs.
+    media
+        The source and its local copy, with the plans of their epochs.
     epochs
         Counts the epochs and the minibatches that the training loop has received; saves and restores them.
     label_counter
@@ -61,7 +63,13 @@ class Engine:
     """
 
     def __init__(
-        self, selection: Selection, settings: Settings, *, meter: Meter | None = None, with_joinids: bool = False
+        self,
+        selection: Selection,
+        settings: Settings,
+        *,
+        meter: Meter | None = None,
+        with_joinids: bool = False,
+        local_copy: LocalCopy | None = None,
     ) -> None:
         self.selection = selection
         self.settings = settings
@@ -69,9 +77,9 @@ class Engine:
         self.with_joinids = with_joinids
         labels = {name: None if isinstance(codes, JoinIds) else codes for name, codes in selection.codes.items()}
         self.label_counter = LabelCounter(labels, settings.batch_size)
-        self.planner = Planner(selection, settings)
-        self.planner.epoch_order(0)  # raises now, and not at the first minibatch, if memory_budget is too small
-        self.epochs = EpochTracker(selection, settings, self.planner)
+        self.media = Media(selection, settings, local_copy)
+        self.media.source.planner.epoch_order(0)  # raises now, and not later, if memory_budget is too small
+        self.epochs = EpochTracker(settings, self.media)
         self._enter_process()
 
     def _enter_process(self) -> None:
@@ -98,6 +106,7 @@ class Engine:
             self.selection if selection is None else selection,
             self.settings.replace(**parameters),
             with_joinids=self.with_joinids if with_joinids is None else with_joinids,
+            local_copy=self.media.local_copy,
         )
 
     def split(
@@ -151,7 +160,13 @@ class Engine:
         if label is not None and codes is None:
             codes = self.labels(label)
         world = World(*find_ranks(self.settings.rank, self.settings.world_size))
-        return self.planner.report(self.epochs.next, world, label, codes)
+        medium = self.epochs.next_medium(world.rank, world.world_size)
+        in_order = None if codes is None else medium.in_order(codes)
+        plan = medium.planner.report(self.epochs.next, world, label, in_order)
+        if self.media.local_copy is None:
+            return plan
+        n_copied = self.media.local_copy.count(self.selection)
+        return replace(plan, n_obs_copied=n_copied, copy_bytes=self.media.source.planner.copy_bytes)
 
     def stats(self) -> Stats:
         """Return the counters as they stand."""
@@ -177,14 +192,17 @@ class Engine:
             this = self.epochs.begin(num_workers, apart=True)
         else:
             worker, this = workers.assigned
+        medium = self.media.get(this.medium)
         pipeline = Pipeline(
-            self.selection,
+            medium.selection,
             settings,
-            self.planner.resources(this.world_layout.num_workers, available_threads()),
+            medium.planner.resources(this.world_layout.num_workers, available_threads()),
             self._buffers,
             self.meter,
             with_joinids=self.with_joinids,
             monitored=None if workers is None else partial(workers.monitor.watched, worker=worker),
+            appender=self.media.appender(medium),
+            reads_copy=medium.name == COPY,
         )
         minibatches = pipeline.minibatches(self.epochs.windows(this, worker))
         return minibatches if workers else self.counted(minibatches, this)  # the loader counts those of workers

@@ -5,19 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Self, TypeVar
 
 from cellfeed._checks import is_integer
 from cellfeed.errors import PlanError, ReadError, StateError
+from cellfeed.loader.media import COPY, SOURCE, Media, Medium
 from cellfeed.loader.world import find_ranks, warn_of_unknown_rank
 from cellfeed.plan import state
 from cellfeed.plan.epoch import EpochOrder
-from cellfeed.plan.planner import Planner
 from cellfeed.plan.resume import ResumeSegment, ShardAssignment, WorldLayout, assign_shards, windows_of
 from cellfeed.plan.settings import Settings
 from cellfeed.plan.windows import Window
-from cellfeed.select.selection import Selection
 
 T = TypeVar("T")
 
@@ -44,22 +42,27 @@ class RankEpoch:
         Ranks and workers that read the rest of the epoch.
     rank
         Rank that receives the minibatches.
+    medium
+        Name of the medium that is read: ``"source"`` or ``"copy"``.
     """
 
     epoch: int
     segments: tuple[ResumeSegment, ...]
     world_layout: WorldLayout
     rank: int
+    medium: str = SOURCE
 
     def pack(self) -> dict[str, Any]:
         """Return the state of a rank that begins the epoch: workers receive this, and :meth:`unpack` reads it."""
-        return state.pack(self.epoch, (*self.segments, ResumeSegment(self.world_layout, 0)), self.rank, {})
+        return state.pack(
+            self.epoch, (*self.segments, ResumeSegment(self.world_layout, 0)), self.rank, {"medium": self.medium}
+        )
 
     @classmethod
     def unpack(cls, packed: Mapping[str, Any]) -> Self:
         """Make the epoch from what :meth:`pack` returned."""
         epoch, (*segments, rest) = state.unpack(packed, {})
-        return cls(epoch, tuple(segments), rest.world_layout, packed["rank"])
+        return cls(epoch, tuple(segments), rest.world_layout, packed["rank"], packed["fingerprint"]["medium"])
 
 
 class EpochTracker:
@@ -70,8 +73,10 @@ class EpochTracker:
 
     Parameters
     ----------
-    selection, settings, planner
+    settings
         Those of the dataset.
+    media
+        The source and its local copy.
 
     Attributes
     ----------
@@ -79,12 +84,12 @@ class EpochTracker:
         Id of the process that made the dataset; a copy in another process keeps it.
     """
 
-    def __init__(self, selection: Selection, settings: Settings, planner: Planner) -> None:
-        self._selection = selection
+    def __init__(self, settings: Settings, media: Media) -> None:
         self._settings = settings
-        self._planner = planner
+        self._media = media
         self.home = os.getpid()
         self._next = 0
+        self._next_medium: str | None = None  # that of the state from which the next epoch continues
         self._next_segments: tuple[ResumeSegment, ...] = ()
         self._current: RankEpoch | None = None
         self._n_received = 0  # minibatches of the current epoch
@@ -117,14 +122,17 @@ class EpochTracker:
                 raise _seed_missing("rank", f"world_size={world_size}")
             if apart and num_workers > 1:
                 raise _seed_missing("worker", f"{num_workers} workers")
-        current = RankEpoch(self._next, self._next_segments, self._layout(world_size, num_workers), rank)
+        medium = self.next_medium(rank, world_size)
+        layout = self._layout(medium, world_size, num_workers)
+        current = RankEpoch(self._next, self._next_segments, layout, rank, medium.name)
         self._resume(self._next + 1, ())
         self._current, self._n_received = current, 0
         return current
 
     def windows(self, rank_epoch: RankEpoch, worker: int) -> Iterator[Window]:
         """Return the windows of one worker."""
-        order, shards = self._assign(rank_epoch.epoch, rank_epoch.segments, rank_epoch.world_layout)
+        medium = self._media.get(rank_epoch.medium)
+        order, shards = self._assign(medium, rank_epoch.epoch, rank_epoch.segments, rank_epoch.world_layout)
         return windows_of(shards.ranks[rank_epoch.rank][worker], order)
 
     def counted(self, minibatches: Iterator[T], rank_epoch: RankEpoch) -> Iterator[T]:
@@ -162,85 +170,80 @@ class EpochTracker:
     def n_to_come(self, num_workers: int = 1) -> int:
         """Return how many minibatches this rank receives in the next epoch after a restore, if any."""
         rank, world_size = self._ranks()
-        _, shards = self._assign(self._next, self._next_segments, self._layout(world_size, num_workers))
+        medium = self.next_medium(rank, world_size)
+        layout = self._layout(medium, world_size, num_workers)
+        _, shards = self._assign(medium, self._next, self._next_segments, layout)
         return shards.n_minibatches(rank, self._settings.batch_size)
 
     @property
     def is_at_end(self) -> bool:
         """Whether no epoch is under way: none has begun, or the current one is finished."""
-        epoch, segments = self._position
-        return not segments or self._is_finished(epoch, segments)
+        epoch, segments, medium = self._position
+        return not segments or self._is_finished(medium, epoch, segments)
 
     def save(self) -> dict[str, Any]:
-        """Return the state of this rank."""
-        epoch, segments = self._position
-        return state.pack(epoch, segments, self._ranks()[0], self._fingerprint)
+        """Return the state of this rank.
+
+        After an epoch of a copy it is the beginning of the next epoch, for which no copy is needed; ranks that receive
+        unequal numbers of minibatches need the state of the epoch to see its end.
+        """
+        epoch, segments, medium = self._position
+        is_even = self._settings.rank_remainder != "uneven" or self._ranks()[1] == 1
+        if medium.name == COPY and segments and is_even and self._is_finished(medium, epoch, segments):
+            epoch, segments, medium = epoch + 1, (), self._media.get(SOURCE)
+        return state.pack(epoch, segments, self._ranks()[0], medium.fingerprint)
 
     def restore(self, saved: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
         """Continue after the last minibatch that a state counts; if it ended an epoch, with the next epoch."""
-        epoch, segments = state.unpack(saved, self._fingerprint)
-        if segments and self._is_finished(epoch, segments):
+        medium = self._media.get(state.medium_of(saved))
+        epoch, segments = state.unpack(saved, medium.fingerprint)
+        if segments and self._is_finished(medium, epoch, segments):
             epoch, segments = epoch + 1, ()
         if len(segments) > MAX_SEGMENTS:
             raise StateError(f"the state counts {len(segments)} restores within one epoch, more than {MAX_SEGMENTS}")
-        self._resume(epoch, segments)
+        self._resume(epoch, segments, medium.name if segments else None)
 
-    def _resume(self, epoch: int, segments: tuple[ResumeSegment, ...]) -> None:
-        self._next, self._next_segments, self._current = epoch, segments, None
+    def _resume(self, epoch: int, segments: tuple[ResumeSegment, ...], medium: str | None = None) -> None:
+        self._next, self._next_segments, self._next_medium, self._current = epoch, segments, medium, None
+
+    def next_medium(self, rank: int, world_size: int) -> Medium:
+        """Return the medium of the next epoch: a part of an epoch that was restored is read where it began."""
+        if self._next_medium is not None:
+            return self._media.get(self._next_medium)
+        return self._media.choose(self._next, rank, world_size)
 
     @property
-    def _position(self) -> tuple[int, tuple[ResumeSegment, ...]]:
-        """Epoch and segments with which a restored dataset continues; the last segment counts for this rank."""
+    def _position(self) -> tuple[int, tuple[ResumeSegment, ...], Medium]:
+        """Epoch, segments and medium with which a restored dataset continues; the last segment is of this rank."""
         current = self._current
         if current is None:
-            return self._next, self._next_segments
+            return self._next, self._next_segments, self._media.get(self._next_medium or SOURCE)
         segments, n_received = current.segments, self._n_received
         if segments and segments[-1].world_layout == current.world_layout:  # the last segment continued
             n_received += segments[-1].received_by(current.rank)
             segments = segments[:-1]
-        return current.epoch, (*segments, ResumeSegment(current.world_layout, n_received))
+        segments = (*segments, ResumeSegment(current.world_layout, n_received))
+        return current.epoch, segments, self._media.get(current.medium)
 
-    def _is_finished(self, epoch: int, segments: Sequence[ResumeSegment]) -> bool:
+    def _is_finished(self, medium: Medium, epoch: int, segments: Sequence[ResumeSegment]) -> bool:
         *before, last = segments
-        _, shards = self._assign(epoch, before, last.world_layout)
+        _, shards = self._assign(medium, epoch, before, last.world_layout)
         return all(
             last.received_by(rank) >= shards.n_minibatches(rank, self._settings.batch_size)
             for rank in range(last.world_layout.world_size)
         )
 
     def _assign(
-        self, epoch: int, segments: Sequence[ResumeSegment], world_layout: WorldLayout
+        self, medium: Medium, epoch: int, segments: Sequence[ResumeSegment], world_layout: WorldLayout
     ) -> tuple[EpochOrder, ShardAssignment]:
-        order = self._planner.epoch_order(epoch, world_layout.mixing)
+        order = medium.planner.epoch_order(epoch, world_layout.mixing)
         return order, assign_shards(order, segments, world_layout)
 
-    def _layout(self, world_size: int, num_workers: int) -> WorldLayout:
-        return WorldLayout(world_size, num_workers, self._planner.shuffle_plan(num_workers))
+    def _layout(self, medium: Medium, world_size: int, num_workers: int) -> WorldLayout:
+        return WorldLayout(world_size, num_workers, medium.planner.shuffle_plan(num_workers))
 
     def _ranks(self) -> tuple[int, int]:
         return find_ranks(self._settings.rank, self._settings.world_size)
-
-    @cached_property
-    def _fingerprint(self) -> state.Fingerprint:
-        selection, settings = self._selection, self._settings
-        return {
-            "measurement_name": selection.measurement_name,
-            "X_name": selection.X_name,
-            "n_obs": selection.n_obs,
-            "obs_joinids": state.digest(selection.joinids[:]),
-            "n_vars": selection.n_vars,
-            "var_joinids": state.digest(selection.var_joinids),
-            "obs nnz": state.digest(selection.nnz),
-            "row_extent": selection.geometry.row_extent,
-            "chunk_rows": self._planner.chunk_rows,
-            "seed": settings.seed,
-            "shuffle": settings.shuffle,
-            "batch_size": settings.batch_size,
-            "drop_last": settings.drop_last,
-            "rank_remainder": settings.rank_remainder,
-            "soma_chunk_size": settings.soma_chunk_size,
-            "shuffle_chunk_count": settings.shuffle_chunk_count,
-        }
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_current": None}

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -65,6 +65,19 @@ class OrderedMinibatch(NamedTuple):
 Yielded = Minibatch | PaddedMinibatch | OrderedMinibatch
 
 
+class Appender(Protocol):
+    """Appends the rows of an epoch to a local copy."""
+
+    def append(self, rows: CellRows) -> None:
+        """Append the rows of cells that the copy lacks."""
+
+    def finish(self) -> None:
+        """Complete the part that was written, at the end of the epoch."""
+
+    def abandon(self) -> None:
+        """Close the part that was written; a later epoch continues it."""
+
+
 @dataclass(frozen=True, eq=False)
 class Pipeline:
     """Makes the minibatches of one epoch of one process.
@@ -81,6 +94,10 @@ class Pipeline:
         Whether minibatches are of class :class:`OrderedMinibatch`.
     monitored
         Wraps the reader, in a worker process.
+    appender
+        Appends the rows to a local copy.
+    reads_copy
+        Whether the cells are read in the local copy.
     """
 
     selection: Selection
@@ -90,6 +107,8 @@ class Pipeline:
     meter: Meter
     with_joinids: bool = False
     monitored: Callable[[Reader], Reader] | None = None
+    appender: Appender | None = None
+    reads_copy: bool = False
 
     def minibatches(self, windows: Iterable[Window]) -> Generator[Yielded, None, None]:
         """Yield the minibatches of some windows; closing the generator ends all threads and closes all handles."""
@@ -111,13 +130,38 @@ class Pipeline:
                 if minibatch is None:
                     return
                 first = False
-                meter.add(n_minibatches=1, n_obs=len(minibatch.obs))
+                n_obs = len(minibatch.obs)
+                meter.add(n_minibatches=1, n_obs=n_obs, n_obs_from_copy=n_obs if self.reads_copy else 0)
                 yielded = time.perf_counter()
                 yield minibatch
                 del minibatch  # a reference here would prevent the reuse of its memory
                 meter.add(elapsed_s=time.perf_counter() - yielded)
 
     def _produce(self, windows: Iterable[Window], retries: Retries) -> Generator[Yielded, None, None]:
+        selection, settings = self.selection, self.settings
+        dtype = selection.geometry.dtype if settings.X_dtype == "stored" else settings.X_dtype
+        # The kernels that copy values to a minibatch can scale them, but in float32 only.
+        scaling, transform = split_scaling(settings.transform) if dtype == "float32" else (None, settings.transform)
+        transforms = [step for step in (selection.column_transform, transform) if step is not None]
+        assembler = Assembler(
+            selection.n_vars, dtype, n_threads=self.resources.n_threads, buffers=self.buffers, scaling=scaling
+        )
+        with (
+            contextlib.closing(self.batches(windows, retries)) as batches,
+            contextlib.closing(assembler),
+            self._copying() as copy,
+            self._memory_errors(),
+        ):
+            for rows in batches:
+                copy(rows)
+                with self.meter.timing("assemble_s"):
+                    minibatch = self._assemble(rows, assembler, transforms)
+                del rows  # it keeps whole slabs in memory
+                yield minibatch
+                del minibatch
+
+    def batches(self, windows: Iterable[Window], retries: Retries) -> Generator[CellRows, None, None]:
+        """Yield the cells of each minibatch with their rows; closing the generator closes the reader."""
         selection, settings, resources = self.selection, self.settings, self.resources
         reader, rows_per_read, n_threads = selection.source.open_reader(
             selection, resources, verify=settings.verify, meter=self.meter, retries=retries
@@ -140,23 +184,21 @@ class Pipeline:
             meter=self.meter,
         )
         batches = rebatch(loaded, settings.batch_size)
-        dtype = selection.geometry.dtype if settings.X_dtype == "stored" else settings.X_dtype
-        # The kernels that copy values to a minibatch can scale them, but in float32 only.
-        scaling, transform = split_scaling(settings.transform) if dtype == "float32" else (None, settings.transform)
-        transforms = [step for step in (selection.column_transform, transform) if step is not None]
-        assembler = Assembler(
-            selection.n_vars, dtype, n_threads=resources.n_threads, buffers=self.buffers, scaling=scaling
-        )
-        with contextlib.ExitStack() as stack:
-            for resource in (reader, assembler, loaded, batches):
-                stack.enter_context(contextlib.closing(resource))
-            stack.enter_context(self._memory_errors())
-            for rows in batches:
-                with self.meter.timing("assemble_s"):
-                    minibatch = self._assemble(rows, assembler, transforms)
-                del rows  # it keeps whole slabs in memory
-                yield minibatch
-                del minibatch
+        with contextlib.closing(reader), contextlib.closing(loaded), contextlib.closing(batches):
+            yield from batches
+
+    @contextlib.contextmanager
+    def _copying(self) -> Iterator[Callable[[CellRows], None]]:
+        """Yield a function that appends rows to the local copy, if this epoch writes one."""
+        if self.appender is None:
+            yield lambda rows: None
+            return
+        try:
+            yield self.appender.append
+        except BaseException:
+            self.appender.abandon()
+            raise
+        self.appender.finish()
 
     def _read_rows(
         self, reader: Reader, positions: IntArray, joinids: IntArray, allocator: RowAllocator
@@ -190,7 +232,7 @@ class Pipeline:
         check_result(settings.transform, X, len(rows))
         obs = torch.from_numpy(selection.obs_rows(rows.positions))
         if self.with_joinids:
-            return OrderedMinibatch(X, obs, torch.from_numpy(selection.joinids[rows.positions]))
+            return OrderedMinibatch(X, obs, torch.from_numpy(selection.joinid_column[rows.positions]))
         if settings.rank_remainder == "pad":
             return PaddedMinibatch(X, obs, torch.from_numpy(rows.is_real.copy()))
         return Minibatch(X, obs)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cellfeed._checks import abbreviate, missing_from
+from cellfeed._digests import digest, digest_of_names
 from cellfeed.errors import StateError
 from cellfeed.plan.settings import Settings
-from cellfeed.plan.state import digest
 from cellfeed.select.selection import Selection
 from cellfeed.sources.redact import public_uri
 from cellfeed.transforms import name_of
@@ -31,7 +30,7 @@ def make_record(selection: Selection, settings: Settings, genes: Sequence[str]) 
         "var_query": selection.queries[1],
         "splits": [dict(split) for split in selection.splits],
         "n_obs": selection.n_obs,
-        "obs_joinids": digest(selection.joinids[:]),
+        "obs_joinids": digest(selection.joinid_column[:]),
         "n_genes": len(genes),
         "genes": digest_of_names(genes),
         "transform": name_of(settings.transform),
@@ -58,11 +57,6 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def digest_of_names(names: Sequence[str]) -> str:
-    """Return a digest of a list of names in this order."""
-    return hashlib.blake2b("\0".join(names).encode(), digest_size=8).hexdigest()
 
 
 def check_record(

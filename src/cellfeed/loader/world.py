@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from types import FrameType
 
 import torch.distributed
@@ -42,6 +44,42 @@ def find_ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
                 f"be integers; or give rank= and world_size="
             ) from None
     return 0, 1
+
+
+AGREE_S = 60
+"""Seconds to wait for the other ranks of a process group to begin the same epoch."""
+
+
+def all_ranks_agree(key: str, own: str, rank: int, world_size: int) -> bool | None:
+    """Return whether ``own`` is the same text, and not empty, on all ranks: every rank gets the same answer.
+
+    The ranks use the store of the process group, not a collective operation: a rank whose ``own`` is empty does not
+    wait, and the answer is False if a rank does not ask within a minute.
+
+    Parameters
+    ----------
+    key
+        Name of the question, the same on all ranks, and not used before.
+
+    Returns
+    -------
+    bool or None
+        ``None`` if there is no process group, or PyTorch does not show its store.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return None
+    try:
+        store = torch.distributed.distributed_c10d._get_default_store()
+    except AttributeError:  # it is not part of the public interface
+        return None
+    keys = [f"{key}/{other}" for other in range(world_size)]
+    store.set(keys[rank], own or "no")
+    proposed = "no"
+    if own:
+        with contextlib.suppress(RuntimeError):  # the wait timed out
+            store.wait(keys, timedelta(seconds=AGREE_S))
+            proposed = "yes" if all(store.get(name) == own.encode() for name in keys) else "no"
+    return bool(store.compare_set(f"{key}/all", "", proposed) == b"yes")
 
 
 def warn_of_unknown_rank(rank: int | None) -> None:

@@ -32,6 +32,9 @@ PACKED_BYTES_PER_VALUE = 3
 SCRATCH_BYTES = 2 << 20
 """One unpacked tile."""
 
+COPY_BYTES_PER_VALUE = 1.7
+"""A value and its column in a local copy: 1.61 for a store like a Census, compressed by LZ4."""
+
 DECODE_NS_PER_VALUE = 15
 """Nanoseconds of one core to read and decode a value (benchmarks/run.py, 2026-11, 2 cores of a virtual machine)."""
 

@@ -66,11 +66,20 @@ class Resources:
 
 
 class Planner:
-    """Plans epochs over a selection; orders do not depend on the machine."""
+    """Plans epochs over a selection; orders do not depend on the machine.
 
-    def __init__(self, cells: Cells, settings: Settings) -> None:
+    Parameters
+    ----------
+    cells, settings
+        The selection, and how it is ordered, batched and read.
+    exact
+        Whether integers in the pool have the type of the layer: a copy is written of them.
+    """
+
+    def __init__(self, cells: Cells, settings: Settings, *, exact: bool = False) -> None:
         self._cells = cells
         self._settings = settings
+        self._exact = exact
         self._shuffle_plans: dict[int, ShufflePlan] = {}
 
     # ------------------------------------------------------------------ chunks
@@ -113,7 +122,7 @@ class Planner:
     def pool_dtype(self) -> np.dtype[Any]:
         """Type of values in the pool that do not fit in a small integer type."""
         stored = np.dtype(self._cells.geometry.dtype)
-        if self._settings.X_dtype == "stored" or stored.itemsize < 4:
+        if self._settings.X_dtype == "stored" or stored.itemsize < 4 or (self._exact and stored.kind in "iu"):
             return stored
         return np.dtype(np.float32)
 
@@ -157,6 +166,11 @@ class Planner:
             minibatch_bytes=min(settings.batch_size, n_cells) * bytes_per_cell * n_minibatches,
             prefetch=settings.use_eager_fetch,
         )
+
+    @property
+    def copy_bytes(self) -> int:
+        """Bytes of a copy of all cells on disk."""
+        return int(self._row_block_nnz[0] * budget.COPY_BYTES_PER_VALUE)
 
     def resources(self, num_workers: int, n_cores: int) -> Resources:
         """Return the resources of each of ``num_workers`` processes on a machine with ``n_cores``."""

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from cellfeed._checks import is_integer
 from cellfeed.errors import StateError
@@ -29,14 +25,6 @@ Fingerprint = dict[str, int | str | bool | None]
 """Everything that the order of an epoch depends on, by name. A state is restored only if all values are equal."""
 
 
-def digest(array: npt.NDArray[Any] | None) -> str | None:
-    """Return a short hash of the contents of an array."""
-    if array is None:
-        return None
-    data = np.ascontiguousarray(array)
-    return hashlib.blake2b(data.view(np.uint8).data, digest_size=8).hexdigest()
-
-
 def pack(epoch: int, segments: Sequence[ResumeSegment], rank: int, fingerprint: Fingerprint) -> dict[str, Any]:
     """Return a state: a small dict of numbers, strings, lists and dicts."""
     return {
@@ -54,6 +42,13 @@ def pack(epoch: int, segments: Sequence[ResumeSegment], rank: int, fingerprint: 
         ],
         "fingerprint": dict(fingerprint),
     }
+
+
+def medium_of(state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> str:
+    """Return the name of the medium to which the epoch of a state belongs: ``"source"`` or ``"copy"``."""
+    one = state[0] if isinstance(state, (list, tuple)) and state else state
+    fingerprint = one.get("fingerprint") if isinstance(one, Mapping) else None
+    return str(fingerprint.get("medium", "source")) if isinstance(fingerprint, Mapping) else "source"
 
 
 def unpack(

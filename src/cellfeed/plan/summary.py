@@ -59,6 +59,11 @@ class Plan(Tabular):
         chunks and a batch size of B, the effective batch size is then about 1 / (1/B + 1/K).
     shuffle
         Whether cells are shuffled.
+    n_obs_copied
+        Cells that are in the local copy; ``None`` without a local copy. The figures are those of the medium that the
+        next epoch reads: the copy if it has all cells.
+    copy_bytes
+        Bytes of the local copy when it has all cells (an estimate).
 
     Examples
     --------
@@ -82,6 +87,8 @@ class Plan(Tabular):
     effective_batch_size: float
     label: str | None = None
     shuffle: bool = True
+    n_obs_copied: int | None = None
+    copy_bytes: int | None = None
 
     @property
     def mixing(self) -> float:
@@ -91,7 +98,7 @@ class Plan(Tabular):
     def _table(self) -> dict[str, str]:
         size = f"{self.effective_batch_size:,.4g} of {self.batch_size:,} cells"
         labels = "worst case: each chunk has a label of its own" if self.label is None else f"labels in {self.label}"
-        return {
+        shown = {
             "cells x genes": f"{self.n_obs:,} x {self.n_vars:,}",
             "minibatches": f"{self.n_minibatches:,} per epoch, of {self.batch_size:,} cells",
             "chunks": f"{self.n_chunks:,} per epoch, of {self.chunk_rows:,.4g} neighbouring cells on average",
@@ -100,6 +107,10 @@ class Plan(Tabular):
             "peak memory": f"{format_bytes(self.peak_memory_bytes)} at most, for reading and shuffling",
             "decode amplification": f"{self.decode_amplification:.3g} (values decoded per value used)",
         }
+        if self.n_obs_copied is not None and self.copy_bytes is not None:
+            state = "complete" if self.n_obs_copied == self.n_obs else f"{self.n_obs_copied:,} of {self.n_obs:,} cells"
+            shown["local copy"] = f"{state}; about {format_bytes(self.copy_bytes)} on disk when complete"
+        return shown
 
     def _shuffled_together(self) -> str:
         if not self.shuffle:

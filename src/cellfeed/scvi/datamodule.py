@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from cellfeed._checks import ordered
+from cellfeed._joinids import in_order
 from cellfeed.loader.datamodule import Loaders, Split, divide, open_dataset
 from cellfeed.loader.dataset import ExperimentDataset
 from cellfeed.loader.inference import inference_dataloader, with_joinids
@@ -131,8 +132,9 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         self._var_column = var_column if genes is None else None  # a dataset of named genes knows their names
         self.genes = [str(name) for name in dataset.gene_names(self._var_column)]
         continuous = self._keys["continuous_covariate_keys"]
-        self._continuous = read_numbers(dataset._engine.selection, continuous)  # (n_obs, n_continuous_cov)
-        self._joinids = dataset.obs_joinids if continuous else None
+        order, _ = in_order(dataset.obs_joinids)
+        self._continuous = read_numbers(dataset._engine.selection, continuous)[order]  # (n_obs, n_continuous_cov)
+        self._joinids = dataset.obs_joinids[order] if continuous else None  # ascending
         self._trimmed: ExperimentDataset | None = None
         self._must_check_counts = counts
         dataset = with_joinids(dataset)

@@ -1,0 +1,234 @@
+"""Writes a copy of all cells of a dataset at once; see :meth:`cellfeed.ExperimentDataset.write_copy`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cellfeed._checks import format_bytes
+from cellfeed.errors import PlanError, SelectionError
+from cellfeed.loader.engine import Engine
+from cellfeed.loader.pipeline import Pipeline
+from cellfeed.loader.world import available_threads
+from cellfeed.plan.epoch import World
+from cellfeed.plan.windows import ShardWindows
+from cellfeed.rows.assemble import DenseBuffers
+from cellfeed.rows.cell_rows import CellRows
+from cellfeed.stats import hidden
+
+if TYPE_CHECKING:
+    from cellfeed.sources.anndata.part_writer import PartWriter
+
+ROWS_PER_STEP = 1024
+"""Cells that are appended together."""
+
+COMPRESSIONS = {"lz4": 1.0, "zstd": 0.88}
+"""Bytes of a copy relative to one by LZ4."""
+
+CELLS_PER_PART = 1 << 20
+"""Cells of a part of a copy that several processes write. It does not depend on their number."""
+
+
+def write_copy(
+    engine: Engine,
+    path: Path,
+    *,
+    compression: str,
+    obs_columns: Sequence[str] | None,
+    client: Any,
+    progress: bool,
+) -> Path:
+    """Write the cells of an engine, shuffled, to an AnnData in zarr, or with a client to a collection."""
+    if compression not in COMPRESSIONS:
+        raise PlanError(f'compression={compression!r} must be "lz4" or "zstd"')
+    if path.exists():
+        raise SelectionError(f"path={str(path)!r} exists; give another path, or remove it")
+    if obs_columns is not None:
+        from cellfeed.sources.anndata.written_tables import check_columns
+
+        check_columns(engine.selection, obs_columns)
+    engine = Engine(engine.selection, engine.settings.replace(**_IN_RANDOM_ORDER))
+    check_space(engine, path, compression)
+    if client is None:
+        return write_part(engine, path, compression, obs_columns, progress=progress)
+    return _write_parts(engine, path, compression, obs_columns, client)
+
+
+_IN_RANDOM_ORDER = {
+    "shuffle": True, "seed": 0, "drop_last": False, "return_sparse_X": True, "X_dtype": "stored", "transform": None,
+    "soma_chunk_size": None, "shuffle_chunk_count": None, "mixing": None, "batch_size": ROWS_PER_STEP, "rank": 0,
+    "world_size": 1, "rank_remainder": "uneven",
+}  # fmt: skip
+
+
+def check_space(engine: Engine, path: Path, compression: str) -> None:
+    """Raise an error if a disk has less space than the copy takes."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    wanted = int(engine.media.source.planner.copy_bytes * COMPRESSIONS[compression])
+    free = shutil.disk_usage(folder).free
+    done = sum(file.stat().st_size for file in Path(f"{path}.partial").rglob("*") if file.is_file())
+    if engine.selection.all_genes and wanted - done > free:
+        raise SelectionError(
+            f"path={str(path)!r}: the copy takes about {format_bytes(wanted - done)}, and {str(folder)!r} has "
+            f"{format_bytes(free)} free; give a path on a larger disk, fewer cells (obs_query=) or compression='zstd'"
+        )
+
+
+def write_part(
+    engine: Engine,
+    path: Path,
+    compression: str,
+    obs_columns: Sequence[str] | None,
+    *,
+    progress: bool = False,
+    by_force: bool = False,
+) -> Path:
+    """Write the cells of an engine to an AnnData in zarr; a part that was begun is continued.
+
+    ``by_force`` continues a part that another process writes, whose writing then ends with an error.
+    """
+    from tqdm.auto import tqdm
+
+    from cellfeed.sources.anndata.provenance import identity_of, record_of
+    from cellfeed.sources.anndata.written_tables import obs_of, var_of
+
+    selection = engine.selection
+    order = repr(engine.media.source.planner.shuffle_plan())  # a copy is continued in the order in which it began
+    identity = {**identity_of(selection), "compression": compression, "order": order}
+    with _opened_writer(path, selection.n_vars, compression, identity, by_force=by_force) as writer:
+        with tqdm(total=selection.n_obs, initial=writer.n_rows, unit=" cells", disable=hidden(progress)) as bar:
+            for rows in _rows(engine, writer.n_rows):
+                writer.append(replace(rows, positions=selection.joinid_column[rows.positions]))
+                bar.update(len(rows))
+        record = record_of(selection, identity_of(selection))
+        obs = obs_of(selection, writer.records, obs_columns)
+        return writer.finish(path, obs, var_of(selection), {"cellfeed": json.dumps(record)})
+
+
+@contextlib.contextmanager
+def _opened_writer(
+    path: Path, n_vars: int, compression: Any, identity: dict[str, Any], *, by_force: bool
+) -> Iterator[PartWriter]:
+    """Yield a writer that continues the copy at a path, or begins it; it is closed, and removed with a copy."""
+    from cellfeed.sources.anndata import owner
+    from cellfeed.sources.anndata.layout import Layout
+    from cellfeed.sources.anndata.part_writer import PartWriter
+
+    folder = Path(f"{path}.partial")
+    try:
+        work = _take_part(folder, identity, by_force=by_force)
+        try:
+            layout = Layout(compression=compression)
+            writer = PartWriter.recover(work) or PartWriter(work, n_vars=n_vars, layout=layout)
+            try:
+                yield writer
+            finally:
+                writer.abandon()
+        finally:
+            owner.release(work)
+        shutil.rmtree(folder, ignore_errors=True)
+    except OSError as cause:
+        raise SelectionError(
+            f"path={str(path)!r} cannot be written ({cause}); what was written stays in {folder.name}: free the disk "
+            f"and call write_copy again, which continues the copy, or remove that folder"
+        ) from cause
+
+
+def _take_part(folder: Path, identity: dict[str, Any], *, by_force: bool) -> Path:
+    """Return the unfinished part in the folder of a copy that was begun, or that begins now; this process owns it."""
+    from cellfeed.sources.anndata import owner
+
+    _begin(folder, identity)
+    if not owner.unfinished(folder):
+        (folder / owner.FREE).mkdir(exist_ok=True)
+    for work in owner.unfinished(folder):
+        if own := owner.take(work, by_force=by_force):
+            return own
+    raise SelectionError(
+        f"another process writes {str(folder.with_suffix(''))!r} at this time; wait for it, or give another path"
+    )
+
+
+def _begin(folder: Path, identity: dict[str, Any]) -> None:
+    """Make the folder of a copy that is not complete; raise an error if it is there for another copy."""
+    from cellfeed.sources.anndata import owner
+
+    described = folder / "identity.json"
+    if not folder.exists():
+        new = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}")
+        try:
+            (new / owner.FREE).mkdir(parents=True)
+            (new / described.name).write_text(json.dumps(identity))
+            new.rename(folder)
+        except OSError:
+            shutil.rmtree(new, ignore_errors=True)
+            if not folder.exists():  # no other process has begun it
+                raise
+    if not described.exists() or json.loads(described.read_text()) != identity:
+        raise SelectionError(
+            f"path={str(folder.with_suffix(''))!r}: {folder.name} is the beginning of a copy of other cells, or with "
+            f"another compression or memory_budget; remove it, or give another path"
+        )
+
+
+def _rows(engine: Engine, n_done: int) -> Iterator[CellRows]:
+    """Yield the rows in the order of epoch 0, after the first ``n_done``."""
+    selection, planner = engine.selection, engine.media.source.planner
+    order = planner.epoch_order(0)
+    shard = ShardWindows(order, *order.shard(World()))
+    resources = planner.resources(1, available_threads())
+    pipeline = Pipeline(selection, engine.settings, resources, DenseBuffers(keep=0), engine.meter)
+    retries = selection.source.retries(n_threads=resources.n_requests, meter=engine.meter)
+    with contextlib.closing(retries), contextlib.closing(pipeline.batches(shard.windows(n_done), retries)) as batches:
+        yield from batches
+
+
+def _write_parts(engine: Engine, path: Path, compression: str, obs_columns: Sequence[str] | None, client: Any) -> Path:
+    """Write a collection by the workers of a ``dask.distributed.Client``; a task that fails is repeated."""
+    from cellfeed.sources.anndata import owner
+    from cellfeed.sources.anndata.local_copy import create_collection
+    from cellfeed.sources.anndata.provenance import identity_of
+
+    work = Path(f"{path.absolute()}.partial")
+    _begin(work, {**identity_of(engine.selection), "compression": compression})
+    tasks = [
+        client.submit(_write_in_task, part, work / f"dataset_{k}", compression, obs_columns, pure=False)
+        for k, part in enumerate(_parts_of(engine))
+    ]
+    client.gather(tasks)
+    create_collection(work, identity_of(engine.selection))
+    work.rename(path)
+    for left in (path / "identity.json", *owner.unfinished(path)):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return path
+
+
+def _parts_of(engine: Engine) -> Iterator[Engine]:
+    """Yield engines of disjoint parts of the cells, from random places; their number depends on that of cells only."""
+    n_parts = max(1, -(-engine.selection.n_obs // CELLS_PER_PART))
+    order = engine.media.source.planner.epoch_order(0)
+    for rank in range(n_parts):
+        windows = ShardWindows(order, *order.shard(World(rank, n_parts))).windows()
+        positions = np.concatenate([fetch.positions for window in windows for fetch in window.fetches])
+        yield Engine(engine.selection.take(np.sort(positions)), engine.settings)
+
+
+def _write_in_task(engine: Engine, path: Path, compression: str, obs_columns: Sequence[str] | None) -> None:
+    """Write one part, in a process of dask; a part that is complete stays as it is.
+
+    The process that began the part may run although dask has lost it, so that the part is taken from it.
+    """
+    try:
+        if not path.exists():
+            write_part(engine, path, compression, obs_columns, by_force=True)
+    except SelectionError:
+        if not path.exists():  # otherwise another process has completed it meanwhile
+            raise
