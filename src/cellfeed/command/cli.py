@@ -16,9 +16,23 @@ from rich.console import Console
 from rich.text import Text
 
 from cellfeed import __version__
+from cellfeed.command.options import (
+    Access,
+    BatchSize,
+    Copied,
+    CopyOptions,
+    DatasetOptions,
+    Json,
+    Label,
+    Mixing,
+    Picture,
+    Seconds,
+    Source,
+    Sparse,
+    Speed,
+)
 from cellfeed.errors import CellfeedError
 from cellfeed.sources.redact import redacted
-from cellfeed.sources.retry import RETRY_DEADLINE_S
 
 app = typer.Typer(
     help="Feed single cells from TileDB-SOMA to PyTorch.",
@@ -70,74 +84,6 @@ def _showing_retries() -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         log.setLevel(level)
-
-
-# ---------------------------------------------------------------------- options
-
-
-def _option(panel: str, text: str, *names: str, **more: Any) -> Any:
-    return typer.Option(*names, help=text, rich_help_panel=panel, **more)
-
-
-@dataclasses.dataclass(kw_only=True)
-class Access:
-    """Options for opening a store."""
-
-    region: Annotated[str | None, _option("Access", "Region of a store on S3; us-west-2 for the Census.")] = None
-    anonymous: Annotated[bool, _option("Access", "Send no credentials: for public buckets.", "--anonymous")] = False
-    retry_deadline: Annotated[
-        float, _option("Access", "Duration of retries of a request to an object store.", metavar="SECONDS")
-    ] = RETRY_DEADLINE_S
-
-    def parameters(self) -> dict[str, Any]:
-        """Return the options as parameters of :class:`cellfeed.ExperimentDataset`."""
-        import tiledbsoma as soma
-
-        settings = {"vfs.s3.region": self.region, "vfs.s3.no_sign_request": "true" if self.anonymous else None}
-        config = {name: value for name, value in settings.items() if value is not None}
-        context = soma.SOMATileDBContext(tiledb_config=config) if config else None
-        return {"context": context, "retry_deadline_s": self.retry_deadline}
-
-
-@dataclasses.dataclass(kw_only=True)
-class DatasetOptions:
-    """Options with the names of parameters of :class:`cellfeed.ExperimentDataset`."""
-
-    measurement_name: Annotated[str, _option("Cells", "Measurement of the experiment.")] = "RNA"
-    X_name: Annotated[str, _option("Cells", "Layer of X.", "--x-name")] = "raw"
-    obs_query: Annotated[
-        str | None,
-        _option("Cells", "Value filter on obs: \"tissue == 'lung'\".", "--obs-filter", callback=lambda it: it or None),
-    ] = None
-    memory_budget: Annotated[str, _option("Reading", "Memory for reading and shuffling.")] = "2 GiB"
-    seed: Annotated[int, _option("Reading", "Seed of the order of cells.")] = 0
-
-    def parameters(self, access: Access, **others: Any) -> dict[str, Any]:
-        """Return all options of a command as parameters of the dataset."""
-        return {**others, **dataclasses.asdict(self), **access.parameters()}
-
-
-def _check_picture(file: str | None) -> str | None:
-    """Raise an error, before any work, if the picture cannot be drawn."""
-    from cellfeed.command.plot import check_file
-
-    try:
-        return None if file is None else str(check_file(file))
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-Source = Annotated[str, typer.Argument(metavar="SOURCE", help="Folder or URI of a SOMA experiment.")]
-BatchSize = Annotated[int, _option("Reading", "Cells per minibatch.")]
-Sparse = Annotated[bool, _option("Reading", "Make CSR minibatches instead of dense ones.", "--sparse")]
-Label = Annotated[str | None, _option("Mixing", "Column of obs to mix, such as dataset_id. Default: the worst case.")]
-Mixing = Annotated[str | None, _option("Mixing", "Least effective over nominal batch size: 0.9 or 90%.")]
-Speed = Annotated[bool, _option("Measuring", "Read X to measure each setting.", "--speed")]
-Seconds = Annotated[float, _option("Measuring", "Duration from the first minibatch on.")]
-Picture = Annotated[
-    str | None, _option("Output", "Draw a .png, .svg or .pdf file.", metavar="FILE", callback=_check_picture)
-]
-Json = Annotated[bool, _option("Output", "Print JSON.", "--json")]
 
 
 def _command(function: Callable[..., None]) -> None:
@@ -259,3 +205,27 @@ def calibrate(
     parameters = dataset.parameters(access, batch_size=batch_size, return_sparse_X=sparse)
     result = run(source, label=label, mixing=mixing, speed=speed, seconds=seconds, picture=picture, **parameters)
     print(json.dumps(result.as_dict(), allow_nan=False) if as_json else result)
+
+
+@_command
+def copy(
+    sources: Copied,
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder to make, such as cells.zarr.")],
+    *,
+    options: CopyOptions,
+    as_json: Json = False,
+    access: Access,
+) -> None:
+    """Write cells, shuffled, to an AnnData in zarr on a local disk, which is read several times as fast.
+
+    If it is interrupted, the same command continues the copy.
+    """
+    from cellfeed.command.copy import run
+
+    say = functools.partial(Console(stderr=True).print, soft_wrap=True, markup=False, highlight=False)
+    try:
+        result = run(sources, out, announce=say, **options.parameters(access))
+    except KeyboardInterrupt:
+        say(f"{out}.partial keeps what was written: the same command continues the copy")
+        raise
+    print(json.dumps(result.as_dict()) if as_json else result)

@@ -1,10 +1,11 @@
-"""The size, measurements, layers and columns of an experiment, read from its metadata."""
+"""The size, measurements, layers and columns of an experiment or an AnnData, read from its metadata."""
 
 from __future__ import annotations
 
 import datetime
 from typing import Any
 
+from cellfeed.sources.opening import is_anndata
 from cellfeed.sources.redact import public_uri
 from cellfeed.sources.soma.experiment import open_experiment, retrying
 from cellfeed.stats import Meter
@@ -16,7 +17,7 @@ def describe(uri: str, context: Any = None, *, retry_deadline_s: float = 120.0) 
     Parameters
     ----------
     uri
-        The URI of a SOMA experiment.
+        The URI of a SOMA experiment, or the path or URI of an AnnData.
     context
         A ``tiledbsoma.SOMATileDBContext`` to open it with.
     retry_deadline_s
@@ -30,7 +31,7 @@ def describe(uri: str, context: Any = None, *, retry_deadline_s: float = 120.0) 
     Raises
     ------
     SelectionError
-        If the URI is not an experiment.
+        If the URI is neither.
 
     Examples
     --------
@@ -38,11 +39,20 @@ def describe(uri: str, context: Any = None, *, retry_deadline_s: float = 120.0) 
     >>> description["n_obs"], list(description["measurements"])
     (700, ['RNA'])
     """
+    if is_anndata(uri):
+        return _describe_anndata(uri)
     with (
         retrying(uri, context, retry_deadline_s, Meter()) as retries,
         open_experiment(uri, context, retries) as experiment,
     ):
         return retries.call(lambda: _describe(experiment))
+
+
+def _describe_anndata(path: str) -> dict[str, Any]:
+    from cellfeed.sources.anndata.describing import describe_files
+    from cellfeed.sources.anndata.files import anndata_files
+
+    return {"uri": public_uri(path), "timestamp": None, **describe_files(anndata_files(path))}
 
 
 def _describe(experiment: Any) -> dict[str, Any]:
@@ -75,7 +85,7 @@ def _columns(frame: Any) -> dict[str, str]:
 def as_text(description: dict[str, Any]) -> str:
     """Return the result of :func:`describe` as text."""
     lines = [
-        f"{description['uri']}, as of {description['timestamp']}",
+        description["uri"] + (f", as of {description['timestamp']}" if description["timestamp"] else ""),
         f"{description['n_obs']:,} cells; obs: {_listed(description['obs'])}",
     ]
     for name, measurement in description["measurements"].items():
@@ -86,4 +96,4 @@ def as_text(description: dict[str, Any]) -> str:
 
 
 def _listed(columns: dict[str, str]) -> str:
-    return ", ".join(f"{name} ({kind})" for name, kind in columns.items())
+    return ", ".join(f"{name} ({kind})" for name, kind in columns.items()) or "no columns"
