@@ -11,14 +11,23 @@ from hypothesis import HealthCheck, settings
 from cellfeed.loader.world import LAUNCHERS
 from tests.support.stores import addressed, labelled_obs, write_experiment
 
-# Tests read with tiledbsoma, too, and side by side: its crash (see SAFE_SETTINGS) would come now and then.
+# Tests also read with tiledbsoma itself, at the same time: without these settings it crashes at random.
 os.environ.setdefault("TILEDB_SM_QUERY_SPARSE_GLOBAL_ORDER_PREPROCESS_TILE_MERGE", "0")
 
 SLOW_MODULES = {
-    *("test_address", "test_architecture", "test_benchmarks", "test_calibrate", "test_cli", "test_compiled"),
-    *("test_ecosystem", "test_effective", "test_examples", "test_fault_proxy", "test_hostile", "test_lightning"),
-    *("test_mixing", "test_optional", "test_pages", "test_processes", "test_progress", "test_real_counts"),
-    *("test_s3", "test_scvi", "test_soak", "test_verification", "test_workers"),
+    *(
+        "test_address",
+        "test_architecture",
+        "test_benchmarks",
+        "test_calibrate",
+        "test_cli",
+        "test_compiled",
+        "test_dask",
+    ),
+    *("test_devices", "test_ecosystem", "test_effective", "test_examples", "test_fault_proxy", "test_hostile"),
+    *("test_lightning", "test_mixing", "test_optional", "test_other_loaders", "test_pages", "test_processes"),
+    *("test_progress", "test_real_counts", "test_s3", "test_scvi", "test_sending", "test_soak", "test_verification"),
+    "test_workers",
 }
 """Many of their tests start processes or servers, train models, or take seconds; elsewhere single tests are marked."""
 
@@ -33,7 +42,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 @pytest.fixture(autouse=True)
 def _no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test is alone in its world, whatever launched it."""
+    """Hide the variables of a launcher, so that a test is a single process without ranks."""
     for name in (*LAUNCHERS.values(), *LAUNCHERS, "LOCAL_RANK", "SLURM_STEP_ID"):
         monkeypatch.delenv(name, raising=False)
 
@@ -67,7 +76,7 @@ def reading_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """100 cells x 30 genes; values tell their row and column; row-blocks of 8."""
+    """100 cells x 30 genes; values encode their row and column; row-blocks of 8."""
     path = tmp_path_factory.mktemp("stores") / "hundred.soma"
     return write_experiment(path, addressed(100, 30), labelled_obs(100))
 

@@ -1,4 +1,4 @@
-"""Where a store is: whatever the working folder was, is, and will be; and what is at an address that holds no store."""
+"""Addresses of stores: independent of later changes of the working folder; an address without a store is an error."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def moved(tmp_path_factory):
-    """What a process finds that reads ``x`` in one folder, of 10 cells, and then in another, of 20."""
+    """Read ``x`` in a folder where it has 10 cells, then in a folder where it has 20."""
     folders = [tmp_path_factory.mktemp(name) for name in ("first", "second")]
     for folder, n_obs in zip(folders, (10, 20), strict=True):
         write_experiment(folder / "x", addressed(n_obs, 3), labelled_obs(n_obs))
@@ -53,7 +53,7 @@ def moved(tmp_path_factory):
 
 
 def test_a_relative_path_means_the_working_folder_of_the_moment(moved):
-    """TileDB keeps the first working folder of the process; datasets, the command and writing do not."""
+    """TileDB keeps the first working folder of the process; datasets, the command and ``write_obsm`` do not."""
     assert (moved["first"], moved["second"]) == (10, 20)
     assert moved["written"] == ["X_mine"]
     assert "20 x 3" in moved["plan"]
@@ -61,7 +61,7 @@ def test_a_relative_path_means_the_working_folder_of_the_moment(moved):
 
 
 def test_a_dataset_finds_its_store_after_the_working_folder_changed(moved, tmp_path):
-    """In its own process, and in another one, by its pickle."""
+    """In the process of the dataset, and in another one that unpickles it."""
     assert moved["after"] == 10
     read = "import pickle, sys; print(sum(len(b.obs) for b in pickle.load(open(sys.argv[1], 'rb'))))"
     assert run("-c", f"import os; os.chdir({str(tmp_path)!r}); {read}", moved["pickle"]).split() == ["10"]
@@ -105,7 +105,7 @@ def test_anndata_names_the_way_to_an_experiment(tmp_path):
 
 
 def test_the_way_that_is_named_works(tmp_path, monkeypatch):
-    """What the message says can be pasted."""
+    """The code in the message runs."""
     import tiledbsoma.io  # noqa: F401
 
     source = cells()
@@ -150,7 +150,7 @@ def test_writing_to_something_else_than_an_experiment_is_an_error(store):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.parametrize("way", ["process", "pool", "dataloader", "lightning", "open", "query"])
 def test_a_forked_child_reads_with_a_dataset_of_its_own(store, way):
-    """After the parent has read, and while it reads: TileDB's contexts are of one process. A hang ends the test.
+    """Children read after the parent has read, and while it reads; a TileDB context works in one process only.
 
     ``open`` and ``query``: an experiment that the parent has opened, and a query of one.
     """

@@ -11,7 +11,7 @@ import cellfeed
 SOURCE = Path(cellfeed.__file__).parent
 MODULES = {str(path.relative_to(SOURCE)): path for path in SOURCE.rglob("*.py")}
 
-MAX_FOLDERS, MAX_CODE_LINES, MAX_LINES = 9, 250, 300
+MAX_FOLDERS, MAX_CODE_LINES, MAX_LINES = 10, 250, 300
 
 
 def test_folders_stay_few():
@@ -19,7 +19,7 @@ def test_folders_stay_few():
 
 
 def test_all_kernels_have_one_decorator():
-    """Which keeps their code where it can: no kernel asks numba for a cache itself."""
+    """``cellfeed.rows.compiled`` chooses the cache; no kernel sets ``cache=True``."""
     for name, path in MODULES.items():
         if name != "rows/compiled.py":
             assert "njit" not in path.read_text(), name
@@ -59,22 +59,22 @@ def test_public_names_are_listed_and_sorted():
 
 
 def test_completion_shows_public_names_only():
-    """What ``dir`` and tab completion list: the public names and the public modules that are always loaded."""
+    """``dir`` and tab completion list the public names and the public modules that are always loaded."""
     assert set(dir(cellfeed)) == {*cellfeed.__all__, "__version__", "datasets", "errors", "transforms"}
     assert all(hasattr(cellfeed, name) for name in dir(cellfeed))
 
 
 def test_import_compiles_and_loads_nothing_heavy():
     heavy = {"matplotlib", "numba", "scanpy", "tqdm", "lightning", "pytorch_lightning", "scvi", "typer", "rich"}
-    told = "import sys, torch, tiledbsoma; before = set(sys.modules); import cellfeed; print(set(sys.modules) - before)"
-    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    code = "import sys, torch, tiledbsoma; before = set(sys.modules); import cellfeed; print(set(sys.modules) - before)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     new = {name.split(".")[0] for name in ast.literal_eval(done.stdout)}
     assert "cellfeed" in new
     assert not new & heavy
 
 
 def test_the_lowest_versions_are_those_that_the_package_permits():
-    """What ``make test-lowest`` installs: each bound but PyTorch's, of which no old build for CPUs is offered."""
+    """``make test-lowest`` installs each lower bound except PyTorch's, which has no old build for CPUs."""
     root = SOURCE.parents[1]
     bounds = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
     lines = (root / "constraints-lowest.txt").read_text().splitlines()

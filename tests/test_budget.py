@@ -1,4 +1,4 @@
-"""Estimates from metadata: what fits, what is decoded, how much a query takes."""
+"""Estimates from metadata: chunks that fit, values decoded, memory of a query."""
 
 from dataclasses import replace
 
@@ -66,7 +66,7 @@ def test_random_chunks_leave_room_for_their_spread(chunks, n_bytes):
 
 
 def test_queries_of_large_arrays_take_more_row_blocks():
-    """So that looking through all tiles stays a small part of the work, within the budget."""
+    """Scanning all tiles stays a small part of the work, within the budget."""
     human = replace(CENSUS, n_rows=160_000_000, nnz=160_000_000 * 2200)
     assert process_budget(4 << 30).rows_per_query == 2048
     assert process_budget(4 << 30, geometry=human).rows_per_query > 2 * 2048

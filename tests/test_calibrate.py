@@ -1,4 +1,4 @@
-"""Settings side by side: the figures are those of the datasets that they stand for, and X is left alone."""
+"""Calibration: the figures are those of datasets with the same settings, and X is not read."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ from cellfeed.loader import engine as engine_module
 from cellfeed.sources.soma import query
 
 BUDGET = "390 KiB"
-"""Holds a few chunks of the store, and its quarter and half not one."""
+"""A budget for a few chunks of the store; a quarter or half of it has room for none."""
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_the_picture_is_one(uri, tmp_path, capsys, name, magic):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--label", "labell"], "did you mean 'label'"),
         (["--mixing", "1.5"], "mixing=1.5 must be more than 0 and at most 1"),
@@ -165,11 +165,11 @@ def test_the_picture_is_one(uri, tmp_path, capsys, name, magic):
         (["--picture", "no/such/folder/a.png"], "there is no folder 'no/such/folder'"),
     ],
 )
-def test_bad_input_is_an_error_of_one_line(uri, capsys, options, told):
+def test_bad_input_is_an_error_of_one_line(uri, capsys, options, message):
     assert main(["calibrate", uri, *options]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("cellfeed: ")
-    assert told in error
+    assert message in error
 
 
 def test_pictures_that_cannot_be_written(uri, tmp_path, capsys, monkeypatch):

@@ -1,4 +1,4 @@
-"""The command line: what it prints, and how it fails."""
+"""The command line: its output and its errors."""
 
 import json
 import logging
@@ -74,7 +74,7 @@ def test_errors_are_red_on_a_terminal_unless_no_color_is_set(capsys, monkeypatch
     assert ("31m" in capsys.readouterr().err) is not no_color
 
 
-@pytest.mark.parametrize("command", ["demo", "info", "plan", "bench", "calibrate"])
+@pytest.mark.parametrize("command", ["demo", "info", "plan", "bench", "calibrate", "copy"])
 def test_help_shows_groups_of_options_in_80_columns(capsys, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "80")
     assert main([command, "--help"]) == 0
@@ -87,7 +87,7 @@ def test_help_shows_groups_of_options_in_80_columns(capsys, monkeypatch, command
 
 
 def test_shells_complete_commands(capsys, monkeypatch):
-    """As the script does that ``--install-completion`` installs."""
+    """The environment is that of the script that ``--install-completion`` installs."""
     monkeypatch.setenv("_CELLFEED_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", "cellfeed ca")
     monkeypatch.setenv("COMP_CWORD", "1")
@@ -171,7 +171,7 @@ def test_bars_are_not_written_to_files(store, capsys):
 
 
 def test_the_cheapest_setting_that_reaches_the_target_is_marked(store):
-    """Cells of a type lie in each chunk: row-blocks mix it, and smaller chunks cost more and give no more."""
+    """Each chunk has cells of all types: row-blocks mix them, and smaller chunks cost more without a benefit."""
     result = calibrate.run(store, label="label", mixing=0.9, batch_size=10, memory_budget="33 MiB", progress=False)
     chosen = result.chosen
     reaching = [

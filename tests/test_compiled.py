@@ -1,4 +1,4 @@
-"""A cache of compiled code that cannot be used costs time, and nothing else."""
+"""A cache of compiled code that cannot be used costs time only."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def triple_and_one(x):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder for modules, one for their compiled code, and nothing warned of or logged yet."""
+    """A folder for modules and one for their compiled code; no warning or log message was issued before."""
     monkeypatch.setattr(compiled, "_warned", threading.Event())
     monkeypatch.setattr(compiled, "_logged", threading.Event())
     monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path / "cache"))
@@ -130,7 +130,7 @@ def test_a_kernel_is_compiled_anew_if_a_kernel_that_it_calls_has_changed(folder,
 
 
 def test_a_child_forked_while_another_thread_compiles_can_compile(folder, monkeypatch):
-    """A lock that a thread of the parent holds is held for ever in the child."""
+    """A lock that a thread of the parent holds is never released in the child."""
     kernel = load(folder / "triples.py", monkeypatch).triple
     held = threading.Event()
 

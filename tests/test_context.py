@@ -1,4 +1,4 @@
-"""TileDB's settings: ours where the user has none, and never instead of the user's."""
+"""TileDB's settings: cellfeed sets defaults, and never replaces a setting of the user."""
 
 import multiprocessing
 import os
@@ -18,14 +18,14 @@ from cellfeed.sources.soma.experiment import open_experiment
 @pytest.fixture(autouse=True)
 def _as_tiledb_is(monkeypatch):
     monkeypatch.delenv("TILEDB_SM_QUERY_SPARSE_GLOBAL_ORDER_PREPROCESS_TILE_MERGE")
-    tiledb_private._default_config.cache_clear()  # it was asked for while the tests' own setting was there
+    tiledb_private._default_config.cache_clear()  # made while the setting of the tests was in the environment
     yield
     tiledb_private._default_config.cache_clear()
 
 
 @pytest.fixture
 def opened(monkeypatch):
-    """The array and the settings, each time that something is opened to be read."""
+    """Record the array and the settings of each call that opens something for reading."""
     seen = []
     for kind in (soma.DataFrame, soma.SparseNDArray):
         plain = kind.open
@@ -50,7 +50,7 @@ GIVEN = [(None, OFF), ({"sm.mem.total_budget": "1000000000"}, OFF), ({MERGE: "7"
 @pytest.mark.parametrize(("given", "expected"), GIVEN)
 @pytest.mark.parametrize("by_uri", [True, False])
 def test_a_crash_of_tiledb_is_avoided(monkeypatch, store, opened, by_uri, given, expected):
-    """Its merge of tiles ends the process once in 50,000 queries: it is off, unless the user wants it."""
+    """TileDB's merge of tiles crashes the process once in 50,000 queries: it is off unless the user enables it."""
     monkeypatch.setenv("CELLFEED_DIRECT", "0")
     context = None if given is None else soma.SOMATileDBContext(tiledb_config=given)
     if by_uri:
@@ -73,7 +73,7 @@ def test_a_safe_context_is_the_users():
     safe = tiledb_private.safe_context(context)
     assert safe.timestamp_ms == 7
     assert safe.tiledb_config["vfs.s3.region"] == "moon"
-    assert MERGE not in tiledb_private.user_config(context)  # the user's own is left as it was
+    assert MERGE not in tiledb_private.user_config(context)  # the settings of the user are unchanged
 
 
 @pytest.mark.slow

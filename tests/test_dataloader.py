@@ -47,16 +47,16 @@ def test_workers_yield_each_cell_once_and_other_orders_each_epoch(store, cls, pe
     dataset = cls(store, obs_column_names=["soma_joinid"], batch_size=7, seed=0, return_sparse_X=True)
     before = multiprocessing.get_start_method()  # fixes the default, as PyTorch does when it starts a worker
     loader = experiment_dataloader(dataset, num_workers=2, persistent_workers=persistent)
-    passes = []
+    epochs = []
     for _ in range(2):
         X, obs, sizes = collect(loader, 30)
         assert len(loader) == len(sizes) == 15
         assert sorted(obs[:, 0]) == list(range(100))
         assert np.array_equal(X, addressed(100, 30).toarray()[obs[:, 0]])
-        passes.append(obs[:, 0].tolist())
-    assert passes[0] != passes[1]
+        epochs.append(obs[:, 0].tolist())
+    assert epochs[0] != epochs[1]
     dataset.set_epoch(0)
-    assert collect(loader, 30)[1][:, 0].tolist() == passes[0]
+    assert collect(loader, 30)[1][:, 0].tolist() == epochs[0]
     assert dataset.epoch == 1
     assert multiprocessing.get_start_method() == before  # nothing global is changed
 
@@ -71,7 +71,7 @@ def test_a_fork_is_an_error_and_not_a_hang(store):
 
 
 def test_minibatches_stay_named_when_they_are_pinned(store, monkeypatch):
-    """PyTorch builds each minibatch anew of its pinned tensors; it pins none where no accelerator is."""
+    """PyTorch makes a new minibatch of pinned tensors. Without an accelerator it cannot pin, so a clone is used."""
     monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
     minibatch = next(iter(experiment_dataloader(ExperimentDataset(store, batch_size=50))))
     pinned = torch.utils.data._utils.pin_memory.pin_memory(minibatch)

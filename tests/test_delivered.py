@@ -1,4 +1,4 @@
-"""Labels are counted as minibatches are received, whatever the training loop does with them."""
+"""Labels are counted when minibatches are received, before the training loop can change them."""
 
 from types import SimpleNamespace
 
@@ -32,7 +32,7 @@ def by_hand(minibatches, codes):
     lowest=st.integers(-(2**40), 2**40),
 )
 def test_counted_is_received(seed, batch_size, n_minibatches, n_labels, at_once, lowest):
-    """Asked at any time; copies are counted, since loops may write into what they are given; short ones are not."""
+    """Counts are available at any time. Labels are copied, as loops may change them; short minibatches are left out."""
     rng = np.random.default_rng(seed)
     codes = lowest + rng.integers(0, n_labels, (n_minibatches, batch_size))
     others = rng.integers(0, 1 << 40, codes.shape)
@@ -50,7 +50,7 @@ def test_counted_is_received(seed, batch_size, n_minibatches, n_labels, at_once,
 
 
 def test_what_waits_is_bounded():
-    """Minibatches wait to be counted together, and no more of them than that pays for."""
+    """Minibatches are collected and counted together, up to a limit of cells."""
     codes = np.arange(1 << 15) % 7
     counts = LabelCounter({"label": codes}, 1 << 10)
     for _ in counts.counted(SimpleNamespace(obs=torch.from_numpy(codes[: 1 << 10, np.newaxis])) for _ in range(500)):

@@ -1,4 +1,4 @@
-"""CSR to dense: as PyTorch does it, only sooner."""
+"""CSR to dense: the result is that of PyTorch."""
 
 import numpy as np
 import torch

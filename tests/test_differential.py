@@ -23,7 +23,7 @@ def rows_of(joinids, X, codes):
 
 @st.composite
 def stores(draw, folder):
-    """A store from a few layouts; written once, the draw names it."""
+    """Draw a store of one of a few layouts; each is written once."""
     spec = (
         draw(st.sampled_from([1, 2, 17, 64, 150])),  # cells
         draw(st.sampled_from([1, 5, 40])),  # genes
@@ -112,7 +112,7 @@ def test_any_configuration_gives_what_the_query_gives(tmp_path_factory, reading_
 
 
 def decode(dataset, obs):
-    """The labels themselves, so that codes are compared by what they mean."""
+    """Return labels instead of codes, which differ between encoders."""
     names = ["label", "number"]
     return np.stack(
         [dataset.obs_encoders[name].inverse_transform(obs[:, k + 1]).astype(str) for k, name in enumerate(names)],

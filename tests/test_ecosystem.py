@@ -1,4 +1,4 @@
-"""With the libraries around: Lightning restores a loader by itself, and Accelerate does not cut it into ranks again."""
+"""Other libraries: Lightning restores a loader, and Accelerate does not shard it a second time."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ lightning = pytest.importorskip("pytorch_lightning", reason="Lightning is not in
 
 
 class Probe(lightning.LightningModule):
-    """Notes which cells it is trained on; stops and saves where it is told to."""
+    """Records the cells that it is trained on; saves and stops at a given step."""
 
     def __init__(self, n_vars, stop_at=None, path=None):
         super().__init__()
@@ -57,7 +57,7 @@ def fit(store, *, num_workers=0, path=None, stop_at=None, resume=None, max_epoch
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("stop_at", [1, 5, 11, 12, 13, 20])
 def test_lightning_goes_on_in_the_middle_of_an_epoch(store, tmp_path, stop_at):
-    """From a checkpoint at any step, the last of an epoch too, the cells are those of the run that never stopped."""
+    """From a checkpoint at any step, also the last of an epoch, the cells are those of an uninterrupted run."""
     whole = fit(store)
     assert len(whole) == 2 * 12
     path = tmp_path / "last.ckpt"
@@ -68,7 +68,7 @@ def test_lightning_goes_on_in_the_middle_of_an_epoch(store, tmp_path, stop_at):
 
 @pytest.mark.filterwarnings("ignore")
 def test_lightning_with_other_workers(store, tmp_path):
-    """A checkpoint of one process goes on with two workers: each cell once an epoch."""
+    """A checkpoint of one process is resumed with two workers: each cell comes once per epoch."""
     path = tmp_path / "last.ckpt"
     before = fit(store, path=path, stop_at=5, max_epochs=1)
     after = fit(store, resume=path, num_workers=2, max_epochs=1)
@@ -88,7 +88,7 @@ def test_accelerate_leaves_the_sharding_to_the_dataset(store, tmp_path):
 
 
 def test_accelerate_makes_a_step_after_the_last_minibatch(store):
-    """Of 10 minibatches with steps after 4, also in a pass that goes on from a state, with a loader inside the loop.
+    """Of 10 minibatches with a step per 4, also in an epoch that is resumed, with a second loader inside the loop.
 
     ``gather_for_metrics`` keeps each cell of the inner loader.
     """

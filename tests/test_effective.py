@@ -1,4 +1,4 @@
-"""The effective batch size: what is predicted from a plan is what its minibatches show."""
+"""The effective batch size that a plan predicts is that of its minibatches."""
 
 import numpy as np
 import pytest
@@ -41,8 +41,8 @@ def delivered(plan, codes, world):
     """Sum over minibatches of the squared distances of proportions, and the number of minibatches."""
     n_labels = codes.max() + 1
     p = np.bincount(codes, minlength=n_labels) / len(codes)
-    met = codes[cells(plan, world)]
-    batches = met[: len(met) // plan.batch_size * plan.batch_size].reshape(-1, plan.batch_size)
+    labels = codes[cells(plan, world)]
+    batches = labels[: len(labels) // plan.batch_size * plan.batch_size].reshape(-1, plan.batch_size)
     counts = np.stack([np.bincount(batch, minlength=n_labels) for batch in batches])
     return ((counts / plan.batch_size - p) ** 2).sum(), len(batches)
 
@@ -69,7 +69,7 @@ SETTINGS = [
 
 @pytest.mark.parametrize(("chunk", "mixing", "batch_size", "labels", "world"), SETTINGS)
 def test_predicted_is_delivered(chunk, mixing, batch_size, labels, world):
-    """Within a tenth, on average over epochs: many, where few minibatches tell little."""
+    """Within a tenth, on average over epochs; an epoch of few minibatches needs more of them."""
     codes = LABELS[labels]
     expected, distance, n = [], 0.0, 0
     for epoch in range(5):
@@ -83,14 +83,14 @@ def test_predicted_is_delivered(chunk, mixing, batch_size, labels, world):
 
 
 def test_the_published_default():
-    """2,000 chunks of 64: 120 of 128 and 677 of 1,024 at worst; a little more of a store that is not endless."""
+    """2,000 chunks of 64: 120 of 128 and 677 of 1,024 in the worst case; a little more in a finite store."""
     for batch_size, expected in ((128, 120), (1024, 677)):
         plan = plan_of(64, ShufflePlan(2000), batch_size, n=64 * 2000 * 40)
         assert round(predicted(plan, World())) == pytest.approx(expected, rel=0.02)
 
 
 def test_extremes():
-    """A full shuffle has the whole batch size; reading in order, of labels that lie together, one cell of it."""
+    """A full shuffle has the whole batch size; reading in order, with equal labels side by side, has one cell."""
     plan = plan_of(100, ShufflePlan(600), 128)
     assert predicted(plan, World()) == pytest.approx(128)
     ordered = plan_of(100, ShufflePlan(8), 50, shuffle=False)
@@ -99,7 +99,7 @@ def test_extremes():
 
 @pytest.mark.parametrize("room", [64, 256, 1000])
 def test_slices_mix_more_than_double_buffered_blocks_of_equal_memory(room):
-    """At least two and a half times as much, of 1,024 cells and many chunks; 256 chunks or more for the whole of it."""
+    """At least 2.5 times that of blocks, for 1,024 cells and many chunks; all of it for 256 chunks or more."""
     ours, blocks = best_shuffle_plan(room, prefetch=True), ShufflePlan(room // 2)
     assert ours.chunks_held + ours.chunks_ahead <= room
     found = []

@@ -1,4 +1,4 @@
-"""The scripts in examples/ as a reader runs them: two ranks, each cell once an epoch, on again where they stopped."""
+"""The scripts in examples/ as a reader runs them: two ranks, each cell once per epoch, also after a resume."""
 
 import os
 import re
@@ -21,13 +21,13 @@ def torchrun(script, *arguments):
 
 
 def epochs(output):
-    """Return loss and number of cells by epoch; the scripts' own check is that none of them came twice."""
+    """Return loss and number of cells by epoch; the scripts themselves check that no cell comes twice."""
     found = re.findall(r"^epoch (\d+): loss ([\d.]+) over (\d+) cells$", output, re.MULTILINE)
     return {int(epoch): (float(loss), int(n)) for epoch, loss, n in found}
 
 
 def accuracy(output):
-    """Return the fraction of right predictions, and of how many cells."""
+    """Return the fraction of right predictions, and the number of cells."""
     ((fraction, n),) = re.findall(r"^test: accuracy ([\d.]+) over (\d+) cells$", output, re.MULTILINE)
     return float(fraction), int(n)
 
@@ -45,7 +45,7 @@ def demo(tmp_path_factory):
 
 
 def test_torchrun_goes_on_in_the_middle_of_an_epoch(demo, tmp_path):
-    """Of a run that stopped behind its second epoch's first step, the rest is that of one that never stopped."""
+    """A run that stopped after the first step of its second epoch ends as an uninterrupted run does."""
     whole = torchrun("train_torchrun.py")
     assert_learned(whole)
     assert accuracy(whole) == (pytest.approx(0.75, abs=0.1), N_TEST)
@@ -77,7 +77,7 @@ def test_lightning_goes_on_from_its_last_checkpoint(demo, tmp_path):
 
 
 def test_ray_keeps_a_checkpoint_from_which_a_worker_goes_on(demo, tmp_path, monkeypatch):
-    """Two epochs by Ray, which takes half a minute to start; the third by a worker's function, told what Ray tells."""
+    """Ray, which takes half a minute to start, runs two epochs; a call of the worker's function runs the third."""
     pytest.importorskip("ray.train.torch", reason="Ray Train is not installed")
     import ray.train.torch
 

@@ -1,7 +1,8 @@
-"""The proxy does what it is told: the tests of the network stand on it."""
+"""The proxy causes the faults that it is set to cause; the tests of the network rely on it."""
 
 import asyncio
 import http.client
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
@@ -76,7 +77,7 @@ def test_without_faults_it_only_passes_on(any_proxy):
 
 
 def test_an_outage_and_its_end(any_proxy):
-    """A connection that was open is reset, new ones are refused; then all is as before, at the same port."""
+    """The open connection is reset and new ones are refused; afterwards the proxy answers again at the same port."""
     connection = http.client.HTTPConnection(any_proxy.endpoint, timeout=10)
     connection.request("GET", "/cells")
     connection.getresponse().read()
@@ -103,7 +104,7 @@ def test_connections_stay_open_between_requests(proxy):
 
 @pytest.fixture
 def waits(monkeypatch):
-    """The seconds of each wait of a proxy, which goes on at once."""
+    """The seconds of each wait of a proxy, which does not really wait."""
     seconds, sleep = [], asyncio.sleep
 
     def note(delay):
@@ -124,7 +125,7 @@ def test_latency(proxy, waits):
 
 
 def test_bandwidth_is_that_of_all_connections_together(proxy, waits, monkeypatch):
-    """At a clock that stands still, the last piece waits for the transfer of all pieces."""
+    """With a clock that stands still, the last piece waits for the transfer of all pieces."""
     monkeypatch.setattr(fault_proxy, "time", SimpleNamespace(monotonic=lambda: 0.0))
     proxy.set(bandwidth=4 * len(BODY))
     threads = [threading.Thread(target=ask, args=(proxy,)) for _ in range(4)]
@@ -136,9 +137,9 @@ def test_bandwidth_is_that_of_all_connections_together(proxy, waits, monkeypatch
 
 
 def test_slicer(proxy, waits):
-    proxy.set(slicer_bytes=len(BODY) // 8, slicer_delay_s=0.02)
+    proxy.set(slicer_bytes=len(BODY) // 32, slicer_delay_s=0.02)
     assert ask(proxy)[1] == BODY
-    assert waits.count(0.02) >= 8
+    assert waits.count(0.02) >= 31  # the pause after the last piece may begin after the client has read it
 
 
 def test_timeout(proxy):
@@ -151,6 +152,13 @@ def test_limit_data(proxy):
     with pytest.raises(http.client.IncompleteRead) as caught:
         ask(proxy)
     assert caught.value.partial == BODY[:1000]
+
+
+def test_limit_share(proxy):
+    proxy.set(limit_data=1000, limit_share=0.5)
+    outcomes = [outcome(proxy) for _ in range(30)]
+    assert set(outcomes) == {200, "IncompleteRead"}
+    assert proxy.counts["limit_data"] == outcomes.count("IncompleteRead")
 
 
 def test_a_slow_close_comes_after_the_last_byte(proxy, waits):
@@ -171,13 +179,20 @@ def test_resets_of_a_share(proxy):
 def test_errors_of_a_share_where_the_path_matches(proxy, status):
     proxy.set(error=1.0, status=status, only="X/raw")
     assert ask(proxy, "/ms/RNA/X/raw")[0] == status
-    assert ask(proxy, "/ms/RNA/X/raw", method="HEAD") == (status, b"")
     assert ask(proxy, "/obs") == (200, BODY)
-    assert proxy.counts["error"] == 2
+    host, port = proxy.endpoint.split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection, connection.makefile("rb") as answers:
+        connection.sendall(b"".join(b"%b /X/raw HTTP/1.1\r\n\r\n" % method for method in (b"HEAD", b"GET")))
+        while answers.readline().strip():
+            pass
+        assert answers.readline().startswith(b"HTTP/1.1 %d" % status)  # the answer to HEAD has no body
+    assert proxy.counts["error"] == 3
+    proxy.set()
+    assert ask(proxy, "/ms/RNA/X/raw") == (200, BODY)
 
 
 def test_chance_is_seeded(upstream):
-    """One request after the other meets the same faults in each run."""
+    """A sequence of requests gets the same faults in each run."""
     runs = []
     for _ in range(2):
         with FaultProxy(upstream, seed=7) as proxy:

@@ -1,4 +1,4 @@
-"""From windows to the rows of minibatches, with a reader that is no store."""
+"""From windows to the rows of minibatches, with a reader of a matrix in memory."""
 
 import threading
 
@@ -57,7 +57,7 @@ def test_identity_and_order(n, chunk, mixing, batch, ahead, seed):
 
 
 def test_blocks_that_are_read_together_share_row_blocks():
-    """Blocks of 4 chunks of 2 in row-blocks of 8: the first alone, the others meet each row-block once."""
+    """Blocks of 4 chunks of 2 in row-blocks of 8: the first is read alone, the others read each row-block once."""
     reader = FakeReader(addressed(64, 4))
     list(feed(EpochOrder(chunk_bounds(64, 2), 0, 0, True, 8, ShufflePlan(4, windows_per_read=7)), reader))
     blocks = [b for read in reader.reads for b in set((read // 8).tolist())]
@@ -84,7 +84,7 @@ def test_bound(ahead):
 
 
 def test_bound_of_slices():
-    """Of chunks that leave in slices, no more is held than is planned."""
+    """If chunks are yielded in slices, the pool holds no more than the plan says."""
     mixing = ShufflePlan(3, n_slices=8)
     plan = EpochOrder(chunk_bounds(4000, 20), 0, 0, True, 10, mixing)
     meter = Meter()

@@ -1,4 +1,4 @@
-"""Arrays that were written more than once, consolidated or vacuumed: what comes is what TileDB's own reader returns."""
+"""Arrays that were written more than once, consolidated or vacuumed: the values are those of TileDB's own reader."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""Hostile input: whatever is passed to a public function, it works rightly or raises an error of ours."""
+"""Hostile input: a public function returns a right result for any argument, or raises an error of cellfeed."""
 
 import contextlib
 import datetime
@@ -118,7 +118,7 @@ GOOD = {
 
 @contextlib.contextmanager
 def only_ours():
-    """Let errors of ours pass, and no others."""
+    """Suppress errors of cellfeed, and no others."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -136,7 +136,7 @@ def parameters(draw, names=DATASET, least=1):
 
 @pytest.fixture(scope="module", autouse=True)
 def _impatient():
-    """Object stores that do not exist are not asked for long."""
+    """Requests to object stores that do not exist end soon."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ArrayAddress, "retries", lambda self, n_threads=1, **_: Retries(0.1, n_threads=n_threads))
         yield
@@ -154,7 +154,7 @@ def dataset(experiment):
 
 
 def first_minibatch_is_right(dataset):
-    """Values tell their row and column: those of the first minibatch must be where they say."""
+    """Values encode their row and column: those of the first minibatch must be in their places."""
     iterator = iter(dataset)
     minibatch = next(iterator, None)
     if hasattr(iterator, "close"):

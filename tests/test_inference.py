@@ -1,4 +1,4 @@
-"""What a model makes of cells belongs to the right ones: in order, each once, from all ranks, and in obsm."""
+"""Results of a model belong to the right cells: in order, each once, from all ranks, and in obsm."""
 
 import json
 import time
@@ -28,13 +28,13 @@ def rows_of(joinids):
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("batch_size", [None, 1, 7, 100])
 def test_cells_come_in_order_with_their_joinids(store, batch_size, sparse):
-    """Over a split of a shuffled dataset that drops its last minibatch: all cells, ascending, rows their own."""
+    """Over a split of a shuffled dataset that drops its last minibatch: all cells come in order, with their rows."""
     dataset = ExperimentDataset(
         store, obs_column_names=["label"], batch_size=9, seed=3, drop_last=True, return_sparse_X=sparse
     )
     _, test = dataset.random_split([0.6, 0.4], seed=1, stratify="label")
     loader = inference_dataloader(test, batch_size)
-    for _ in range(2):  # a loader can be walked again, with the same result
+    for _ in range(2):  # a second iteration has the same result
         X, obs, joinids = zip(*loader, strict=True)
         assert [len(ids) for ids in joinids[:-1]] == [batch_size or 9] * (len(loader) - 1)
         joinids = torch.cat(joinids)
@@ -52,7 +52,7 @@ def test_a_published_datapipe_is_served_too(store):
 
 @pytest.mark.parametrize("columns", [["soma_joinid", "label"], ["label", "soma_joinid"], []])
 def test_joinids_do_not_change_obs(store, columns):
-    """Columns of obs are those of the dataset in their order, joinids among them where the user names them."""
+    """Columns of obs are those of the dataset in their order, with joinids if the user names them."""
     dataset = ExperimentDataset(store, obs_column_names=columns, batch_size=30, seed=0)
     first, ordered = next(iter(dataset)), next(iter(inference_dataloader(dataset)))
     assert first.obs.shape == ordered.obs.shape == (30, len(columns))
@@ -71,7 +71,7 @@ def test_workers_would_bring_cells_out_of_order(store):
 
 @given(st.integers(0, 300), st.integers(1, 7), st.integers(1, 40))
 def test_all_ranks_make_as_many_steps(n_obs, world_size, batch_size):
-    """Where each rank has a cell, no rank makes a step more than another, and none of more cells than asked."""
+    """If each rank has a cell, all ranks make the same number of steps, and none has more cells than ``batch_size``."""
     size = even_batch_size(n_obs, world_size, batch_size)
     assert 1 <= size <= batch_size
     share = n_obs // world_size
@@ -108,7 +108,7 @@ def writable(tmp_path):
 
 
 def test_an_embedding_is_read_back_with_its_cells(writable):
-    """Written in any order, of some cells only: each row is its cell's, zeros are values, the others are missing."""
+    """Rows may be written in any order and for some cells only; zeros are values, and the other cells have none."""
     uri, joinids = writable
     ids = joinids[[7, 2, 11]]
     embeddings = np.array([[0.0, 1.5], [2.0, -1.0], [0.25, 0.0]])
@@ -132,7 +132,7 @@ def read_obsm(uri, name):
 
 
 def test_an_embedding_is_replaced_where_that_is_asked_for(writable):
-    """By other cells and dimensions, as often as wanted; nothing of the one before is read."""
+    """An embedding may be replaced, also by other cells and dimensions; nothing of the earlier one remains."""
     uri, joinids = writable
     for n_dims in (3, 2, 4):
         cellfeed.write_obsm(uri, "X a/b", joinids[n_dims:], np.full((20 - n_dims, n_dims), n_dims), overwrite=True)
@@ -145,7 +145,7 @@ def test_an_embedding_is_replaced_where_that_is_asked_for(writable):
 
 
 def test_an_embedding_that_was_not_written_to_its_end_is_not_in_obsm(writable, monkeypatch):
-    """The name is given last: the embedding before stays, and the next attempt succeeds."""
+    """The name is assigned last: after a failure the earlier embedding remains, and the next attempt succeeds."""
     uri, _ = writable
     cellfeed.write_obsm(uri, "X_a", [1], [[7.0]])
 
@@ -163,7 +163,7 @@ def test_an_embedding_that_was_not_written_to_its_end_is_not_in_obsm(writable, m
 
 @pytest.mark.parametrize("mode", ["r", "w", "closed"])
 def test_an_experiment_may_be_a_handle(writable, mode):
-    """Open or closed: its URI and its context are used, and it stays as it is."""
+    """The handle may be open or closed: its URI and its context are used, and it stays open or closed."""
     uri, joinids = writable
     context = soma.SOMATileDBContext()
     with soma.open(uri, "w" if mode == "w" else "r", context=context) as experiment:

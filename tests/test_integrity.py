@@ -1,4 +1,4 @@
-"""Rows of X are compared with obs, whichever way they are read; an error names the cell that differs."""
+"""Rows of X are compared with obs on every reading path; an error names the cell that differs."""
 
 import numpy as np
 import pandas as pd

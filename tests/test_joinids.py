@@ -62,11 +62,11 @@ def test_reads_take_all_rows_once_and_never_share_a_row_block(ids, extent, block
     assert bounds[0] == 0
     assert bounds[-1] == len(ids)
     reads = [ids[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
-    met = [sorted(set((read // extent).tolist())) for read in reads]
+    row_blocks = [sorted(set((read // extent).tolist())) for read in reads]
     assert all(len(read) for read in reads)
-    assert all(a[-1] < b[0] for a, b in zip(met[:-1], met[1:], strict=True))
-    assert all(len(m) <= blocks for m in met)
-    assert all(len(read) <= rows or len(m) == 1 for read, m in zip(reads, met, strict=True))
+    assert all(a[-1] < b[0] for a, b in zip(row_blocks[:-1], row_blocks[1:], strict=True))
+    assert all(len(m) <= blocks for m in row_blocks)
+    assert all(len(read) <= rows or len(m) == 1 for read, m in zip(reads, row_blocks, strict=True))
 
 
 @given(ids=ascending.filter(len), extent=st.integers(1, 2000), more=st.integers(1, 1000))

@@ -24,7 +24,7 @@ def stored(path, **columns):
 
 
 def labels_of(uri, column, **parameters):
-    """What the codes of a column decode to, in the order of the cells, and the number of classes."""
+    """Return the decoded codes of a column in the order of the cells, and the number of classes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         dataset = ExperimentDataset(uri, obs_column_names=[column], shuffle=False, batch_size=100, **parameters)
@@ -87,7 +87,7 @@ def test_nan_in_a_dictionary_is_a_missing_value():
     ids=str,
 )
 def test_integers_are_exact_to_64_bits(tmp_path, values):
-    """Not looked up as float64, in which neighbours above 2**53 are one number."""
+    """They are not compared as float64, in which neighbours above 2**53 are equal."""
     column = pd.array(values, dtype="UInt64") if None in values else np.array(values, np.uint64)
     uri = stored(tmp_path / "s", number=column)
     assert labels_of(uri, "number") == (values, 3)
@@ -142,7 +142,7 @@ def test_a_label_with_the_text_none_is_a_label():
 @pytest.mark.parametrize("trained", [["None", None, "x"], [None, "x"], ["None", "x"], ["<missing>", "x"]], ids=str)
 @pytest.mark.parametrize("column", [["None", "x"], [None, "x"], ["<missing>", "x"]], ids=str)
 def test_categories_of_a_reference_keep_missing_values_and_texts_apart(trained, column):
-    """A value has the code of the reference's value, or is an error, whatever else the two data sets hold."""
+    """A value has the code of the reference's value, or is an error, for any other content of the two data sets."""
     reference = Categories(["batch"], "batch")
     reference.fit(pd.DataFrame({"batch": trained}))
     codes = dict(zip(trained, reference.transform(pd.DataFrame({"batch": trained})), strict=True))
@@ -277,7 +277,7 @@ def test_numbers_of_an_encoder_are_refused_with_the_reason(tmp_path):
 
 @pytest.mark.parametrize("kind", [LabelEncoder, lambda column: BatchEncoder([column])])
 def test_an_encoder_of_two_datasets_has_the_same_codes_in_both(tmp_path, kind):
-    """Fitted anew on the test cells, it would decode the codes of the training cells to other labels."""
+    """If it were fitted to the test cells, it would decode the codes of the training cells to other labels."""
     uri = stored(tmp_path / "s", label=["a", "b", "c", "c"])
     encoder = kind("label")
     datasets = [
@@ -304,7 +304,7 @@ def test_classes_cannot_be_changed_in_place(encoder):
 
 
 def test_an_encoder_that_a_user_has_fitted_keeps_its_codes(tmp_path):
-    """As one that knows all labels of a study; a label that it does not know is an error that says what to do."""
+    """Such an encoder may know all labels of a study; an unknown label is an error that says how to mend it."""
     uri = stored(tmp_path / "s", label=["a", "b", "c", "c"])
     encoder = LabelEncoder("label")
     encoder.fit(pd.DataFrame({"label": ["c", "b", "a", "0"]}))

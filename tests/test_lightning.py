@@ -1,4 +1,4 @@
-"""Under Lightning's own loop: every cell where it belongs, before and after a restart, on one rank and on two."""
+"""Under Lightning's loop, each stage gets the right cells, before and after a restart, on one rank and on two."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on small
 
 
 class Probe(lightning.LightningModule):
-    """Notes which cells come at which stage; saves and stops where it is told to."""
+    """Records the cells of each stage; saves and stops at a given step."""
 
     def __init__(self, n_vars, stop_at=None, path=None):
         super().__init__()
@@ -95,7 +95,7 @@ def flat(minibatches):
 
 
 def test_each_stage_meets_its_own_cells(store):
-    """Training shuffles anew each epoch; other segments come in order; parts are those of the split."""
+    """Training shuffles each epoch in another order; other segments come in order; parts are those of the split."""
     datamodule = make(store, stratify="label")
     probe = Probe(datamodule.n_vars)
     run = trainer(num_sanity_val_steps=1)
@@ -114,7 +114,7 @@ def test_each_stage_meets_its_own_cells(store):
 
 @pytest.mark.parametrize("stop_at", [1, 5, 7, 8, 9, 13])
 def test_training_goes_on_in_the_middle_of_an_epoch(store, tmp_path, stop_at):
-    """From a checkpoint at any of 2 x 8 steps, in a new data module: the cells of the run that never stopped."""
+    """From a checkpoint at any of 2 x 8 steps, in a new data module: the cells of an uninterrupted run."""
     whole = fit(store)
     assert len(whole) == 2 * 8
     before = fit(store, stop_at=stop_at, path=tmp_path / "last.ckpt")
@@ -147,7 +147,7 @@ def test_training_goes_on_where_the_model_asks_for_the_number_of_steps(store, tm
 
 
 def test_a_checkpoint_that_was_predicted_from_does_not_change_training(store, tmp_path):
-    """A fit without a checkpoint begins with epoch 0, whatever the module saw before."""
+    """A fit without a checkpoint begins with epoch 0, also if the module has trained before."""
     fit(store, stop_at=3, path=tmp_path / "last.ckpt")
     datamodule = make(store)
     probe = Probe(datamodule.n_vars)
@@ -157,7 +157,7 @@ def test_a_checkpoint_that_was_predicted_from_does_not_change_training(store, tm
 
 
 def test_predictions_of_a_loader_alone_are_in_order(store):
-    """Lightning makes the loader anew for ``predict``; the rows are those of the joinids."""
+    """Lightning makes a new loader for ``predict``; the rows are those of the joinids."""
     dataset = ExperimentDataset(store, batch_size=9, seed=1)
     predicted = trainer().predict(Probe(30), inference_dataloader(dataset))
     assert torch.cat(predicted).tolist() == list(range(100))
@@ -165,9 +165,9 @@ def test_predictions_of_a_loader_alone_are_in_order(store):
 
 @pytest.mark.parametrize("bare", [False, True])
 def test_overfitting_meets_the_same_minibatches_each_epoch(store, bare):
-    """``Trainer(overfit_batches=2)`` trains on two minibatches: the first of a pass that is made without it."""
-    met = epochs(store, 3, (0.7, 0.3), bare=bare, overfit_batches=2)
-    assert met == [epochs(store, 1, (0.7, 0.3), bare=bare)[0][:2]] * 3
+    """``Trainer(overfit_batches=2)`` trains on two minibatches: the first ones of an epoch without it."""
+    received = epochs(store, 3, (0.7, 0.3), bare=bare, overfit_batches=2)
+    assert received == [epochs(store, 1, (0.7, 0.3), bare=bare)[0][:2]] * 3
 
 
 def test_a_checkpoint_is_not_taken_for_other_data(store, tmp_path):
@@ -204,8 +204,8 @@ def test_two_ranks_meet_each_cell_once(make_store, tmp_path):
     train = flat(cells for rank in ranks for _, cells in rank["train"])
     assert len(set(train)) == len(train) > 60 - 2
     for segment, n in (("validation", 21), ("test", 20)):
-        met = flat(cells for rank in ranks for cells in rank[segment])
-        assert len(set(met)) == len(met) > n - 2
+        received = flat(cells for rank in ranks for cells in rank[segment])
+        assert len(set(received)) == len(received) > n - 2
         assert len(ranks[0][segment]) == len(ranks[1][segment])
     assert ranks[0]["predicted"] == ranks[1]["predicted"] == list(range(101))
 
@@ -216,8 +216,8 @@ def test_a_query_fractions_by_name_and_parts_of_your_own(store):
         datamodule = make(query, split={"train": 0.5, "test": 0.5}, group="donor", predict="test")
     assert (datamodule.n_obs, datamodule.n_vars) == (33, 30)
     assert datamodule.val_dataloader() == []
-    met = torch.cat([joinids for X, obs, joinids in datamodule.predict_dataloader()])
-    assert met.tolist() == datamodule.parts["test"].obs_joinids.tolist()
+    predicted = torch.cat([joinids for X, obs, joinids in datamodule.predict_dataloader()])
+    assert predicted.tolist() == datamodule.parts["test"].obs_joinids.tolist()
 
     whole = ExperimentDataset(store, obs_column_names=["soma_joinid"], seed=0)
     one, other = whole.random_split([0.9, 0.1])

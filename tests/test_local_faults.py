@@ -1,4 +1,4 @@
-"""Faults of a local store while it is read: an error with its cause, or exactly the right cells; nothing in between."""
+"""Faults of a local store while it is read: the result is an error with its cause, or exactly the right cells."""
 
 import os
 import shutil
@@ -36,7 +36,7 @@ def make(uri):
 
 
 def all_right(minibatches):
-    """Check each cell that comes; say how many came."""
+    """Check each cell, and return the number of cells."""
     expected = addressed(N_OBS, N_VARS).toarray()
     seen = []
     for X, obs in minibatches:
@@ -53,7 +53,7 @@ def data_files(uri, name="*.tdb"):
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_store_deleted_while_training(uri, reader, num_workers):
-    """Cells that were read before may still come, and are right; then comes an error, also in the next passes."""
+    """Cells that were read before the deletion are right; the epoch then ends in an error, as do the next epochs."""
     loader = cellfeed.experiment_dataloader(make(uri), num_workers)
     iterator = iter(loader)
     next(iterator)
@@ -74,7 +74,7 @@ def test_a_store_deleted_before_the_labels_are_read(uri, reader):
 
 
 def test_a_store_overwritten_while_training(uri, reader, tmp_path):
-    """Another experiment at the same place is not what was selected: its values never come."""
+    """The values of another experiment at the same place are never yielded."""
     other = write_experiment(tmp_path / "other", addressed(N_OBS, N_VARS) * 1000, labelled_obs(N_OBS), n_fragments=2)
     dataset = make(uri)
     iterator = iter(dataset)
@@ -179,7 +179,7 @@ except cellfeed.CellfeedError as error:
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is Linux's")
 @pytest.mark.parametrize("form", ["dense", "sparse"])
 def test_too_little_memory_for_the_budget(tmp_path, reader, form):
-    """A budget that the machine does not have ends in an error that says so, not in a hang."""
+    """A budget that exceeds the memory of the machine ends in an error that says so, not in a hang."""
     uri = write_experiment(
         tmp_path / "wide", addressed(4000, 12_000, density=0.05), extent=500, column_extent=12_000, capacity=100_000
     )
@@ -187,3 +187,21 @@ def test_too_little_memory_for_the_budget(tmp_path, reader, form):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.stdout.startswith("ReadError"), done.stdout + done.stderr
     assert any(word in done.stdout for word in ("memory", "alloc", "thread"))
+
+
+def _lacking_memory(error):
+    def transform(X):
+        raise error
+
+    return transform
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")], ids=["Python", "PyTorch"]
+)
+def test_too_little_memory_for_a_minibatch(uri, error):
+    dataset = ExperimentDataset(uri, transform=_lacking_memory(error), batch_size=16, memory_budget="1 GiB")
+    message = r"out of memory while making a minibatch \(.*memory_budget=1 GiB.*batch_size=16.*reduce memory_budget"
+    with pytest.raises(ReadError, match=message) as caught:
+        list(dataset)
+    assert caught.value.__cause__ is error

@@ -1,4 +1,4 @@
-"""Asking for a mixing, and getting it: whole datasets over real stores."""
+"""``mixing`` is reached: whole datasets over real stores."""
 
 import numpy as np
 import pandas as pd
@@ -42,9 +42,9 @@ def received(dataset, n_epochs):
 )
 def test_stats_report_what_plan_predicted(long, parameters):
     dataset = ExperimentDataset(long, **PARAMETERS, **parameters)
-    foretold = dataset.plan(label="dataset_id").effective_batch_size
-    assert foretold < 124
-    assert received(dataset, 8) == pytest.approx(foretold, rel=0.1)
+    predicted = dataset.plan(label="dataset_id").effective_batch_size
+    assert predicted < 124
+    assert received(dataset, 8) == pytest.approx(predicted, rel=0.1)
 
 
 def test_of_a_stratified_split_and_of_a_scattered_selection(long):
@@ -55,9 +55,9 @@ def test_of_a_stratified_split_and_of_a_scattered_selection(long):
 
 def test_of_one_of_two_ranks(long):
     dataset = ExperimentDataset(long, **PARAMETERS, memory_budget="1.2 MB", rank=1, world_size=2)
-    foretold = np.mean([1 / _at(dataset, epoch).plan(label="dataset_id").effective_batch_size for epoch in range(12)])
+    inverse = np.mean([1 / _at(dataset, epoch).plan(label="dataset_id").effective_batch_size for epoch in range(12)])
     dataset.set_epoch(0)
-    assert received(dataset, 12) == pytest.approx(1 / foretold, rel=0.1)
+    assert received(dataset, 12) == pytest.approx(1 / inverse, rel=0.1)
 
 
 def _at(dataset, epoch):
@@ -75,7 +75,7 @@ def test_workers_are_counted_too(long):
 
 @pytest.mark.parametrize("mixing", [0.3, 0.6, 0.8])
 def test_what_is_asked_for_is_what_comes(long, mixing):
-    """At least the mixing asked for, at the worst; with the largest chunks that give it."""
+    """The mixing is at least the requested one in the worst case, with the largest chunks that reach it."""
     dataset = ExperimentDataset(long, **PARAMETERS, mixing=mixing, memory_budget="1.2 MB")
     plan = dataset.plan()
     assert plan.mixing >= 0.95 * mixing
@@ -98,7 +98,7 @@ def test_what_is_not_possible_says_what_is(long):
     assert "mixing=0.999 of batch_size=128 is not possible within memory_budget=977 KiB; possible is 0." in text
     budgets = [way.split("'")[1] for way in text.split("memory_budget=")[2:]]
     assert len(budgets) == 2
-    for budget in budgets:  # each way out is one
+    for budget in budgets:  # each proposed change is enough
         ExperimentDataset(long, **PARAMETERS, mixing=0.999, memory_budget=budget)
 
 
@@ -128,7 +128,7 @@ def test_labels_that_are_not_there(long):
 
 
 def test_a_state_knows_the_chunks_that_a_mixing_chose(long):
-    """Another budget may choose other chunks, in which a saved position has no meaning: that is said."""
+    """Another budget may choose other chunks, for which a saved position is invalid: this is an error."""
     from cellfeed import StateError
 
     small = ExperimentDataset(long, **PARAMETERS, mixing=0.8, memory_budget="1.2 MB")

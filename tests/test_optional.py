@@ -1,4 +1,4 @@
-"""Without the optional libraries cellfeed works, and what needs one says how to get it."""
+"""cellfeed works without the optional libraries; a module that needs one says how to install it."""
 
 import ast
 import json
@@ -19,10 +19,10 @@ def test_an_error_names_a_missing_library_and_the_line_that_installs_it(store):
     process = python("-m", "tests.programs.bare", store, stdout=subprocess.PIPE)
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0
-    told = json.loads(output)
-    assert told.pop("cells") == 100
-    assert set(told) == {"lightning", "scvi"}
-    for module, message in told.items():
+    record = json.loads(output)
+    assert record.pop("cells") == 100
+    assert set(record) == {"lightning", "scvi"}
+    for module, message in record.items():
         assert f'not installed: pip install "cellfeed[{module}]"' in message
 
 
@@ -33,7 +33,7 @@ def test_the_example_cells_name_their_extra(monkeypatch):
 
 
 def test_no_module_imports_a_library_of_another_extra():
-    """Accelerate and Ray are met without being imported: no extra is needed for them."""
+    """Accelerate and Ray are supported without being imported: no extra is needed for them."""
     allowed = {"lightning": set(), "scvi": {"scvi", "lightning"}}
     source = Path(cellfeed.__file__).parent
     for path in source.rglob("*.py"):

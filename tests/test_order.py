@@ -1,4 +1,4 @@
-"""What has an order is given in one: a set has another in each process, and so would the columns of X."""
+"""Arguments whose order matters may not be sets: a set has another order in each process."""
 
 import numpy as np
 import pandas as pd

@@ -1,4 +1,4 @@
-"""The planner's guarantees, without a store. Each test is named for the guarantee that it holds."""
+"""The planner's guarantees, without a store. Each test has the name of its guarantee."""
 
 import numpy as np
 import pytest
@@ -23,19 +23,19 @@ def test_coverage(plan, world_layout):
     """Every cell once over ranks and workers, up to the stated remainder."""
     world_size, num_workers = world_layout
     per_rank = [rank_cells(plan, r, world_size, num_workers, real_cells) for r in range(world_size)]
-    met = np.concatenate(per_rank)
-    assert len(np.unique(met)) == len(met)
+    yielded = np.concatenate(per_rank)
+    assert len(np.unique(yielded)) == len(yielded)
     if plan.drop_last:
         allowed = world_size * plan.batch_size + world_size
     else:
         allowed = world_size if plan.rank_remainder == "drop" else 1
-    assert plan.n_cells - len(met) < max(allowed, 1)
+    assert plan.n_cells - len(yielded) < max(allowed, 1)
 
 
 @settings(max_examples=500)
 @given(plan=plans(rank_remainder=("drop", "pad")), world_layout=layouts)
 def test_balance(plan, world_layout):
-    """Every rank yields as many cells, so as many minibatches, as every other."""
+    """All ranks yield the same number of cells, and so of minibatches."""
     world_size, num_workers = world_layout
     counts = {len(rank_cells(plan, r, world_size, num_workers)) for r in range(world_size)}
     assert len(counts) == 1
@@ -85,7 +85,7 @@ def test_seek(plan, world_layout, data):
 
 @given(plan=plans(), world_layout=layouts, data=st.data())
 def test_held(plan, world_layout, data):
-    """The cells that are left are in the pool or not fetched; parts of chunks are counted right."""
+    """The remaining cells are in the pool or not fetched; parts of chunks are counted right."""
     world_size, num_workers = world_layout
     world = World(data.draw(st.integers(0, world_size - 1)), world_size, 0, num_workers)
     shard = shard_windows(plan, world)
@@ -117,8 +117,8 @@ def test_windows_read_ascending_positions_and_leave_as_a_permutation(plan):
 
 @given(plan=plans(shuffle=(False,), rank_remainder=("drop",)))
 def test_without_shuffle_cells_come_in_joinid_order(plan):
-    met = cells(plan, World())
-    assert np.array_equal(met, np.arange(len(met)))
+    yielded = cells(plan, World())
+    assert np.array_equal(yielded, np.arange(len(yielded)))
 
 
 def test_determinism():
@@ -141,7 +141,7 @@ def test_epoch():
 
 
 def test_golden_plan():
-    """A saved state goes on with the order of the version that wrote it: this order never changes."""
+    """A saved state continues with the order of the version that wrote it: this order never changes."""
     values = np.array([9, 1, 8, 2, 7, 3, 6, 4, 5, 5], np.float64)
     plan = EpochOrder(chunk_bounds(19, 2), 42, 7, True, 4, ShufflePlan(3), chunk_nnz=values)
     assert plan.chunk_order.tolist() == [7, 2, 9, 1, 0, 6, 8, 5, 3, 4]
@@ -151,7 +151,7 @@ def test_golden_plan():
 
 
 def test_ranks_get_nearly_equal_work():
-    """Where depths are known, no rank has a tenth more values than another; elsewhere half as many more, or worse."""
+    """If nnz per cell is known, ranks differ by less than a tenth in nnz; otherwise by half or more."""
     rng = np.random.default_rng(0)
     depth = np.repeat(rng.uniform(0.3, 2.4, 40), 16)  # data sets lie side by side and differ in depth
     bounds = chunk_bounds(640 * 50, 50)
@@ -179,7 +179,7 @@ def test_two_shares_do_not_shuffle_alike():
 
 
 def test_the_published_scatter_gather():
-    """Given chunk size and count: so many whole chunks from random places, all their rows shuffled."""
+    """With a given chunk size and count, a window has that number of random whole chunks, and all rows are shuffled."""
     plan = EpochOrder(chunk_bounds(1000, 10), 0, 0, True, 64, ShufflePlan(20))
     windows = list(shard_windows(plan, World()).windows())
     assert len(windows) == 5
@@ -190,7 +190,7 @@ def test_the_published_scatter_gather():
         assert set(counts) == {10}
         assert np.diff(chunks).max() > 1
         left = fetch.positions[window.order] // 10
-        assert np.mean(left[1:] == left[:-1]) < 0.2  # rows of a chunk do not leave side by side
+        assert np.mean(left[1:] == left[:-1]) < 0.2  # rows of a chunk are not yielded side by side
 
 
 def test_published_distribution_over_ranks_and_workers():

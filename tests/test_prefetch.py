@@ -1,4 +1,4 @@
-"""A thread that reads ahead, and ends."""
+"""A thread that reads ahead, and ends with its consumer."""
 
 import gc
 import queue
@@ -34,7 +34,7 @@ def test_items_come_in_order_and_the_source_is_closed(depth):
 
 
 def test_it_reads_ahead_no_further_than_depth():
-    """Of three items that nobody has asked for, two wait and the thread holds one."""
+    """Of three items that were not requested, two are in the queue and the thread holds one."""
     n_asked, ahead_by, three_made = 0, [], threading.Event()
 
     def source():
@@ -91,7 +91,7 @@ def test_the_interpreter_exits_while_an_iterator_lives():
 
 
 def test_it_reports_how_long_items_waited_for_room(monkeypatch):
-    """At a clock that gains a second whenever a source works, and five whenever an item is put."""
+    """The clock advances by a second per item that the source makes, and by five per item that is queued."""
     clock = SimpleNamespace(now=0)
     put = queue.Queue.put
 
@@ -112,7 +112,7 @@ def test_it_reports_how_long_items_waited_for_room(monkeypatch):
 
 
 def test_an_interrupt_while_the_thread_starts_leaves_no_thread(monkeypatch):
-    """Ctrl-C may come just before or just after the thread begins; it ends all the same, and the source is closed."""
+    """Ctrl-C may come just before or after the start of the thread; in both cases it ends and the source is closed."""
     start = threading.Thread.start
 
     def before(thread):

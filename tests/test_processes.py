@@ -11,26 +11,26 @@ from pathlib import Path
 import pytest
 
 from cellfeed import ExperimentDataset, ReadError, experiment_dataloader
-from tests.support.processes import python, torchrun
+from tests.support.processes import DROPPED_FILE, python, torchrun
 
 
 @pytest.mark.parametrize(("n_ranks", "rank_remainder"), [(3, "drop"), (2, "pad")])
 def test_ranks_under_torchrun(store, tmp_path, n_ranks, rank_remainder):
-    """DDP training ends; ranks yield as many minibatches as announced; each cell comes once an epoch; sets differ."""
+    """DDP training ends; lengths are right; each cell comes once per epoch; ranks get other cells in each epoch."""
     parameters = {"batch_size": 8, "soma_chunk_size": 3, "shuffle_chunk_count": 4, "rank_remainder": rank_remainder}
     torchrun(n_ranks, "tests.programs.ddp", store, tmp_path, json.dumps(parameters), 0, 2)
     ranks = [json.loads((tmp_path / f"rank{r}.json").read_text()) for r in range(n_ranks)]
     for workers in ("0", "2"):
         sets = []
         for epoch in range(2):
-            passes = [rank[workers][epoch] for rank in ranks]
-            assert {p["length"] for p in passes} == {len(p["received"]) for p in passes}
-            assert len({p["length"] for p in passes}) == 1
-            met = [joinid for p in passes for minibatch in p["received"] for joinid in minibatch]
-            assert len(set(met)) == len(met)
-            assert 100 - n_ranks < len(met) <= 100
-            assert len(met) == 100 or rank_remainder == "drop"
-            sets.append([frozenset(j for minibatch in p["received"] for j in minibatch) for p in passes])
+            by_rank = [rank[workers][epoch] for rank in ranks]
+            assert {r["length"] for r in by_rank} == {len(r["received"]) for r in by_rank}
+            assert len({r["length"] for r in by_rank}) == 1
+            joinids = [joinid for r in by_rank for minibatch in r["received"] for joinid in minibatch]
+            assert len(set(joinids)) == len(joinids)
+            assert 100 - n_ranks < len(joinids) <= 100
+            assert len(joinids) == 100 or rank_remainder == "drop"
+            sets.append([frozenset(j for minibatch in r["received"] for j in minibatch) for r in by_rank])
         assert all(first != second for first, second in zip(*sets, strict=True))
     for rank in ranks:  # a rank's cells do not depend on its workers
         for epoch in range(2):
@@ -40,7 +40,7 @@ def test_ranks_under_torchrun(store, tmp_path, n_ranks, rank_remainder):
 
 @pytest.mark.parametrize(("num_workers", "n_kills"), [(0, 8), (2, 3)])
 def test_killed_and_continued(store, tmp_path, num_workers, n_kills):
-    """Killed at random steps and started again from its last state, a run receives what it would have received."""
+    """A run that is killed at random steps and resumed from its last state receives the cells of an undisturbed run."""
     chance = random.Random(num_workers)
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     for folder in (straight, broken):
@@ -73,27 +73,28 @@ def steps(folder):
 
 @pytest.fixture
 def doomed(make_store):
-    """A loader of two workers and the process numbers of these, once they are reading."""
+    """A loader with two workers that are reading, its iterator, and the process numbers of the workers."""
     dataset = ExperimentDataset(make_store(3000), batch_size=4, soma_chunk_size=2, shuffle_chunk_count=50, seed=0)
-    next(iter(dataset))  # compiles: workers must start within the time that they have
+    next(iter(dataset))  # compiles: workers must start within the timeout
     loader = experiment_dataloader(dataset, num_workers=2, timeout=15, persistent_workers=True)
     iterator = iter(loader)
     next(iterator)
     return loader, iterator, loader._workers.monitor._pids.tolist()
 
 
-@pytest.mark.parametrize("fate", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_worker_that_dies_or_hangs(doomed, fate):
-    """An error that says what the workers were reading; none of them is left, and the next pass has others."""
+@pytest.mark.filterwarnings(DROPPED_FILE)
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_worker_that_dies_or_hangs(doomed, sent):
+    """The error says what the workers were reading. No worker remains, and the next epoch starts new ones."""
     loader, iterator, pids = doomed
-    os.kill(pids[0], fate)
-    said = "was (not )?reading.*, of '.*raw'"
-    with pytest.raises(ReadError, match=f"worker 0 \\(process {pids[0]}\\) {said}"):
+    os.kill(pids[0], sent)
+    activity = "was (not )?reading.*, of '.*raw'"
+    with pytest.raises(ReadError, match=f"worker 0 \\(process {pids[0]}\\) {activity}"):
         for _ in iterator:
             pass
     while any(alive(pid) for pid in pids):
         time.sleep(0.05)
-    if fate == signal.SIGKILL:
+    if sent == signal.SIGKILL:
         assert sum(len(X) for X, _ in loader) == 3000
 
 

@@ -1,4 +1,4 @@
-"""Resuming, without a store: what is left is what had not left."""
+"""Resuming, without a store: the remaining cells are those that were not yielded."""
 
 from dataclasses import replace
 
@@ -70,40 +70,41 @@ def test_resume_at_every_step(plan, world_layout):
 
 
 @settings(max_examples=500)
-@given(plan=plans(), walks=st.lists(layouts, min_size=2, max_size=4), data=st.data())
-def test_other_ranks_and_workers_lose_and_repeat_nothing(plan, walks, data):
-    """Stage after segment on other layouts: each cell once, up to the remainder of the last one."""
-    segments, met = [], []
-    for world_layout in walks:
+@given(plan=plans(), history=st.lists(layouts, min_size=2, max_size=4), data=st.data())
+def test_other_ranks_and_workers_lose_and_repeat_nothing(plan, history, data):
+    """An epoch in segments on several layouts: each cell comes once, up to the remainder of the last layout."""
+    segments, yielded = [], []
+    for world_layout in history:
         streams = rank_streams(plan, segments, world_layout)
         if plan.rank_remainder != "uneven" and (
             not segments or segments[-1].world_layout.world_size != world_layout.world_size
         ):
             assert len({len(cells_of(s)) for s in streams}) == 1
-        last = len(segments) == len(walks) - 1
-        # Ranks that train together have received as many minibatches each; others, as they like.
+        last = len(segments) == len(history) - 1
+        # Ranks that train together have received the same number of minibatches; others may differ.
         together = data.draw(st.booleans())
         most = min(map(len, streams))
         k = data.draw(st.integers(0, most)) if together and not last else None
         received = tuple(len(s) if last else k if k is not None else data.draw(st.integers(0, len(s))) for s in streams)
-        met += [cell for s, n in zip(streams, received, strict=True) for cell in cells_of(s[:n])]
+        yielded += [cell for s, n in zip(streams, received, strict=True) for cell in cells_of(s[:n])]
         segments.append(ResumeSegment(world_layout, k if k is not None else received))
-    real = [p for p, is_real in met if is_real]
+    real = [p for p, is_real in yielded if is_real]
     assert len(set(real)) == len(real)
     if not plan.drop_last and plan.rank_remainder != "drop":
         assert len(real) == plan.n_cells
-    ranks_since = [t.world_size for t in walks][::-1]
-    last_deal = next((k for k, n in enumerate(ranks_since) if n != ranks_since[0]), len(walks)) - 1
-    stages_before = segments[: len(walks) - 1 - last_deal]
-    dealt = assign_shards(plan, stages_before, walks[len(walks) - 1 - last_deal])
-    left_out = sum(map(len, dealt.left_out))
-    assert left_out < max(1, walks[-1].world_size) * (plan.batch_size if plan.drop_last else 1) + walks[-1].world_size
+    ranks_since = [t.world_size for t in history][::-1]
+    n_since = next((k for k, n in enumerate(ranks_since) if n != ranks_since[0]), len(history)) - 1
+    last_sharded = len(history) - 1 - n_since  # shards were assigned when the number of ranks last changed
+    assignment = assign_shards(plan, segments[:last_sharded], history[last_sharded])
+    left_out = sum(map(len, assignment.left_out))
+    n_ranks = history[-1].world_size
+    assert left_out < max(1, n_ranks) * (plan.batch_size if plan.drop_last else 1) + n_ranks
     assert plan.n_cells - len(real) <= left_out
 
 
 @given(plan=plans(), world_layout=layouts, now=layouts, data=st.data())
 def test_windows_of_a_rest_are_no_larger_than_what_is_held(plan, world_layout, now, data):
-    """Others may hold less than those before: what was under way comes in windows of their size."""
+    """A new layout may have a smaller pool: the rest of a window is then yielded in windows of that size."""
     before = rank_streams(plan, [], world_layout)
     segment = ResumeSegment(world_layout, data.draw(st.integers(0, max(map(len, before)))))
     planned = replace(plan, shuffle_plan=now.mixing)

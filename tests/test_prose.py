@@ -12,12 +12,15 @@ PAGES = [
     *ROOT.glob("docs/tutorials/*.md"),
     *ROOT.glob("examples/*.py"),
     *ROOT.glob("src/cellfeed/**/*.py"),
+    *(page for page in ROOT.glob("tests/**/*.py") if page != Path(__file__).resolve()),
+    *ROOT.glob("benchmarks/**/*.py"),
+    *ROOT.glob("benchmarks/*.md"),
 ]
 
 CALQUES = (
     "told", "tell", "tells", "telling", "foretell", "foretells", "foretold", "shall", "thrice", "whoever", "anew",
     "nobody", "somebody", "anybody", "for ever", "hence", "is none", "are none", "of ours", "of theirs", "so many",
-    "as many", "so much", "as much", "goes on", "go on", "went on", "going on", "than is", "beneath",
+    "as many", "so much", "as much", "goes on", "go on", "went on", "going on", "than is", "beneath", "fate",
 )  # fmt: skip
 """Words that need a second reading."""
 

@@ -1,4 +1,4 @@
-"""What a model was trained on is known afterwards, and other data are not taken for it."""
+"""Provenance records the cells and genes of a training; other data are recognised as different."""
 
 import json
 
@@ -50,7 +50,7 @@ def test_other_genes_and_transforms_are_refused_by_name(store):
             dataset.provenance(), dataset.gene_names().tolist(), other.provenance(), other.gene_names().tolist()
         )
 
-    check(dataset.random_split([0.5, 0.5])[0])  # other cells are what inference is for
+    check(dataset.random_split([0.5, 0.5])[0])  # inference may have other cells
     with pytest.raises(StateError, match="2 are missing \\('G0', 'G1'\\); select them by name"):
         check(dataset.select_genes([f"G{k}" for k in range(2, 30)]))
     with pytest.raises(StateError, match="their order differs"):

@@ -1,4 +1,4 @@
-"""Real cells: counts come back exactly, and a model trained through the loader is as good as one trained in memory."""
+"""Real cells: counts are exact, and a model trained through the loader is as good as one trained in memory."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ LABEL = "bulk_labels"
 
 @pytest.fixture(scope="module")
 def blood(tmp_path_factory):
-    """The 700 blood cells of the demo as a store, and as they are in memory."""
+    """The 700 blood cells of the demo: the URI of a store, the matrix and obs."""
     cells = datasets.pbmc700_anndata()
     path = tmp_path_factory.mktemp("blood") / "blood.soma"
     obs = cells.obs[[LABEL]].astype(str)

@@ -1,4 +1,4 @@
-"""Plans and statistics as text: each number says what it counts."""
+"""Plans and statistics as text: each number has a name and a unit."""
 
 from dataclasses import replace
 from xml.etree import ElementTree
@@ -25,7 +25,7 @@ PLAN = cellfeed.Plan(
 
 
 def lines(shown):
-    """The printed table: what stands behind each name."""
+    """Return the values of the printed table by name."""
     return dict(line.split("  ", 1) for line in str(shown).splitlines())
 
 

@@ -22,7 +22,7 @@ SLOW_DOWN = "S3: Failed to read [Error Type: 19] [HTTP Response Code: 503] [Exce
 
 
 class Clock:
-    """Time that passes only in ``sleep``."""
+    """A clock that advances in ``sleep`` only."""
 
     def __init__(self):
         self.now = 0.0
@@ -52,7 +52,7 @@ def test_delays_grow_and_end_at_the_deadline(deadline_s, draws, work_s):
 
 
 def test_delays_are_drawn_from_nothing_to_the_longest():
-    """Full jitter: those that failed together come back one by one."""
+    """Full jitter: requests that failed together are repeated one by one."""
     assert list(islice(delays(1e9, clock=Clock(), draw=lambda: 0.0), 50)) == [0.0] * 50
     longest = list(islice(delays(1e9, clock=Clock(), draw=lambda: 1.0), 50))
     assert longest[:3] == [FIRST_DELAY_S, 2 * FIRST_DELAY_S, 4 * FIRST_DELAY_S]
@@ -160,7 +160,7 @@ def test_logs_report_retries_without_secrets(caplog):
 
 @pytest.fixture
 def threads():
-    """Requests in threads, which are gone afterwards."""
+    """Requests in threads that end afterwards."""
     made = []
 
     def make(deadline_s, n_threads=2):
@@ -191,7 +191,7 @@ def test_an_attempt_that_does_not_return_is_given_up(threads, monkeypatch):
 
 
 def test_one_request_that_is_given_up_ends_all(threads):
-    """Those that wait for a thread are not tried again until deadlines of their own."""
+    """Requests that wait for a thread are given up, too, instead of at deadlines of their own."""
     retries, attempts = threads(0.3, n_threads=1), Counter()
 
     def attempt(k):
@@ -266,7 +266,7 @@ def test_a_host_that_was_found_before_may_be_found_again():
 
 
 def test_a_store_was_reached_after_the_first_success_and_by_a_selection():
-    """Also in a worker process, which has asked for nothing yet; another store's success says nothing."""
+    """Also in a worker process that has made no request yet; the success of another store does not count."""
     retries, _ = with_clock(60)
     with pytest.raises(RuntimeError, match="resolve"):
         retries.call(failing(1, LOST))

@@ -1,4 +1,4 @@
-"""Pages of triples become canonical CSR, exactly, whatever their order and whatever is wanted of them."""
+"""Pages of triples become canonical CSR, exactly, in any order and for any selection."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from tests.support.fakes import as_csr, row_allocator
 
 
 def build(rows, columns, values, joinids, genes, dtype=np.float32, page=7):
-    """Build rows from pages; also return what holds their memory."""
+    """Build rows from pages; also return the owner of their memory."""
     space, arenas = row_allocator(np.zeros(len(joinids), np.int64))
     builder = RowBuilder(np.asarray(joinids, np.int64), genes, dtype)
     for at in range(0, len(rows), page):

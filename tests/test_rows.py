@@ -1,4 +1,4 @@
-"""Rows by their addresses: what kernels gather is what the blocks hold."""
+"""Rows by their addresses: kernels gather the values of the blocks."""
 
 import gc
 from dataclasses import replace
@@ -28,7 +28,7 @@ def rows_of(X, dtype, first=0):
     data=st.data(),
 )
 def test_gather_after_any_order_and_cuts(sizes, dtypes, data):
-    """Row k is that of its position, whatever the order, the types of what was read, the cuts and the joins."""
+    """Row k belongs to position k, for any order and value types, after slicing and joining."""
     X = sp.csr_matrix(addressed(sum(sizes), 9, 0.5))
     X.data = np.arange(1, X.nnz + 1, dtype=np.float32) % 251  # counts that every type holds
     bounds = np.concatenate(([0], np.cumsum(sizes))).astype(int)
@@ -44,7 +44,7 @@ def test_gather_after_any_order_and_cuts(sizes, dtypes, data):
 
 
 def test_addresses_live_as_long_as_the_rows():
-    """Memory that nobody else holds is held by the rows that lie there, and by cuts of these."""
+    """Rows, and slices of them, keep their memory alive."""
     X = sp.csr_matrix(np.full((50, 40), 7, np.float32))
     rows = rows_of(X, "uint8").slice(10, 20)
     gc.collect()

@@ -1,4 +1,4 @@
-"""Memory of rows: room for each, none shared, given back when the rows have left and not before."""
+"""Memory of rows: each row has memory of its own, which is released after the row was yielded and not before."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +32,7 @@ def spans(rows):
 def test_rows_share_no_byte_and_lie_on_the_shelves_of_their_parts(
     sizes, n_parts, gene_dtype, value_dtype, slab_bytes, seed
 ):
-    """Of several reads at once, whatever fits in a slab or does not; any type may be written where it lies."""
+    """Concurrent reads, of rows that fit in a slab or do not; rows are aligned for any type."""
     meter, lock, rng = Meter(), threading.Lock(), np.random.default_rng(seed)
     pool = SlabPool(slab_bytes, meter.hold)
     arenas = [Arena(pool) for _ in range(n_parts)]

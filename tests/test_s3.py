@@ -1,4 +1,4 @@
-"""Stores on S3, in calm and in storm: exactly the right cells, or an error in time."""
+"""Stores on S3, with and without faults: exactly the right cells, or an error by the deadline."""
 
 import contextlib
 import json
@@ -116,7 +116,7 @@ def test_faults_that_pass_change_no_cell(make, proxy, reading_path, undisturbed,
         assert stats.retry_wait_s > 0
 
 
-LASTING = {"nobody listens": {"down": True}, "silence": {"timeout": 1.0}, "slow down": {"error": 1.0}}
+LASTING = {"connection refused": {"down": True}, "silence": {"timeout": 1.0}, "slow down": {"error": 1.0}}
 
 
 @pytest.mark.parametrize("fault", LASTING)
@@ -186,7 +186,7 @@ def test_construction_and_labels_beyond_the_deadline(make, proxy, uri):
 
 
 def test_a_missing_store_is_an_error_at_once(uri, proxy, caplog):
-    """No attempt is repeated: each that is, is logged."""
+    """No attempt is repeated: a repetition would be logged."""
     caplog.set_level(logging.INFO, logger="cellfeed")
     for wrong in ("s3://cells/nothing", "s3://nowhere/cells"):
         with pytest.raises(SelectionError, match="is not a SOMA experiment"):
@@ -200,11 +200,11 @@ def test_a_bucket_that_does_not_exist_is_named(proxy):
 
 
 def test_leaving_the_loop_in_an_outage_does_not_wait(make, proxy, reading_path):
-    """If it waited for the reads that are under way, it would do so for hours."""
+    """Waiting for the reads in progress would take hours."""
     iterator = iter(make(soma_chunk_size=8, shuffle_chunk_count=1, memory_budget="100 KB", retry_deadline_s=10_000))
     next(iterator)
     proxy.set(down=True)
-    time.sleep(0.3)  # in which further chunks are read ahead
+    time.sleep(0.3)  # further chunks are being read
     iterator.close()
 
 

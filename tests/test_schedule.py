@@ -10,7 +10,7 @@ from tests.support.strategies import mixings
 
 
 def held(made, k):
-    """Chunks that are there when window k begins, those that have partly left in part."""
+    """Chunks in the pool when window k begins; a chunk that was yielded in part counts in part."""
     there = (made.fetch_window <= k) & (made.first_window + made.n_slices > k)
     left = np.clip(k - made.first_window, 0, made.n_slices)
     return float((1 - left / made.n_slices)[there].sum())
@@ -31,7 +31,7 @@ def test_every_chunk_arrives_before_it_leaves_and_in_order(n, plan):
 
 @given(n=st.integers(1, 400), plan=mixings())
 def test_bound(n, plan):
-    """No more is held, and no more arrives, than is said; the rounding of the first groups apart."""
+    """The pool and the fetches are no larger than stated, except for the rounding of the first groups."""
     made = schedule(n, plan)
     spare = 2 if plan.n_slices > 1 else 0
     arriving = np.bincount(made.fetch_window, minlength=made.n_windows)

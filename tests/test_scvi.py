@@ -1,4 +1,4 @@
-"""scvi-tools through SOMA: tensors mean what they say, embeddings belong to their cells, models come back."""
+"""scvi-tools through SOMA: tensors are right, embeddings belong to their cells, saved models can be loaded."""
 
 import contextlib
 import inspect
@@ -120,8 +120,8 @@ def test_training_leaves_out_what_cannot_be_normalised(uri):
     for _ in range(4):
         epoch = [joinids.tolist() for X, obs, joinids in loader]
         assert [len(minibatch) for minibatch in epoch] == [54] * 5
-        met = {joinid for minibatch in epoch for joinid in minibatch}
-        (one,) = set(datamodule.parts["train"].obs_joinids.tolist()) - met
+        received = {joinid for minibatch in epoch for joinid in minibatch}
+        (one,) = set(datamodule.parts["train"].obs_joinids.tolist()) - received
         left_out.add(one)
     assert len(left_out) > 1
 
@@ -129,8 +129,8 @@ def test_training_leaves_out_what_cannot_be_normalised(uri):
 def test_a_model_comes_back_in_a_fresh_process(uri, cells, var, tmp_path):
     """Trained, saved, loaded elsewhere, by scvi-tools and by cellfeed: the test split is embedded as before.
 
-    So it is from a store whose genes lie in another order. One that lacks genes is refused by their names, or these
-    count as zeros where that is asked for.
+    A store with the genes in another order gives the same. A store without some genes is refused, with their names, or
+    these genes count as zeros if the user asks for it.
     """
     X, obs = cells
     order = np.random.default_rng(1).permutation(G)
@@ -162,7 +162,7 @@ def test_a_model_comes_back_in_a_fresh_process(uri, cells, var, tmp_path):
 
 
 def test_another_store_is_read_by_the_names_of_its_genes(uri, cells, var, tmp_path):
-    """Genes permuted, and more of them, labels or not: the same embeddings. Genes missing: named, or zeros if asked."""
+    """Permuted or additional genes give the same embeddings, labelled or not; missing genes are named, or zeros."""
     X, obs = cells
     model = train(datamodule := make(uri))
     order = np.random.default_rng(1).permutation(G)
@@ -190,7 +190,7 @@ def test_another_store_is_read_by_the_names_of_its_genes(uri, cells, var, tmp_pa
 
 
 def test_categories_that_a_model_has_not_seen(uri, cells, var, tmp_path):
-    """An error that names them; or codes behind the known ones, for which the model gets weights and is trained on."""
+    """They are an error that names them, or get new codes, for which the model gets weights that are then trained."""
     X, obs = cells
     model = train(datamodule := make(uri, categorical_covariate_keys=["site"]))
     model.save(tmp_path / "model", datamodule=datamodule)
@@ -215,7 +215,7 @@ def test_categories_that_a_model_has_not_seen(uri, cells, var, tmp_path):
 
 
 def test_scanvi_learns_labels_and_predicts_them(uri, cells, tmp_path):
-    """From labelled cells only; labels of the others are right more often than by chance; loaded, it says the same."""
+    """The model is trained on labelled cells and predicts the others better than chance, also after it is loaded."""
     _, obs = cells
     datamodule = make(uri, labels_key="cell_type", unlabeled_category="unknown", split={"train": 1.0})
     scvi.settings.seed = 0

@@ -16,6 +16,7 @@ import torch
 import cellfeed
 from cellfeed import CellfeedError, ExperimentDataset
 from cellfeed.command.cli import main
+from cellfeed.sources.anndata.files import AnnDataFile
 from cellfeed.sources.redact import public_uri, redacted, secrets_of
 from cellfeed.sources.soma.address import ArrayAddress
 from tests.support.stores import addressed, labelled_obs, write_experiment
@@ -107,7 +108,7 @@ def test_no_text_of_a_success_has_a_secret(secretive, printed, monkeypatch):
         ]
         things += [
             dataset._engine.settings,
-            dataset._engine.planner,
+            dataset._engine.media.source.planner,
             dataset._engine.epochs,
             dataset._engine.meter,
             dataset.obs_encoders,
@@ -119,6 +120,29 @@ def test_no_text_of_a_success_has_a_secret(secretive, printed, monkeypatch):
         ]
         printed += [text for thing in things for text in (repr(thing), str(thing))]
         printed += [json.dumps(dataset.state_dict()), json.dumps(loader.state_dict())]
+
+
+def test_a_copy_holds_no_secret(secretive, tmp_path):
+    """Neither its records nor the files of a part that was left."""
+    uri, context = secretive
+    dataset = ExperimentDataset(uri, context=context, batch_size=10, seed=0, local_copy=tmp_path / "local")
+    object.__setattr__(dataset._engine.selection, "experiment_uri", f"s3://AKIA:{SECRET}/x@bucket/cells")
+    dataset.write_copy(tmp_path / "copy.zarr")
+    next(iter(dataset))
+    list(dataset)
+    written = [path for name in ("copy.zarr", "local") for path in (tmp_path / name).rglob("*") if path.is_file()]
+    assert len(written) > 10
+    assert not [path for path in written if SECRET.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize("uri", [uri for uri in sorted(URIS) if uri.startswith("s3://")])
+def test_an_anndata_that_cannot_be_opened(uri, printed):
+    file = AnnDataFile(f"{uri}.zarr", "zarr")
+    printed += [repr(file), str(file)]
+    for place in (f"{uri}.zarr", f"{uri}.zarr".replace("s3://", "memory://")):
+        with pytest.raises(CellfeedError) as caught:
+            ExperimentDataset(place)
+        printed.append(traceback_of(caught.value))
 
 
 def test_a_state_is_data(secretive):

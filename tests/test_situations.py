@@ -1,4 +1,4 @@
-"""Situations of users of loaders in which nothing, or not what was meant, came without a word."""
+"""Situations in which other loaders silently yield nothing, or the wrong data."""
 
 import subprocess
 import sys

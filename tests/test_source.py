@@ -27,6 +27,7 @@ class MatrixSource:
     geometry: Any
     is_remote: bool = False
     timestamp_ms: int = 0
+    identity: None = None
 
     def __str__(self):
         return "memory"

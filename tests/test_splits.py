@@ -48,8 +48,8 @@ def test_stratified(strata, w, seed):
 def test_groups(groups, w, seed, stratify):
     parts = split_groups(groups, w, seed, np.arange(len(groups)) % 3 if stratify else None)
     check_parts(parts, len(groups))
-    met = [set(groups[part].tolist()) for part in parts]
-    assert sum(map(len, met)) == len(set(groups.tolist()))
+    by_part = [set(groups[part].tolist()) for part in parts]
+    assert sum(map(len, by_part)) == len(set(groups.tolist()))
 
 
 @pytest.mark.parametrize("stratify", [True, False])

@@ -1,4 +1,4 @@
-"""Saved states: what is in them, what they restore, and what they refuse."""
+"""Saved states: their content, what they restore, and which ones are refused."""
 
 import io
 import itertools
@@ -43,7 +43,7 @@ def through_torch(state):
 @pytest.mark.parametrize("passed_on", [through_json, through_torch])
 @pytest.mark.parametrize("cls", [ExperimentDataset, ExperimentDataPipe])
 def test_the_rest_is_equal_at_every_step(store, passed_on, cls):
-    """Restored at any minibatch, another object yields the rest of the pass, and the next pass, as they would be."""
+    """After a restore at any minibatch, another object yields the same rest of the epoch, and the same next epoch."""
     whole, following = (cells(make_at_epoch(store, cls, epoch)) for epoch in (0, 1))
     dataset = make(store, cls)
     iterator = iter(dataset)
@@ -76,7 +76,7 @@ def test_contents_are_small_and_plain(store):
 
 
 def test_a_state_is_that_of_the_training_loop_not_of_what_was_read_ahead(store):
-    """Minibatches that threads and workers made ahead are not counted; those of an abandoned pass neither."""
+    """Minibatches that threads and workers made ahead are not counted, nor are those of an abandoned epoch."""
     dataset = make(store)
     first = iter(dataset)
     cells(first, 3)
@@ -89,7 +89,7 @@ def test_a_state_is_that_of_the_training_loop_not_of_what_was_read_ahead(store):
 
 
 def test_before_between_and_after_epochs(store):
-    """A state is taken at any time: before a pass it is its beginning, behind one the beginning of the next."""
+    """A state can be taken at any time: before an epoch it is its beginning, after one the beginning of the next."""
     dataset, whole = make(store), cells(make(store))
     restored = make(store)
     restored.load_state_dict(dataset.state_dict())
@@ -116,7 +116,7 @@ def test_a_restored_state_without_iteration_is_the_same_state(store):
 
 
 def test_restoring_again_and_again_keeps_one_stage(store):
-    """Restores on the same world_layout add up: a state does not grow with them."""
+    """Restores on the same layout are merged: the state does not grow."""
     whole = cells(make(store))
     state = make(store).state_dict()
     for k in range(len(whole)):
@@ -130,7 +130,7 @@ def test_restoring_again_and_again_keeps_one_stage(store):
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0), (2, 2), (2, 3)])
 def test_worker_processes(store, before, after):
-    """The state of a loader counts what the loop received; another number of workers goes on with the other cells."""
+    """The state counts the minibatches that the loop received; another number of workers yields the other cells."""
     loader = experiment_dataloader(make(store, return_sparse_X=True), num_workers=before)
     iterator = iter(loader)
     received = cells(iterator, 4)
@@ -167,12 +167,12 @@ def test_persistent_workers_follow_a_restore(store):
 def test_other_numbers_of_ranks(store, rank_remainder, before, after):
     """From one state that serves all ranks, and from those of all, no cell is lost and none comes twice."""
     for together in (True, False):
-        met, states = [], []
+        joinids, states = [], []
         for rank in range(before):
             dataset = make(store, rank=rank, world_size=before, rank_remainder=rank_remainder)
             iterator = iter(dataset)
             for minibatch in (next(iterator) for _ in range(2 if together else 1 + rank)):
-                met += real(minibatch)
+                joinids += real(minibatch)
             states.append(through_json(dataset.state_dict()))
         state = states[0] if together else states
         lengths = set()
@@ -182,9 +182,9 @@ def test_other_numbers_of_ranks(store, rank_remainder, before, after):
             minibatches = list(dataset)
             lengths.add(len(minibatches))
             for minibatch in minibatches:
-                met += real(minibatch)
-        assert len(set(met)) == len(met)
-        assert len(met) == 100 if rank_remainder != "drop" else 100 - after < len(met) <= 100
+                joinids += real(minibatch)
+        assert len(set(joinids)) == len(joinids)
+        assert len(joinids) == 100 if rank_remainder != "drop" else 100 - after < len(joinids) <= 100
         assert len(lengths) == 1 or rank_remainder == "uneven"
 
 
@@ -194,16 +194,16 @@ def real(minibatch):
 
 
 def test_another_memory_budget_goes_on_with_the_other_cells(make_store):
-    """The window under way is finished in its order; what follows is planned anew."""
+    """The window in progress is finished in its order; the windows after it are planned again."""
     store = make_store(6000, 3)
     parameters = {"soma_chunk_size": None, "shuffle_chunk_count": None, "batch_size": 10}
     small, large = (make(store, **parameters, memory_budget=budget) for budget in ("200 KB", "2 GiB"))
     assert small.plan().chunks_per_block < large.plan().chunks_per_block
     for before, after in ((small, large), (large, small)):
         iterator = iter(before)
-        met = cells(iterator, 7)
+        first = cells(iterator, 7)
         after.load_state_dict(before.state_dict())
-        assert flat(met + cells(after)) == list(range(6000))
+        assert flat(first + cells(after)) == list(range(6000))
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_a_wrong_continuation_is_refused_by_the_name_of_the_field(tmp_path_facto
 
 
 def test_cells_of_the_same_number_are_distinguished(store):
-    """A split knows its own state from that of its twin."""
+    """A part of a split refuses the state of another part."""
     left, right = make(store).random_split([0.5, 0.5], seed=0)
     assert left.shape == right.shape
     with pytest.raises(StateError, match="obs_joinids"):
@@ -273,7 +273,7 @@ def test_damaged_states(store, damage):
     dataset = make(store)
     with pytest.raises(StateError):
         dataset.load_state_dict({**dataset.state_dict(), **damage})
-    assert cells(dataset) == cells(make(store))  # nothing of it was taken over
+    assert cells(dataset) == cells(make(store))  # nothing of the state was adopted
 
 
 def test_states_of_ranks_must_belong_together(store):
@@ -290,7 +290,7 @@ def test_states_of_ranks_must_belong_together(store):
 
 
 def test_too_many_restores(store):
-    """Stages have a limit, and passing it is an error."""
+    """The number of segments has a limit; exceeding it is an error."""
     dataset = make(store)
     state = dataset.state_dict()
     segment = {"world_size": 1, "num_workers": 1, "mixing": MIXING, "received": 0}
@@ -300,7 +300,7 @@ def test_too_many_restores(store):
 
 
 def test_numbers_of_numpy_are_numbers(store):
-    """Checkpoints made by others may turn ints to NumPy's; the state that is saved next has Python's."""
+    """Checkpoints of other libraries may have NumPy's ints; the state that is saved next has Python's."""
     dataset = make(store)
     next(iter(dataset))
     state = dataset.state_dict()

@@ -1,4 +1,4 @@
-"""Reading the files of an array without TileDB: equal to TileDB, or left to it, or an error; never a wrong block."""
+"""Reading the files of an array without TileDB: the result is that of TileDB, or TileDB reads, or an error."""
 
 import warnings
 from dataclasses import replace
@@ -36,7 +36,7 @@ def opened(uri, timestamp_ms=LATEST):
 
 
 def layer_at(address, geometry, layout):
-    return SomaLayer(address, address, address, geometry, layout, array_id=None)
+    return SomaLayer(address, address, address, geometry, layout, identity=None)
 
 
 def reader(uri, var_joinids=None, dtype=np.float32):
@@ -93,7 +93,7 @@ def test_any_rows_and_genes_of_any_layout(tmp_path_factory, data):
 
 
 def test_tiles_that_span_many_chunks_are_stepped_through(tmp_path):
-    """Tiles of 40,000 values in chunks of 8,192: few rows of them, so that pieces are stepped over."""
+    """Tiles of 40,000 values in chunks of 8,192: few of their rows are selected, so that chunks are skipped."""
     X = addressed(400, 300, density=1.0)
     uri = write_experiment(tmp_path / "s", X, extent=512, column_extent=512, capacity=40_000)
     for rows in ([0], [399], [57, 58, 200], list(range(0, 400, 37))):
@@ -139,7 +139,7 @@ def test_what_is_not_known_is_left_to_tiledb(tmp_path, monkeypatch):
     rows = np.concatenate([m.X.numpy() for m in ExperimentDataset(overlapping, batch_size=20, shuffle=False)])
     changed = X.toarray()
     changed[0, 0] = 7
-    assert np.array_equal(rows, changed)  # the later value stands, as TileDB says
+    assert np.array_equal(rows, changed)  # the later value counts, as in TileDB
 
 
 def test_what_was_written_later_is_not_seen(tmp_path):
@@ -169,7 +169,7 @@ def test_commits_decide_what_is_seen():
 
 @pytest.mark.parametrize("wanted", [slice(0, 40), slice(33, 34)])
 def test_columns_that_the_array_does_not_have_are_damage(tmp_path, wanted):
-    """They would be written outside of a minibatch; the sums, which would tell as well, need not be verified."""
+    """They would be written outside of a minibatch. The check of sums would find them, too, but may be switched off."""
     uri = write_experiment(tmp_path / "s", addressed(40, 12, density=1.0), capacity=64)
     index, _ = opened(uri)
     genes = GeneTable.from_joinids(np.arange(11), 11)
@@ -186,7 +186,7 @@ def damaged(tmp_path_factory):
 @settings(max_examples=150)
 @given(data=st.data())
 def test_a_damaged_byte_is_an_error_or_harmless(damaged, data):
-    """Any byte of any file: a ReadError, a layout that is not known any more, or genes that the array has."""
+    """A flip of any byte of any file gives a ReadError, an unknown layout, or genes within the array."""
     (fragment,) = Path(damaged, "ms/RNA/X/raw/__fragments").iterdir()
     file = fragment / data.draw(st.sampled_from(["a0.tdb", "d0.tdb", "d1.tdb", "__fragment_metadata.tdb"]))
     content = file.read_bytes()
@@ -201,7 +201,7 @@ def test_a_damaged_byte_is_an_error_or_harmless(damaged, data):
 
 
 def genes_read(uri):
-    """The genes of all values that are read; None if the store is refused."""
+    """Return the genes of all values that are read; None if the store is refused."""
     try:
         index, _ = opened(uri)
         if index is None:

@@ -1,4 +1,4 @@
-"""Transforms compute what they say, on dense and CSR alike, in a loader or on a device; named genes are those genes."""
+"""Transforms follow their formulas, on dense and CSR tensors, in a loader or on a device; genes are found by name."""
 
 import contextlib
 import warnings
@@ -43,7 +43,7 @@ def matrices(draw):
 
 @given(matrices(), st.floats(1e-2, 1e5))
 def test_normalisation_and_logarithm(X, target):
-    """Dense, CSR, float32, float64 and integers: what the formula gives; fused and one by one; empty rows."""
+    """Dense, CSR, float32, float64 and integers: results are those of the formula; fused and one by one; empty rows."""
     wanted = {"total": normalised(X.astype(float), target), "log": np.log1p(X.astype(float))}
     wanted["both"] = np.log1p(wanted["total"])
     total, log = NormalizeTotal(target), Log1p()
@@ -81,7 +81,7 @@ def assembled(X, dtype, scaling):
 
 @given(matrices(), st.sampled_from([(np.uint8, 1), (np.uint16, 150), (np.float32, 0.3)]), st.floats(1e-2, 1e5))
 def test_values_scaled_while_they_are_copied(X, values, target):
-    """What scanpy makes of them, from small counts, large ones and fractions, with empty rows, with either step."""
+    """Results are those of scanpy, for small counts, large counts and fractions, empty rows, and either step alone."""
     dtype, unit = values
     X = (X * np.float32(unit)).astype(np.float32)
     wanted = anndata.AnnData(X.astype(np.float64))
@@ -111,7 +111,7 @@ def test_what_is_no_number_stays_what_it_was_to_torch():
 
 
 def test_what_is_done_in_the_copy():
-    """A leading library size, a logarithm behind it, and nothing else."""
+    """Only a first normalisation, and a logarithm after it, are fused."""
     total, log, other = NormalizeTotal(10), Log1p(), torch.neg
     for transform, scaling, rest in [
         (total, (10, False), ()),
@@ -130,8 +130,8 @@ def test_what_is_done_in_the_copy():
 
 @pytest.mark.parametrize("sparse", [False, True])
 def test_no_pass_is_made_over_float32(store, sparse, monkeypatch):
-    passes = []
-    monkeypatch.setattr(OfValues, "apply_", lambda self, X: passes.append(self) or X)
+    applied = []
+    monkeypatch.setattr(OfValues, "apply_", lambda self, X: applied.append(self) or X)
     options = {
         "return_sparse_X": sparse,
         "seed": 0,
@@ -139,13 +139,13 @@ def test_no_pass_is_made_over_float32(store, sparse, monkeypatch):
     }
     for X_dtype, n in (("float32", 1), ("float16", 3)):
         next(iter(ExperimentDataset(store, X_dtype=X_dtype, batch_size=100, use_eager_fetch=False, **options)))
-        assert len(passes) == n
-        passes.clear()
+        assert len(applied) == n
+        applied.clear()
 
 
 @given(st.permutations(range(7)), st.integers(0, 7), st.integers(0, 3), matrices())
 def test_named_genes_in_a_given_order(order, n_kept, n_missing, X):
-    """Kept, dropped, permuted, missing ones zero: each column has the gene it is named for, in canonical CSR too."""
+    """Genes kept, dropped, permuted, missing as zeros: each column has its gene's values, also in canonical CSR."""
     var_names = [f"gene {k}" for k in range(7)]
     X = np.resize(X, (5, 7))
     genes = [var_names[k] for k in order[: max(n_kept, 1)]]
@@ -204,13 +204,13 @@ def test_any_callable_of_yours(store):
 
 @pytest.mark.parametrize("sparse", [False, True])
 def test_a_dataset_reads_the_selected_genes(store, sparse, reading_path):
-    """Any order, missing ones zero and said once, the dataset's own transform behind, its shape that of X."""
+    """Any order; missing genes are zeros, with one warning; the dataset's transform follows; the shape is X's."""
     whole = ExperimentDataset(store, batch_size=40, seed=0, shuffle=False, return_sparse_X=sparse, transform=Log1p())
     assert whole.gene_names().tolist() == NAMES
     genes = ["G7", "none", "G3", "G20"]
-    with pytest.warns(UserWarning, match="1 of 4 genes") as told:
+    with pytest.warns(UserWarning, match="1 of 4 genes") as warned:
         dataset = whole.select_genes(genes, missing="zeros")
-    assert len(told) == 1
+    assert len(warned) == 1
     assert dataset.shape == (N, 4)
     assert dataset.var_joinids.tolist() == [3, 7, 20]
     X = torch.cat([X.to_dense() for X, obs in dataset]).numpy()
@@ -227,7 +227,7 @@ def test_a_dataset_reads_the_selected_genes(store, sparse, reading_path):
 
 
 def test_on_a_device():
-    """CSR and dense give the same there, and what was sent stays as it was."""
+    """CSR and dense give the same result there, and the input is unchanged."""
     X = np.random.default_rng(0).poisson(0.5, (8, 20)).astype(np.float32)
     wanted = np.log1p(normalised(X.astype(float), 10))
     for given_X in both(X):

@@ -25,7 +25,7 @@ def counts():
 
 @pytest.mark.filterwarnings("ignore")
 def test_genes_are_those_that_scanpy_finds(counts, tmp_path):
-    """The same set for several numbers; most variable first; the dataset's own transform has no part in it."""
+    """The same set for several numbers, most variable first; the dataset's transform has no influence."""
     uri = write_experiment(tmp_path / "cells.soma", counts, extent=64, column_extent=512)
     dataset = ExperimentDataset(uri, seed=0, batch_size=32, transform=lambda X: X * 0)
     adata = anndata.AnnData(counts.copy(), var=pd.DataFrame(index=[f"G{j}" for j in range(G)]))
@@ -36,8 +36,8 @@ def test_genes_are_those_that_scanpy_finds(counts, tmp_path):
         genes = cellfeed.highly_variable_genes(dataset, n_top_genes)
         assert set(genes) == set(adata.var_names[wanted["highly_variable"]])
         if n_top_genes == 20:
-            told = pd.Series(wanted["dispersions_norm"].to_numpy(), adata.var_names)[genes].to_numpy()
-            assert (told[:-1] >= told[1:] - 1e-4).all()
+            dispersions = pd.Series(wanted["dispersions_norm"].to_numpy(), adata.var_names)[genes].to_numpy()
+            assert (dispersions[:-1] >= dispersions[1:] - 1e-4).all()
     expressed = int((counts.sum(axis=0) > 0).sum())
     assert len(cellfeed.highly_variable_genes(dataset, 10_000)) == expressed < G
     with pytest.raises(PlanError, match="n_top_genes=0 must be an integer of at least 1"):

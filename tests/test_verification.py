@@ -1,4 +1,4 @@
-"""Each value that is delivered has been verified with its whole tile, whatever was selected and however it is read."""
+"""Each yielded value is verified with its whole tile, for any selection and on every reading path."""
 
 import struct
 import zlib
@@ -21,7 +21,7 @@ X = addressed(N_OBS, N_VARS, density=0.4)
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """A store whose tiles hold several row-blocks and many pieces, so that few reads want a whole tile."""
+    """A store whose tiles span several row-blocks and many chunks, so that few reads need a whole tile."""
     uri = tmp_path_factory.mktemp("verified") / "s"
     layout = {"extent": ROW_BLOCK, "column_extent": 512, "capacity": CAPACITY, "unfiltered": ("soma_data",)}
     return write_experiment(uri, X, **layout)
@@ -29,7 +29,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture
 def _anew():
-    """Forget which tiles were verified, before and after: flipped bytes are as if they had always been so."""
+    """Forget which tiles were verified, before and after the test, so that flipped bytes are verified again."""
     _load_fragments.cache_clear()
     yield
     _load_fragments.cache_clear()
@@ -60,7 +60,7 @@ def flip(path, at, mask):
 @pytest.mark.parametrize("name", ["d0", "d1", "a0"])
 @pytest.mark.usefixtures("_anew")
 def test_a_flipped_byte_is_an_error_or_is_not_in_what_is_read(store, name, selection):
-    """Tiles straddle row-blocks and are wanted in part; a flipped byte makes another cell, gene or value."""
+    """Tiles straddle row-blocks and are read in part; a flipped byte changes a cell, a gene or a value."""
     path = file_of(store, name)
     rng = np.random.default_rng(5)
     n_errors = 0
@@ -77,12 +77,12 @@ def test_a_flipped_byte_is_an_error_or_is_not_in_what_is_read(store, name, selec
             assert np.array_equal(got, X[joinids[:, 0]][:, dataset.var_joinids].toarray()), (at, mask)
         finally:
             flip(path, at, mask)
-    assert n_errors  # otherwise nothing was tried
+    assert n_errors  # otherwise the test has tried nothing
 
 
 @pytest.mark.usefixtures("_anew")
 def test_tiles_that_are_read_in_part_are_verified_once(store):
-    """What small chunks cost: a tile is unpacked whole at its first read only."""
+    """The cost of small chunks: only the first read of a tile unpacks all of it."""
     dataset = ExperimentDataset(store, soma_chunk_size=16, shuffle_chunk_count=2, seed=0)
     (fragment,) = dataset._engine.selection.source.open_tiles().fragments
     assert not fragment.verified.any()
@@ -94,7 +94,7 @@ def test_tiles_that_are_read_in_part_are_verified_once(store):
 
 @pytest.mark.usefixtures("_anew")
 def test_genes_of_one_cell_that_descend_are_damage(tmp_path):
-    """Two genes that changed places have the same sum, and would be sorted with each other's values."""
+    """Two genes that are swapped have the same sum, and would be sorted with each other's values."""
     uri = write_experiment(tmp_path / "s", addressed(8, 2000), extent=8, column_extent=2048, capacity=8192)
     path = file_of(uri, "d1")
     content = path.read_bytes()
@@ -114,7 +114,7 @@ def test_genes_of_one_cell_that_descend_are_damage(tmp_path):
 
 @pytest.mark.usefixtures("_anew")
 def test_values_beyond_the_extremes_of_their_tile_are_damage(tmp_path):
-    """Two values that changed by as much have the same sum; the metadata also has the smallest and the largest."""
+    """Two opposite changes leave the sum unchanged; the metadata also has the smallest and the largest value."""
     constant = sp.csr_matrix(np.full((8, 30), 7.0))
     uri = write_experiment(tmp_path / "s", constant, unfiltered=("soma_data",), capacity=240)
     path = file_of(uri, "a0")

@@ -19,9 +19,9 @@ def test_compilation_is_announced_once(store):
     dataset = cellfeed.ExperimentDataset(store, batch_size=10, seed=0)
     compile_kernels(dataset, lambda: None)  # whatever this machine has not compiled yet
     compile_kernels(dataset, lambda: pytest.fail("nothing was compiled"))
-    told = []
-    compile_kernels(dataset._with(transform=compiling), lambda: told.append("compiling"))
-    assert told == ["compiling"]
+    announced = []
+    compile_kernels(dataset._with(transform=compiling), lambda: announced.append("compiling"))
+    assert announced == ["compiling"]
     assert dataset.epoch == 0
     assert dataset.stats().n_minibatches == 0
 

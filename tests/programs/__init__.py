@@ -4,8 +4,8 @@
 def end_ranks():
     """End together with the other ranks of ``torch.distributed``, so that PyTorch does not abort.
 
-    A thread of Gloo lets go of the tensors of the last exchange, for which it needs Python. Where that is ending just
-    then, PyTorch aborts: one process in five did. Here it can: this thread waits, and leaves Python to others.
+    A thread of Gloo needs Python to release the tensors of the last exchange. If the interpreter is ending at that
+    time, PyTorch aborts, which happened in one process of five. This function waits, so that the thread can run before.
     """
     import time
 

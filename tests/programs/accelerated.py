@@ -46,7 +46,7 @@ def main():
     accelerator.load_state(str(folder / "checkpoint"))
     rest = received(prepared, *run)
     refused = None
-    try:  # a loader that is not ours would be cut into ranks a second time
+    try:  # Accelerate would shard any other loader a second time
         plain = accelerator.prepare(torch.utils.data.DataLoader(dataset, batch_size=None))
         list(plain)
     except cellfeed.CellfeedError as error:

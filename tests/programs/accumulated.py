@@ -1,4 +1,4 @@
-"""Trains with Accelerate and accumulates gradients: prints what came and when the optimizer made a step.
+"""Trains with Accelerate and accumulates gradients: prints the cells received and the steps of the optimizer.
 
 python -m tests.programs.accumulated URI
 """
@@ -23,7 +23,7 @@ def main():
     model, optimizer, loader, evaluation = accelerator.prepare(model, optimizer, *loaders)
     steps, metrics = [], []
     for epoch in range(2):
-        if epoch == 1:  # a pass is left after its first minibatch, and goes on from its state
+        if epoch == 1:  # the epoch is left after its first minibatch, and resumed from its state
             next(iter(loader))
             loader.load_state_dict(loader.state_dict())
         for k, (X, obs) in enumerate(loader):

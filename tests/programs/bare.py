@@ -1,4 +1,4 @@
-"""Uses cellfeed where no optional library can be imported, and tells what the modules say that need one.
+"""Uses cellfeed without optional libraries, and prints the errors of the modules that need one.
 
 python -m tests.programs.bare URI
 """
@@ -29,15 +29,15 @@ def main():
     import cellfeed
 
     dataset = cellfeed.ExperimentDataset(sys.argv[1], batch_size=10, seed=0, obs_column_names=["label"])
-    told = {"cells": sum(len(X) for X, obs in cellfeed.experiment_dataloader(dataset))}
+    record = {"cells": sum(len(X) for X, obs in cellfeed.experiment_dataloader(dataset))}
     for module in pkgutil.iter_modules(cellfeed.__path__):
         try:
             importlib.import_module(f"cellfeed.{module.name}")
         except cellfeed.MissingDependencyError as error:
             assert isinstance(error, ImportError)
             assert isinstance(error, cellfeed.CellfeedError)
-            told[module.name] = str(error)
-    print(json.dumps(told))
+            record[module.name] = str(error)
+    print(json.dumps(record))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def main():
     for num_workers in map(int, workers):
         loader = cellfeed.experiment_dataloader(dataset, num_workers=num_workers, persistent_workers=num_workers == 2)
         dataset.set_epoch(0)
-        passes = []
+        epochs = []
         for _ in range(2):
             length, received = len(loader), []
             for minibatch in loader:
@@ -35,8 +35,8 @@ def main():
                 optimizer.step()
                 mask = getattr(minibatch, "mask", None)
                 received.append(minibatch.obs[:, 0].tolist() if mask is None else minibatch.obs[mask, 0].tolist())
-            passes.append({"length": length, "received": received})
-        record[num_workers] = passes
+            epochs.append({"length": length, "received": received})
+        record[num_workers] = epochs
     Path(folder, f"rank{rank}.json").write_text(json.dumps(record))
     end_ranks()
 

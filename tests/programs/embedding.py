@@ -1,9 +1,8 @@
-"""Loads the models that a test saved, embeds their test cells, and writes what came out.
+"""Loads the models that a test saved, embeds their test cells, and writes the embeddings.
 
 python -m tests.programs.embedding URI FOLDER PERMUTED FEWER
 
-The cells are found again by the split's seed; those of other stores, with genes in another order and with some missing,
-by their joinids.
+The seed of the split selects the same cells again. In stores with permuted or missing genes, joinids select them.
 """
 
 import sys

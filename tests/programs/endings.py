@@ -1,4 +1,4 @@
-"""Leaves a loop over a dataset in one way or another, and tells whether anything was left behind.
+"""Leaves a loop over a dataset in one of several ways, and prints the resources before and after.
 
 python -m tests.programs.endings URI break 2
 """
@@ -33,7 +33,7 @@ def main():
     uri, how, num_workers = sys.argv[1], sys.argv[2], int(sys.argv[3])
     dataset = cellfeed.ExperimentDataset(uri, batch_size=2, soma_chunk_size=2, shuffle_chunk_count=5, seed=0)
     loader = cellfeed.experiment_dataloader(dataset, num_workers=num_workers)
-    for _ in loader:  # imports, compilation and handles that stay for good are behind this pass
+    for _ in loader:  # the first epoch imports, compiles, and opens handles that stay open
         pass
     gc.collect()
     before = held()

@@ -1,4 +1,4 @@
-"""Fork in one of four ways after this process has read a store; each child reads it anew. Prints the cells of each.
+"""Fork in one of four ways after this process has read a store; each child reads it again. Prints the cells of each.
 
 python -m tests.programs.forked URI WAY
 """
@@ -48,7 +48,7 @@ def by_pool(uri):
 
 
 class Lazy(torch.utils.data.IterableDataset):
-    """A dataset of one's own that opens the store where it is read: in a worker that PyTorch forks."""
+    """A user's dataset that opens the store in the process that reads it: in a worker that PyTorch forks."""
 
     def __init__(self, uri):
         self.uri = uri
@@ -78,16 +78,16 @@ def by_lightning(uri):
         def __init__(self):
             super().__init__()
             self.layer = torch.nn.Linear(30, 1)
-            self.met = torch.zeros(100)
+            self.counts = torch.zeros(100)
 
         def training_step(self, batch, batch_idx):
-            self.met[batch.obs[:, 0]] += 1
+            self.counts[batch.obs[:, 0]] += 1
             return self.layer(batch.X).sum()
 
         def on_train_epoch_end(self):
-            met = self.all_gather(self.met).sum(0)
+            counts = self.all_gather(self.counts).sum(0)
             if self.trainer.is_global_zero:
-                print(json.dumps([met.nonzero()[:, 0].tolist()]), flush=True)
+                print(json.dumps([counts.nonzero()[:, 0].tolist()]), flush=True)
 
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=1e-9)

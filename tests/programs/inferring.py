@@ -1,4 +1,4 @@
-"""Under torchrun: every rank infers its cells with a model that synchronises buffers, and writes what it gathered.
+"""Under torchrun: every rank infers its cells with a model that synchronises buffers, and writes the gathered results.
 
 torchrun --standalone --nproc-per-node 2 -m tests.programs.inferring URI FOLDER
 """

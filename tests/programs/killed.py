@@ -1,4 +1,4 @@
-"""Trains until it is killed: after each step it saves its state and notes what it has received up to then.
+"""Trains until it is killed: after each step it saves its state and the cells that it has received so far.
 
 python -m tests.programs.killed URI FOLDER '{"num_workers": 0}'
 """

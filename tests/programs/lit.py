@@ -1,4 +1,4 @@
-"""Under torchrun: Lightning trains, validates, tests and predicts on 101 cells; each rank writes what it met.
+"""Under torchrun: Lightning trains, validates, tests and predicts on 101 cells; each rank writes its cells.
 
 torchrun --standalone --nproc-per-node 2 -m tests.programs.lit URI FOLDER
 """

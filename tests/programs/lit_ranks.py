@@ -1,4 +1,4 @@
-"""A model of Lightning that writes what it received: processes that Lightning spawns import it."""
+"""A Lightning model that writes the cells that it received; processes that Lightning spawns import it."""
 
 import pytorch_lightning as lightning
 import torch

@@ -1,4 +1,4 @@
-"""Ranks that only their main process knows: workers read an epoch, and each rank writes what it received.
+"""Ranks that only their main process knows: workers read an epoch, and each rank writes the cells that it received.
 
 python -m tests.programs.ranks URI FOLDER spawn|ddp|ddp_spawn
 """

@@ -1,4 +1,4 @@
-"""Under torchrun: scVI is trained on two ranks, and embeds all cells; each rank writes what it met.
+"""Under torchrun: scVI is trained on two ranks, and embeds all cells; each rank writes the cells that it received.
 
 torchrun --standalone --nproc-per-node 2 -m tests.programs.scvi_ranks URI FOLDER
 """
@@ -20,7 +20,7 @@ PARAMETERS = {"batch_key": "donor", "batch_size": 25, "seed": 0, "split": {"trai
 
 
 class Noting(SCVIDataModule):
-    """Notes which cells came, epoch by epoch."""
+    """Records the cells of each epoch."""
 
     def __init__(self, *args, **parameters):
         super().__init__(*args, **parameters)

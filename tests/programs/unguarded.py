@@ -1,4 +1,4 @@
-"""Starts workers as it is imported, which each worker does: they cannot begin.
+"""Starts workers when it is imported. Each worker imports it, too, and so cannot begin.
 
 python tests/programs/unguarded.py URI
 """
@@ -11,7 +11,7 @@ import cellfeed
 
 
 class Shift:
-    """A transform with more in it than the pipe to a worker holds."""
+    """A transform that is larger than the pipe to a worker."""
 
     def __init__(self):
         self.by = np.zeros(1 << 20)

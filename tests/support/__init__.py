@@ -1,1 +1,1 @@
-"""What test modules and benchmarks share: small stores, an S3 server, a proxy that makes faults, and fakes."""
+"""Helpers of tests and benchmarks: small stores, an S3 server, a proxy that causes faults, and fakes."""

@@ -17,7 +17,7 @@ from cellfeed.stats import Meter
 
 
 def leaving(windows):
-    """What leaves in each window, without the feed: positions, and whether they are real."""
+    """The cells that each window yields, without the feed: positions, and whether they are real."""
     pool = []
     for window in windows:
         for fetch in window.fetches:
@@ -54,20 +54,20 @@ def cells(plan, world):
 
 
 def real_cells(plan, world):
-    """Those of them that are no repetition."""
+    """The positions of cells that are not repeated cells."""
     parts = [positions[is_real] for positions, is_real in leaving(shard_windows(plan, world).windows())]
     return np.concatenate([*parts, np.empty(0, np.int64)])
 
 
 def row_allocator(part, *, slab_bytes=4096):
-    """Room for rows of some parts, and the arenas that hold them."""
+    """Allocate rows in arenas, one per part."""
     pool = SlabPool(slab_bytes, Meter().hold)
     arenas = [Arena(pool) for _ in range(int(max(part, default=-1)) + 1)]
     return RowAllocator(arenas, np.asarray(part, np.int64), threading.Lock()), arenas
 
 
 def place(X: sp.csr_matrix, space: RowAllocator, dtype: np.typing.DTypeLike) -> RowPointers:
-    """Put the rows of a matrix where there is room."""
+    """Copy the rows of a matrix to allocated memory."""
     indptr = X.indptr.astype(np.int64)
     rows = space.allocate(np.diff(indptr), np.uint16, dtype)
     kernels.put_values(rows.genes, indptr, X.indices.astype(np.uint16))
@@ -76,14 +76,14 @@ def place(X: sp.csr_matrix, space: RowAllocator, dtype: np.typing.DTypeLike) -> 
 
 
 def as_csr(rows: RowPointers, n_vars: int) -> sp.csr_matrix:
-    """What some rows hold, as it is; values keep their type."""
+    """Return the content of rows; values keep their type."""
     indptr = np.append(0, np.cumsum(rows.sizes))
     gene_type, value_type = rows.types
     genes, values = np.empty(indptr[-1], gene_type.dtype), np.empty(indptr[-1], value_type.dtype)
     kernels.collect_values(rows.genes, indptr, gene_type, genes)
     kernels.collect_values(rows.values, indptr, value_type, values)
     X = sp.csr_matrix((len(rows.sizes), n_vars), dtype=np.float32)
-    X.indptr, X.indices, X.data = indptr, genes.astype(np.int64), values  # as they lie, duplicates and all
+    X.indptr, X.indices, X.data = indptr, genes.astype(np.int64), values  # in the order of memory, with duplicates
     return X
 
 
@@ -100,7 +100,7 @@ def matrix(rows, n_vars):
 
 
 class FakeReader:
-    """Rows of a matrix in memory; row ``i`` is joinid ``i``. Counts what it is asked and what is under way."""
+    """A reader of a matrix in memory; row ``i`` is joinid ``i``. It records its reads and counts concurrent ones."""
 
     def __init__(self, X: sp.csr_matrix, *, delay_s: float = 0.0, fail_at: int | None = None) -> None:
         self.X = X

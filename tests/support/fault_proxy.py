@@ -1,4 +1,4 @@
-"""A proxy before an object store that does what networks do, in toxiproxy's words and changed while it runs.
+"""A proxy before an object store that causes network faults, named as in toxiproxy, and changed while it runs.
 
     with FaultProxy(s3.endpoint) as proxy:  # or ProxyProcess: a benchmark must not share its interpreter's lock
         proxy.set(latency_s=0.05, bandwidth=40e6)
@@ -26,31 +26,31 @@ from pathlib import Path
 from typing import Any
 
 PIECE = 1 << 16
-"""Bytes of a body that are passed on at a time."""
+"""Bytes of a body that are forwarded at a time."""
 
 ROOT = Path(__file__).resolve().parents[2]
 CODES = {403: "AccessDenied", 404: "NoSuchKey", 500: "InternalError", 503: "SlowDown"}
-"""What S3 calls the errors that can be asked for."""
+"""The error codes of S3 by HTTP status."""
 
 
 @dataclass(frozen=True)
 class Faults:
-    """What befalls requests; shares are probabilities for each request, drawn by the proxy's seed."""
+    """The faults of requests; shares are probabilities per request, drawn with the proxy's seed."""
 
     latency_s: float = 0.0  # before each response
-    jitter_s: float = 0.0  # the latency differs by up to so much, either way
-    bandwidth: float | None = None  # bytes a second of bodies, over all connections together
-    timeout: float = 0.0  # share that is accepted and never answered
-    slicer_bytes: int | None = None  # bodies come in pieces of so many bytes
-    slicer_delay_s: float = 0.0  # and a pause after each piece
-    limit_data: int | None = None  # bodies end after so many bytes, whatever their head has said
-    limit_share: float = 1.0  # share that is cut so
-    reset: float = 0.0  # share whose connection is reset (RST) at some place of the body
-    slow_close_s: float = 0.0  # a connection that ends does so later
-    error: float = 0.0  # share answered by an error instead
-    status: int = 503  # that error
-    down: bool = False  # nobody listens, and what was connected is reset
-    only: str = ""  # requests whose path does not contain this are spared
+    jitter_s: float = 0.0  # largest deviation from the latency, in both directions
+    bandwidth: float | None = None  # bytes of bodies per second, over all connections
+    timeout: float = 0.0  # share of requests that are never answered
+    slicer_bytes: int | None = None  # size of the pieces in which bodies are sent
+    slicer_delay_s: float = 0.0  # pause after each piece
+    limit_data: int | None = None  # bodies end after this number of bytes, although the head announced more
+    limit_share: float = 1.0  # share of bodies that are cut
+    reset: float = 0.0  # share of requests whose connection is reset (RST) at a random place of the body
+    slow_close_s: float = 0.0  # delay before a connection is closed
+    error: float = 0.0  # share of requests that are answered by an error
+    status: int = 503  # HTTP status of this error
+    down: bool = False  # connections are refused, and open ones are reset
+    only: str = ""  # only requests whose path contains this text have faults
 
 
 CALM = Faults()
@@ -59,8 +59,8 @@ CALM = Faults()
 class FaultProxy:
     """A proxy on a free port of the loopback, with a thread and a loop of its own.
 
-    ``endpoint`` is its host and port; ``counts`` what it has seen: ``requests``, ``bytes`` of bodies passed on, and the
-    faults that struck, by name.
+    ``endpoint`` is its host and port. ``counts`` has the number of ``requests``, of ``bytes`` of forwarded bodies, and
+    of faults by name.
     """
 
     def __init__(self, upstream: str, *, seed: int = 0) -> None:
@@ -72,7 +72,7 @@ class FaultProxy:
         self._handlers: set[asyncio.Task[None]] = set()
         self._free_at = 0.0
         self._server: asyncio.Server | None = None
-        # Bound and never listening, it keeps the port while the proxy is down.
+        # A bound socket that never listens keeps the port while the proxy is down.
         self._holder = socket.socket()
         self._holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         self._holder.bind(("127.0.0.1", 0))
@@ -94,7 +94,7 @@ class FaultProxy:
         self._holder.close()
 
     def set(self, **faults: Any) -> None:
-        """Let these faults, and no others, strike from now on; without any the proxy only passes on."""
+        """Replace the faults; without arguments the proxy only forwards."""
         self._run(self._become(Faults(**faults)))
 
     @property
@@ -126,7 +126,7 @@ class FaultProxy:
         await asyncio.gather(*handlers, return_exceptions=True)
 
     def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # A task of ours: asyncio logs the end of one of its own that is cancelled as an error.
+        # The task is created here: if asyncio created it, a cancellation would be logged as an error.
         handler = self._loop.create_task(self._serve(reader, writer))
         self._handlers.add(handler)
         handler.add_done_callback(self._handlers.discard)
@@ -135,7 +135,7 @@ class FaultProxy:
         """Answer the requests of one connection until either side ends it."""
         self._open.add(writer)
         try:
-            # A client that goes away, or a server behind that does, ends the connection and nothing else.
+            # A client or a server that disconnects ends this connection only.
             with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
                 while await self._answer(reader, writer):
                     pass
@@ -170,7 +170,7 @@ class FaultProxy:
     ) -> bool:
         response = await _read_head(upstream)
         if "content-length" not in response.headers:
-            raise RuntimeError(f"the server behind the proxy does not tell how long its response is: {response.line}")
+            raise RuntimeError(f"the response of the server behind the proxy has no content-length: {response.line}")
         length = 0 if request.line.startswith("HEAD") else int(response.headers["content-length"])
         cut_at = reset_at = length
         if faults.limit_data is not None and faults.limit_data < length:
@@ -187,22 +187,22 @@ class FaultProxy:
     async def _pass_on(
         self, upstream: asyncio.StreamReader, writer: asyncio.StreamWriter, length: int, faults: Faults
     ) -> None:
-        """Pass on so many bytes of a body."""
+        """Forward ``length`` bytes of a body."""
         while length:
             piece = await upstream.read(min(length, faults.slicer_bytes or PIECE))
             if not piece:
                 raise ConnectionError("the server behind the proxy ended a response early")
             length -= len(piece)
             await self._wait_for_room(len(piece))
+            self._counts["bytes"] += len(piece)  # before the client can have read them
             writer.write(piece)
             await writer.drain()
-            self._counts["bytes"] += len(piece)
             if faults.slicer_bytes is not None:
                 await asyncio.sleep(faults.slicer_delay_s)
         await writer.drain()
 
     async def _wait_for_room(self, n_bytes: int) -> None:
-        """Wait until the line, shared by all connections, has carried what came before."""
+        """Wait until the line, shared by all connections, has carried all earlier bytes."""
         if self._faults.bandwidth is not None:
             now = time.monotonic()
             self._free_at = max(now, self._free_at) + n_bytes / self._faults.bandwidth
@@ -222,7 +222,7 @@ class Head:
     headers: dict[str, str]
 
     def text(self, *more: str) -> bytes:
-        """Return it as it is sent on: HTTP/1.1, with whether the connection stays open left to whoever sends it."""
+        """Return the head as HTTP/1.1, without the header ``connection``; ``more`` are further header lines."""
         line = self.line.replace("HTTP/1.0", "HTTP/1.1")
         kept = (f"{name}: {value}" for name, value in self.headers.items() if name != "connection")
         return "\r\n".join([line, *kept, *more, "", ""]).encode("latin-1")
@@ -241,7 +241,7 @@ def _error(status: int, *, bare: bool) -> bytes:
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """End a connection by RST: what was sent and not yet read is lost."""
+    """End a connection by RST; bytes that the peer has not read are lost."""
     connection = writer.get_extra_info("socket")
     if connection is not None and connection.fileno() >= 0:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -260,7 +260,7 @@ class ProxyProcess:
         self._process = subprocess.Popen(
             self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
-        self.endpoint = self._hear()["endpoint"]
+        self.endpoint = self._receive()["endpoint"]
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -273,23 +273,23 @@ class ProxyProcess:
             self._process.wait(10)
 
     def set(self, **faults: Any) -> None:
-        self._tell({"set": faults})
+        self._send({"set": faults})
 
     @property
     def counts(self) -> dict[str, int]:
-        return self._tell({})
+        return self._send({})
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
-    def _tell(self, order: dict[str, Any]) -> dict[str, Any]:
+    def _send(self, order: dict[str, Any]) -> dict[str, Any]:
         with self._lock:
             self._process.stdin.write(json.dumps(order) + "\n")
             self._process.stdin.flush()
-            return self._hear()
+            return self._receive()
 
-    def _hear(self) -> dict[str, Any]:
+    def _receive(self) -> dict[str, Any]:
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"the proxy's process has ended with {self._process.wait(10)}")
@@ -297,7 +297,7 @@ class ProxyProcess:
 
 
 def main() -> None:
-    """Serve, and take orders on stdin, a JSON line each, until it ends; each is answered by the counts."""
+    """Serve until stdin ends. Each line of stdin is an order in JSON; the answer is a line with the counts."""
     upstream, seed = sys.argv[1:]
     with FaultProxy(upstream, seed=int(seed)) as proxy:
         print(json.dumps({"endpoint": proxy.endpoint}), flush=True)

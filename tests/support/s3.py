@@ -18,13 +18,13 @@ from typing import Any
 
 import boto3
 
-REGION = "us-east-1"  # where a bucket needs no further word on its place
+REGION = "us-east-1"  # buckets of this region need no location constraint
 KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": "test-secret"}
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def object_settings(endpoint: str, *, signed: bool = False) -> dict[str, str]:
-    """Return the TileDB settings with which an endpoint is read; the server's own, or that of a proxy before it."""
+    """Return the TileDB settings for an endpoint: that of the server or of a proxy before it."""
     keys = {f"vfs.s3.{name}": value for name, value in KEYS.items()}
     return {
         "vfs.s3.endpoint_override": endpoint,
@@ -47,7 +47,7 @@ class S3Server:
         return boto3.client("s3", endpoint_url=f"http://{self.endpoint}", region_name=REGION, **KEYS)
 
     def upload(self, folder: Path | str, bucket: str = "cells") -> str:
-        """Upload a local store so that anybody may read it; returns its URI."""
+        """Upload a local store with public read access; return its URI."""
         folder = Path(folder)
         client = self.client()
         try:
@@ -67,7 +67,7 @@ class S3Server:
 
 @contextmanager
 def s3_server() -> Iterator[S3Server]:
-    """Start a server; it ends with the block, and with this process however that ends."""
+    """Start a server that ends with the block, and with this process even if it is killed."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.support.s3"],
@@ -94,9 +94,9 @@ def s3_server() -> Iterator[S3Server]:
 
 
 def keep_whole_objects() -> None:
-    """Let moto keep the bytes of an object: it copies all of them for each range that is asked for.
+    """Make moto keep the bytes of an object: it copies all of them for each request of a range.
 
-    Of a file of 364 MB it sends 3 ranges a second otherwise, however short.
+    Otherwise it sends 3 ranges per second of a file of 364 MB, however short they are.
     """
     from moto.s3.models import FakeKey
 
@@ -115,19 +115,19 @@ def keep_whole_objects() -> None:
 
 
 def main() -> None:
-    """Serve on a free port, told on stdout, until stdin ends: that it does even when the parent is killed."""
+    """Serve on a free port, which is printed, until stdin ends; it also ends when the parent is killed."""
     import logging
 
     from moto.server import ThreadedMotoServer
 
     keep_whole_objects()
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # which tells of every request
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it logs every request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     print(f"{host}:{port}", flush=True)
     sys.stdin.read()
-    os._exit(0)  # requests that are under way are nobody's any more
+    os._exit(0)  # no client waits for the requests in progress
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Real SOMA stores for tests, small, with every knob of the layout."""
+"""Small SOMA stores for tests, with all parameters of the layout."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cellfeed.sources.soma import tiledb_private
 
 
 def addressed(n_obs: int, n_vars: int, density: float = 0.3, seed: int = 0) -> sp.csr_matrix:
-    """A matrix whose values tell their own row and column: a cell in a wrong place is a wrong number."""
+    """A matrix whose values encode their row and column, so that a misplaced value is recognised."""
     rng = np.random.default_rng(seed)
     rows, columns = np.nonzero(rng.random((n_obs, n_vars)) < density)
     values = (rows * n_vars + columns + 1).astype(np.float32)
@@ -45,9 +45,9 @@ def write_experiment(
 ) -> str:
     """Write one experiment; row ``i`` of ``X`` and ``obs`` is the cell ``joinids[i]``.
 
-    The array has the ``columns`` that var needs, unless more are given. Fields of X that are ``unfiltered`` are stored
-    as they are: a byte of such a file is a byte of one value. ``create`` replaces the layout of X that the other
-    arguments describe; it is in the words of tiledbsoma, which chooses the layout itself if it is empty.
+    The array has ``columns`` columns, by default one per row of var. Fields of X in ``unfiltered`` are stored without
+    filters: a byte of such a file is a byte of one value. ``create`` replaces the layout of X that the other arguments
+    describe; it has the format of tiledbsoma, which chooses the layout itself if it is empty.
     """
     uri = str(path)
     n_obs, n_vars = X.shape
@@ -148,7 +148,7 @@ def labelled_obs(n_obs: int, n_labels: int = 3) -> pd.DataFrame:
 
 
 def collect(dataset: Any, n_vars: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """All minibatches of a pass: X as one dense array, obs, and the sizes of the minibatches."""
+    """Collect an epoch: X as one dense array, obs, and the sizes of the minibatches."""
     Xs, rows, sizes = [], [], []
     for minibatch in dataset:
         X, obs = minibatch[0], minibatch[1]

@@ -11,7 +11,7 @@ sizes = st.lists(st.integers(1, 9), max_size=30)
 
 @st.composite
 def mixings(draw):
-    """In slices, or blocks that are read together; beginning small, or not."""
+    """Slices, or blocks that are read together; with and without warm-up."""
     slices = draw(st.sampled_from([1, 1, 2, 3, 8, 32]))
     together = draw(st.integers(1, 4)) if slices == 1 else 1
     return ShufflePlan(

@@ -1,0 +1,31 @@
+"""Trains on one rank of torchrun with a local copy: writes the cells of each epoch, and which medium it has read.
+
+torchrun --nproc-per-node 2 -m tests.programs.copied_ranks URI COPY FOLDER
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+
+from tests.programs.copied import make_dataset
+from tests.support.copies import describe, make_layout_small
+
+
+def main():
+    uri, copy, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    make_layout_small()
+    dist.init_process_group("gloo")
+    dataset = make_dataset(uri, seed=1, local_copy=copy)
+    epochs, mediums = [], []
+    for _ in range(3):
+        epochs.append([cell for minibatch in dataset for cell in describe(minibatch)])
+        mediums.append(dataset.state_dict()["fingerprint"].get("medium", "source"))
+        dist.barrier()
+    (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps({"epochs": epochs, "mediums": mediums}))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

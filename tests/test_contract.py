@@ -1,0 +1,433 @@
+"""The guarantees over every kind of source: the same cells, as a SOMA experiment, as AnnData, and as copies."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import pickle
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiledbsoma as soma
+import torch
+
+import cellfeed
+from cellfeed import EncodeError, ExperimentDataset, LabelEncoder, ReadError, SelectionError, experiment_dataloader
+from tests.support.sources import COPIES, KINDS, Cells
+from tests.support.stores import collect
+
+CELLS = Cells.make(100)
+N, G = CELLS.X.shape
+ALL = CELLS.joinids.tolist()
+COLUMNS = ["soma_joinid", "label", "number"]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def source(kind: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Arguments of a dataset of the cells."""
+    return KINDS[kind](CELLS, tmp_path_factory.mktemp("sources"))
+
+
+@pytest.fixture
+def make(source: dict[str, Any], tmp_path: Path) -> Callable[..., ExperimentDataset]:
+    """Make a dataset whose epoch has many windows and minibatches; a local copy of a query has a path of its own."""
+
+    def make(**parameters: Any) -> ExperimentDataset:
+        defaults = {"obs_column_names": COLUMNS, "seed": 5, "batch_size": 7}
+        if parameters.get("shuffle", True):
+            defaults |= {"soma_chunk_size": 4, "shuffle_chunk_count": 3}
+        arguments = {**source, **defaults, **parameters}
+        if "local_copy" in source and {"obs_query", "var_query"} & set(parameters):
+            arguments["local_copy"] = tmp_path / f"copy of {len(list(tmp_path.iterdir()))}"
+            for _ in ExperimentDataset(**arguments):
+                pass
+        return ExperimentDataset(**arguments)
+
+    return make
+
+
+def joinids_of(minibatches: Any) -> list[list[int]]:
+    return [minibatch.obs[:, 0].tolist() for minibatch in minibatches]
+
+
+def flat(minibatches: Any) -> list[int]:
+    return list(itertools.chain.from_iterable(joinids_of(minibatches)))
+
+
+def check_rows(dataset: ExperimentDataset, expected: list[int], genes: Any = slice(None)) -> None:
+    """Check that an epoch yields each of the cells once, with its row and its labels."""
+    X, obs, _ = collect(dataset, dataset.shape[1])
+    if not expected:
+        assert len(obs) == 0
+        return
+    joinids = obs[:, 0]
+    assert sorted(joinids.tolist()) == sorted(expected)
+    positions = (joinids - 2) // 3
+    assert np.array_equal(X, CELLS.X[positions].toarray()[:, genes])
+    for k, name in enumerate(["label", "number"], start=1):
+        labels = dataset.obs_encoders[name].inverse_transform(obs[:, k])
+        assert list(labels) == list(CELLS.obs[name].iloc[positions])
+
+
+# Coverage and identity
+
+
+@pytest.mark.parametrize("parameters", [{}, {"shuffle": False}, {"return_sparse_X": True, "batch_size": 40}])
+@pytest.mark.parametrize("planned", [False, True])
+def test_each_cell_comes_once_with_its_own_row_and_labels(make, parameters, planned):
+    chunks = {"soma_chunk_size": None, "shuffle_chunk_count": None} if planned else {}
+    for _ in range(2):
+        check_rows(make(**chunks, **parameters), ALL)
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("label == 'type 1'", ALL[1::3]),
+        ("number > 250 and flag == True", [j for i, j in enumerate(ALL) if i * 10 > 250 and i % 2 == 0]),
+        ({"label": ["type 0", "type 2"]}, [j for i, j in enumerate(ALL) if i % 3 != 1]),
+        (soma.AxisQuery(coords=(slice(50, 200),)), [j for j in ALL if 50 <= j <= 200]),
+        (soma.AxisQuery(coords=(ALL[::7],), value_filter="flag == True"), ALL[::14]),
+        ("label == 'none'", []),
+    ],
+)
+def test_queries_select_the_same_cells(make, query, expected):
+    dataset = make(obs_query=query, allow_empty=True)
+    assert sorted(dataset.obs_joinids.tolist()) == expected
+    check_rows(dataset, expected)
+    if not expected:
+        with pytest.raises(SelectionError, match="obs_query selects nothing"):
+            make(obs_query=query)
+
+
+@pytest.mark.parametrize("var_query", ["length >= 500", {"length": [500, 300, 100]}, soma.AxisQuery(coords=([1, 8],))])
+def test_queries_select_the_same_genes(make, var_query):
+    genes = {"length >= 500": slice(5, None)}.get(var_query if isinstance(var_query, str) else "")
+    if genes is None:
+        genes = [1, 3, 5] if isinstance(var_query, dict) else [1, 8]
+    check_rows(make(var_query=var_query), ALL, genes)
+
+
+def test_genes_are_selected_by_name_in_any_order(make):
+    dataset = make()
+    assert dataset.gene_names().tolist() == [f"G{j}" for j in range(G)]
+    chosen = dataset.select_genes(["G7", "G0", "G11"])
+    assert chosen.gene_names().tolist() == ["G7", "G0", "G11"]
+    check_rows(chosen, ALL, [7, 0, 11])
+
+
+def test_cells_in_order_are_in_the_order_of_obs_joinids(make):
+    dataset = make(shuffle=False)
+    assert flat(dataset) == dataset.obs_joinids.tolist()
+    loader = cellfeed.inference_dataloader(make(drop_last=True), 9)
+    assert torch.cat([joinids for _, _, joinids in loader]).tolist() == dataset.obs_joinids.tolist()
+
+
+# Ranks
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("rank_remainder", ["drop", "pad", "uneven"])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_ranks_share_an_epoch(make, world_size, rank_remainder, drop_last):
+    """Coverage, balance and length, for each remainder."""
+    if rank_remainder == "pad" and drop_last:
+        pytest.skip("they contradict each other")
+    parameters = {"rank_remainder": rank_remainder, "drop_last": drop_last, "world_size": world_size}
+    ranks = [make(rank=rank, **parameters) for rank in range(world_size)]
+    for _ in range(2):
+        lengths = [len(dataset) for dataset in ranks]
+        received = [list(dataset) for dataset in ranks]
+        assert [len(minibatches) for minibatches in received] == lengths
+        assert rank_remainder == "uneven" or len(set(lengths)) == 1
+        masks = [[getattr(m, "mask", torch.ones(len(m.obs), dtype=torch.bool)) for m in of] for of in received]
+        cells = [
+            int(j) for of, m in zip(received, masks, strict=True) for one, mask in zip(of, m, strict=True)
+            for j in one.obs[mask, 0]
+        ]  # fmt: skip
+        assert len(set(cells)) == len(cells)
+        most_left_out = {"drop": world_size - 1, "pad": 0, "uneven": 0}[rank_remainder]
+        if drop_last:
+            most_left_out += world_size * 6
+        assert N - most_left_out <= len(cells) <= N
+
+
+def test_cells_of_a_rank_do_not_depend_on_workers(make):
+    """As :class:`torch.utils.data.DataLoader` would divide them, without starting processes."""
+    dataset = make(rank=1, world_size=2)
+    whole = sorted(flat(dataset))
+    for num_workers in (2, 3):
+        this = make(rank=1, world_size=2)._engine.epochs.begin(num_workers)
+        tracker = make(rank=1, world_size=2)._engine.epochs
+        medium = dataset._engine.media.get(this.medium)
+        found = [
+            int(medium.selection.joinid_column[fetch.positions[k]])
+            for worker in range(num_workers)
+            for window in tracker.windows(this, worker)
+            for fetch in window.fetches
+            for k in range(len(fetch.positions))
+        ]
+        assert sorted(found) == whole
+
+
+# Determinism and epochs
+
+
+def test_orders_depend_on_seed_and_epoch_only(make):
+    dataset = make()
+    first, second = joinids_of(dataset), joinids_of(dataset)
+    assert first != second
+    assert joinids_of(make()) == first
+    assert joinids_of(make(use_eager_fetch=False, memory_budget="64 MiB")) == first
+    assert joinids_of(make(seed=6)) != first
+    dataset.set_epoch(0)
+    assert joinids_of(dataset) == first
+    assert joinids_of(dataset) == second
+    assert joinids_of(pickle.loads(pickle.dumps(make()))) == first
+
+
+# Resume
+
+
+def test_the_rest_is_equal_at_every_step(make):
+    dataset = make()
+    whole, following = joinids_of(dataset), joinids_of(dataset)
+    dataset = make()
+    iterator = iter(dataset)
+    for k in range(len(whole) + 1):
+        restored = make()
+        restored.load_state_dict(json.loads(json.dumps(dataset.state_dict())))
+        if k < len(whole):
+            assert len(restored) == len(whole)
+            assert joinids_of(restored) == whole[k:]
+        assert joinids_of(restored) == following
+        next(iterator, None)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_other_ranks_and_workers_lose_and_repeat_nothing(make, shuffle):
+    """An epoch that begins on one rank continues on three, and ends on two."""
+    dataset = make(shuffle=shuffle)
+    iterator = iter(dataset)
+    received = flat(itertools.islice(iterator, 4))
+    state: Any = dataset.state_dict()
+    ranks = [make(rank=rank, world_size=3, rank_remainder="uneven") for rank in range(3)] if shuffle else []
+    if shuffle:
+        state["fingerprint"]["rank_remainder"] = "uneven"
+        for rank in ranks:
+            rank.load_state_dict(state)
+            received += flat(itertools.islice(iter(rank), 2))
+        state = [rank.state_dict() for rank in ranks]
+    for rank in range(2):
+        last = make(rank=rank, world_size=2, shuffle=shuffle, rank_remainder="uneven" if shuffle else "drop")
+        last.load_state_dict(state)
+        received += flat(last)
+    assert len(set(received)) == len(received)
+    assert len(received) == N if shuffle else len(received) >= N - 1
+
+
+def test_a_state_of_other_cells_is_refused(make):
+    dataset = make()
+    next(iter(dataset))
+    for name, other in {"seed": 6, "batch_size": 8}.items():
+        with pytest.raises(cellfeed.StateError, match=f"the state was saved with {name}="):
+            make(**{name: other}).load_state_dict(dataset.state_dict())
+    with pytest.raises(cellfeed.StateError, match="n_obs=100"):
+        make(obs_query="flag == True").load_state_dict(dataset.state_dict())
+
+
+# Bound and mixing
+
+
+def test_no_more_is_held_than_planned(make):
+    dataset = make(memory_budget="64 MiB")
+    plan = dataset.plan()
+    for _ in dataset:
+        pass
+    assert plan.peak_memory_bytes <= 64 << 20
+    assert 0 < dataset.stats().peak_pool_bytes <= 64 << 20
+
+
+def test_the_effective_batch_size_is_the_predicted_one(make):
+    dataset = make(obs_column_names=["donor"], batch_size=10, drop_last=True)
+    inverse = []
+    for epoch in range(12):
+        dataset.set_epoch(epoch)
+        inverse.append(1 / dataset.plan(label="donor").effective_batch_size)
+    dataset.set_epoch(0)
+    for _ in range(12):
+        for _ in dataset:
+            pass
+    assert dataset.stats().effective_batch_sizes["donor"] == pytest.approx(1 / np.mean(inverse), rel=0.1)
+
+
+# Labels, splits and provenance
+
+
+def test_labels_decode_and_unseen_ones_are_named(make):
+    dataset = make(encoders=[LabelEncoder("label", classes=["type 2", "type 0", "type 1"])], obs_column_names=())
+    assert dataset.obs_encoders["label"].inverse_transform([0, 1]).tolist() == ["type 2", "type 0"]
+    with pytest.raises(EncodeError, match="'type 2'"):
+        make(encoders=[LabelEncoder("label", classes=["type 0", "type 1"])], obs_column_names=())
+
+
+def test_splits_are_disjoint_complete_and_the_same_in_every_epoch(make):
+    dataset = make()
+    parts = dataset.random_split({"train": 0.7, "test": 0.3}, seed=3, group="donor")
+    cells = []
+    for part in parts:
+        first, second = flat(part), flat(part)
+        assert sorted(first) == sorted(second) == sorted(part.obs_joinids.tolist())
+        cells.append(first)
+    assert sorted(itertools.chain(*cells)) == ALL
+    donors = [{CELLS.obs["donor"].iloc[(j - 2) // 3] for j in part} for part in cells]
+    assert not donors[0] & donors[1]
+    assert [part.provenance()["splits"][0]["part"] for part in parts] == ["train", "test"]
+    check_rows(parts[1], cells[1])
+
+
+def test_provenance_is_plain_and_names_the_genes(make):
+    record = make().provenance()
+    assert json.loads(json.dumps(record)) == record
+    assert record["n_obs"] == N
+    assert record["genes"] == ExperimentDataset.provenance(make())["genes"]
+    assert make().select_genes(["G1", "G0"]).provenance()["genes"] != record["genes"]
+
+
+# Endings and faults
+
+
+def test_no_thread_and_no_file_outlives_its_iterator(make):
+    dataset = make()
+    for _ in dataset:  # what stays open for the process has been opened
+        pass
+    threads, files = set(threading.enumerate()), open_files()
+    for end in ("break", "error"):
+        try:
+            for _ in dataset:
+                if end == "error":
+                    raise KeyError(end)
+                break
+        except KeyError:
+            pass
+        assert {thread for thread in threading.enumerate() if thread.name.startswith("cellfeed")} <= threads
+        assert open_files() == files
+
+
+def open_files() -> set[str]:
+    """Paths of the open files of this process that a source could have left."""
+    found = set()
+    for handle in Path("/proc/self/fd").iterdir():
+        try:
+            target = str(handle.readlink())
+        except OSError:
+            continue
+        if "/sources" in target:
+            found.add(target)
+    return found
+
+
+@pytest.fixture
+def own(kind: str, tmp_path: Path) -> tuple[Path, Callable[..., ExperimentDataset]]:
+    """A store of this test only, which it may damage: its folder, and how a dataset is made of it."""
+    source = KINDS[kind](CELLS, tmp_path)
+    return tmp_path, lambda **parameters: ExperimentDataset(
+        **source, **{"obs_column_names": COLUMNS, "seed": 0, "batch_size": 7, **parameters}
+    )
+
+
+def data_files(kind: str, folder: Path) -> list[Path]:
+    """The files with the values of X that an epoch reads."""
+    if kind == "h5ad":
+        return [folder / "cells.h5ad"]
+    if kind == "soma":
+        return list(folder.glob("cells.soma/ms/RNA/X/raw/__fragments/*/*.tdb"))
+    parts = folder / "copy" if kind == "local copy" else folder / "cells.zarr"
+    return [path for path in parts.rglob("X/*/**/*") if path.is_file() and not path.name.startswith((".z", "zarr.j"))]
+
+
+@pytest.mark.parametrize("harm", ["deleted", "without its values", "written again"])
+def test_a_store_that_is_lost_while_it_is_read(kind, own, harm, tmp_path_factory):
+    """Zarr takes a chunk that is missing for zeros, and cellfeed does not. Cells before the error are right."""
+    folder, make = own
+    if harm == "without its values" and kind in ("zarr2", "zarr3", "collection"):
+        pytest.skip("zarr does not store chunks of zeros, and anndata stores no checksums")
+    dataset = make(soma_chunk_size=4, shuffle_chunk_count=1, memory_budget="64 MiB")
+    iterator = iter(dataset)
+    next(iterator)
+    (root,) = {folder / path.relative_to(folder).parts[0] for path in data_files(kind, folder)}
+    if harm == "without its values":
+        for path in data_files(kind, folder):
+            path.unlink()
+    else:
+        shutil.rmtree(root) if root.is_dir() else root.unlink()
+    if harm == "written again":
+        other = Cells.make(N, X=CELLS.X * 1000)
+        new = tmp_path_factory.mktemp("other")
+        KINDS[kind](other, new)
+        (new / root.name).rename(root)
+    try:
+        for X, obs in iterator:
+            assert np.array_equal(X.numpy(), CELLS.X[(obs[:, 0].numpy() - 2) // 3].toarray())
+    except ReadError:
+        pass
+    with pytest.raises(ReadError):
+        list(dataset)
+
+
+def test_truncated_files_are_an_error(kind, own):
+    folder, make = own
+    dataset = make()
+    for path in data_files(kind, folder):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ReadError):
+        list(dataset)
+
+
+def test_a_flipped_byte_is_an_error_or_is_not_in_what_is_read(kind, own):
+    """Copies have a checksum per chunk, and tiles of SOMA are compared with their metadata."""
+    if kind not in COPIES:
+        pytest.skip("the writer of the store has stored no checksums")
+    folder, make = own
+    files = sorted(data_files(kind, folder))
+    chance, n_errors = np.random.default_rng(5), 0
+    for _ in range(30):
+        path = files[chance.integers(len(files))]
+        before = path.read_bytes()
+        at = int(chance.integers(len(before)))
+        damaged = bytearray(before)
+        damaged[at] ^= 1 << int(chance.integers(8))
+        path.write_bytes(damaged)
+        try:
+            check_rows(make(), ALL)
+        except ReadError:
+            n_errors += 1
+        path.write_bytes(before)
+    assert n_errors > 10
+
+
+# Workers
+
+
+@pytest.mark.slow
+def test_worker_processes_share_an_epoch_and_resume(make):
+    dataset = make()
+    loader = experiment_dataloader(dataset, num_workers=2)
+    iterator = iter(loader)
+    received = flat(itertools.islice(iterator, 5))
+    state = loader.state_dict()
+    del iterator
+    restored = make()
+    restored.load_state_dict(state)
+    received += flat(restored)
+    assert sorted(received) == ALL
