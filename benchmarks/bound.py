@@ -1,9 +1,9 @@
-"""Does a process hold no more than its plan said?
+"""Compare the memory of a process with the memory that its plan predicts.
 
     python -m benchmarks.bound census_131k.soma --out benchmarks/results/bound.jsonl
 
-Each configuration runs in a process of its own; the peak resident memory above the idle process is set against
-``plan().peak_memory_bytes``. The last one makes ten passes, to see that the peak stays where it is.
+Each configuration runs in a process of its own; the peak resident memory above that of the idle process is
+compared with ``plan().peak_memory_bytes``. Two configurations run ten epochs, to show whether the peak grows.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ CONFIGURATIONS = {
     "sparse, 600 MiB": (True, {"memory_budget": "600 MiB"}, 1),
     "sparse, not eager, 1 GiB": (True, {"memory_budget": "1 GiB", "use_eager_fetch": False}, 1),
     "published, 64 x 200, dense": (False, {"soma_chunk_size": 64, "shuffle_chunk_count": 200}, 1),
-    "sparse, 1 GiB, ten passes": (True, {"memory_budget": "1 GiB"}, 10),
-    "dense, 2 GiB, ten passes": (False, {}, 10),
+    "sparse, 1 GiB, ten epochs": (True, {"memory_budget": "1 GiB"}, 10),
+    "dense, 2 GiB, ten epochs": (False, {}, 10),
 }
 WORKERS = {
     "sparse, 2 GiB, 2 workers": (True, {}),
     "dense, 4 GiB, 2 workers": (False, {"memory_budget": "4 GiB"}),
 }
-"""Of these the idle process and its idle workers are those of a pass over a small store."""
+"""The baseline of these is the memory of the process and its workers after an epoch over a small store."""
 
 
 def cases(uri: str, warm_uri: str) -> dict[str, Case]:
@@ -69,7 +69,7 @@ def measure(label: str, case: Case, out: Path | None) -> None:
     print(f"{label:28} {held / 1e9:8.2f} {planned / 1e9:8.2f} {held / planned:11.2f}", flush=True)
     if len(record["passes"]) > 2:
         peaks = [(done["peak_bytes"] - record["idle_bytes"]) / 1e9 for done in record["passes"]]
-        print(f"{'':28} pass by pass: {', '.join(f'{peak:.2f}' for peak in peaks)} GB", flush=True)
+        print(f"{'':28} epoch by epoch: {', '.join(f'{peak:.2f}' for peak in peaks)} GB", flush=True)
     append(out, record)
 
 

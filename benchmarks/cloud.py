@@ -1,10 +1,10 @@
-"""Read a store from an object store far away: 50 ms to each answer, 40 MB/s in all.
+"""Read a store from a distant object store: each response takes 50 ms, all together get 40 MB/s.
 
     python -m benchmarks.cloud census_131k.soma --peers peers --out benchmarks/results/cloud.jsonl
 
-The store is uploaded into moto's S3 server, and a proxy before it is the line; each is a process of its own on the
-same machine, and each contender in turn is another. Contenders make whole passes until the time is over. The line could
-carry so many cells a second: its bandwidth over the bytes that a cell takes in the files of X.
+The store is uploaded into moto's S3 server, and a proxy before it simulates the line; each is a process of its own on
+the same machine, and so is each contender. Contenders run whole epochs until the time is over. The line can carry
+its bandwidth divided by the bytes per cell in the files of X, in cells per second.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ AMPLIFIED = {"io_batch_size": 4096}
 """At which each row-block is visited for a chunk of 64 rows, as happens by itself in a store of millions of cells."""
 
 MAX_SECONDS = 400.0
-"""A pass ends here at the latest, whatever it has yielded."""
+"""Maximum duration of an epoch, which is then stopped."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """What lies between a contender and the store."""
+    """The server and the proxy between a contender and the store."""
 
     s3: S3Server
     proxy: ProxyProcess
 
     def sent(self) -> dict[str, float]:
-        """Return what has been sent so far, and the seconds of CPU that it took."""
+        """Return the bytes sent so far, and the seconds of CPU that they took."""
         times = {name: psutil.Process(pid).cpu_times() for name, pid in self._pids().items()}
         counts = self.proxy.counts
         sent: dict[str, float] = {name: counts.get(name, 0) for name in ("requests", "bytes")}
@@ -83,7 +83,7 @@ def bytes_per_cell(store: Path) -> float:
 
 
 def measure(line: Line, label: str, contender: str, case: Case, peers: Path) -> dict[str, Any] | None:
-    """Run one contender over the line; adds what has gone over it from the opening of the store on."""
+    """Run one contender over the line; add the traffic since the store was opened to its record."""
     before, load = line.sent(), os.getloadavg()[0]  # of others on this machine
     record = run_once(label, contender, case, peers)
     if record is None:
@@ -100,7 +100,7 @@ def measure(line: Line, label: str, contender: str, case: Case, peers: Path) -> 
 
 
 def overall(passes: list[dict[str, Any]]) -> dict[str, float]:
-    """Return what all passes together come to."""
+    """Return the cells, seconds and rates of all epochs together."""
     cells, seconds = (sum(one[name] for one in passes) for name in ("cells", "seconds"))
     return {"cells": cells, "seconds": seconds, "cells_per_s": cells / seconds}
 
@@ -153,7 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("store", type=Path, help="a local store, which is uploaded")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=60.0, help="of passes, at the least")
+    parser.add_argument("--seconds", type=float, default=60.0, help="minimum duration of all epochs")
     parser.add_argument("--peers", type=Path, default=Path("peers"), help="folder of the peers' environments")
     parser.add_argument("--only", action="append", dest="labels", metavar="LABEL", help="default: all contenders")
     parser.add_argument("--out", type=Path, help="append records here, a JSON line each")

@@ -1,9 +1,9 @@
-"""Faults of the network while a store is read from S3: which passes end, exactly as without, and which in an error.
+"""Network faults while a store is read from S3: which epochs are unchanged, and which end in an error.
 
     python -m benchmarks.faults table --out benchmarks/results/faults.jsonl
 
-A fault begins when the first minibatch is there. Each pass is a process of its own; the server and the proxy that makes
-the faults are others.
+A fault begins after the first minibatch. Each epoch runs in a process of its own, and so do the server and the proxy
+that causes the faults.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from benchmarks.harness.remote import READING_PATHS
 
 DEADLINE_S = 30.0
 PATIENCE_S = 180.0
-"""A pass that takes longer counts as hung."""
+"""An epoch that takes longer counts as hung."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A fault, how long it lasts, and what it should come to."""
+    """A fault, its duration, and the expected outcome."""
 
     name: str
     faults: dict[str, Any] = field(default_factory=dict)
-    seconds: float | None = None  # to the end of the pass
+    seconds: float | None = None  # None: to the end of the epoch
     deadline_s: float = DEADLINE_S
     expected: str = "exact"
 
@@ -65,10 +65,10 @@ TRIALS = [
 ]
 
 
-def one_pass(uri: str, config: dict[str, str], deadline_s: float) -> None:
-    """Make a pass; prints what has come: digests of the minibatches, the error, seconds, retries.
+def one_epoch(uri: str, config: dict[str, str], deadline_s: float) -> None:
+    """Run an epoch, and print a record: digests of the minibatches, the error, seconds, retries.
 
-    After the first minibatch it tells so, and waits for a line on stdin.
+    After the first minibatch it prints "begun", and waits for a line on stdin.
     """
     dataset = remote.open_dataset(uri, config, retry_deadline_s=deadline_s)
     digests: list[str] = []
@@ -89,14 +89,14 @@ def one_pass(uri: str, config: dict[str, str], deadline_s: float) -> None:
 
 
 def digest(X: Any, obs: Any) -> str:
-    """Sum up a minibatch: joinids and the values of X in their places, and their order."""
+    """Return a hash of a minibatch: of the values of X, their places, the joinids, and their order."""
     parts = (X.crow_indices(), X.col_indices(), X.values(), obs)
     return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()[:16]
 
 
 def attempt(trial: Trial, path: str, uri: str, proxy: ProxyProcess) -> dict[str, Any]:
-    """Run one pass under one fault in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.faults", "pass", uri, json.dumps(object_settings(proxy.endpoint))]
+    """Run one epoch under one fault in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.faults", "epoch", uri, json.dumps(object_settings(proxy.endpoint))]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     proxy.set()
     process = subprocess.Popen([*command, str(trial.deadline_s)], env=environment(**READING_PATHS[path]), **pipes)
@@ -119,7 +119,7 @@ def attempt(trial: Trial, path: str, uri: str, proxy: ProxyProcess) -> dict[str,
 
 
 def outcome(record: dict[str, Any], undisturbed: list[str]) -> str:
-    """Say what a pass came to: what was yielded before an error must be right as well."""
+    """Classify an epoch; minibatches before an error must be right as well."""
     digests = record["digests"]
     if digests != undisturbed[: len(digests)]:
         return "wrong cells"
@@ -172,16 +172,16 @@ def shown(record: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    a_pass = commands.add_parser("pass", help="one pass; of use to the table")
+    an_epoch = commands.add_parser("epoch", help="one epoch; the table starts it")
     for name, kind in {"uri": str, "config": json.loads, "deadline_s": float}.items():
-        a_pass.add_argument(name, type=kind)
+        an_epoch.add_argument(name, type=kind)
     a_table = commands.add_parser("table", help="each fault with each way of reading")
     a_table.add_argument("--only", action="append", dest="names", metavar="FAULT", help="default: all")
     a_table.add_argument("--path", action="append", dest="paths", choices=READING_PATHS, help="default: all")
     a_table.add_argument("--out", type=Path, help="append records here, a JSON line each")
     options = parser.parse_args()
-    if options.command == "pass":
-        one_pass(options.uri, options.config, options.deadline_s)
+    if options.command == "epoch":
+        one_epoch(options.uri, options.config, options.deadline_s)
     else:
         records = table(options.out, names=options.names, paths=options.paths or tuple(READING_PATHS))
         print(f"\n{markdown(records)}")

@@ -1,11 +1,11 @@
-"""Flips single bits of stores, one at a time: what comes is an error, or the right data?
+"""Flip single bits of stores, one at a time, and check that a reader yields the right data or raises an error.
 
     python -m benchmarks.flips --flips 10000 --out benchmarks/results/flips.json
 
 Each flip is read by a process of its own, as TileDB may crash, in one of several ways: all cells, a row-block,
-scattered cells, small chunks, mixed minibatches, some genes. All that such a process yields is compared with what was
-written: X, joinids, labels of obs and names of genes. Some stores are tiny, so that all files are met; two have the
-layout of a Census, with tiles that straddle row-blocks.
+scattered cells, small chunks, mixed minibatches, some genes. All that such a process yields is compared with the
+data that were written: X, joinids, labels of obs and names of genes. Some stores are tiny, so that bits of all files
+are flipped; two have the layout of a Census, with tiles that straddle row-blocks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import signal
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -63,7 +63,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """What a store holds: X, a label of each cell by joinid, and the name of each gene."""
+    """The content of a store: X, a label of each cell by joinid, and the name of each gene."""
 
     X: sp.csr_matrix
     column: str
@@ -72,7 +72,7 @@ class Truth:
 
 
 def tiny() -> tuple[Any, pd.DataFrame]:
-    """Return what is written to the tiny stores: counts, and obs with the figures of each row as a Census has them."""
+    """Return the data of the tiny stores: counts, and obs with the figures of each row as a Census has them."""
     X = addressed(N_OBS, N_VARS, density=0.4)
     X.data %= 200
     X.data += 1
@@ -112,9 +112,9 @@ def truth_of(store: Path) -> Truth:
     return Truth(X, "cell_type", obs["cell_type"].astype(str).to_numpy(), names.to_numpy().astype(str))
 
 
-def parameters_of(way: str, truth: Truth) -> dict[str, Any]:
+def parameters_of(way: Mapping[str, Any], truth: Truth) -> dict[str, Any]:
     """Return the parameters of a dataset that reads a store in a way."""
-    parameters = dict(WAYS[way])
+    parameters = dict(way)
     for query, size in (("obs_query", len(truth.labels)), ("var_query", len(truth.genes))):
         if query in parameters:
             first, *step = parameters[query]
@@ -123,8 +123,12 @@ def parameters_of(way: str, truth: Truth) -> dict[str, Any]:
     return parameters
 
 
+Attempt = Callable[[Path, str], tuple[str, str]]
+"""Reads a store in a way, and returns the outcome and a detail."""
+
+
 def attempt(store: Path, way: str) -> tuple[str, str]:
-    """Read a store as a user would, and say what came of it."""
+    """Read a store as a user would, and return the outcome."""
     truth = truth_of(store)
     try:
         warnings.simplefilter("ignore")
@@ -136,16 +140,16 @@ def attempt(store: Path, way: str) -> tuple[str, str]:
             return_sparse_X=True,
             seed=0,
             context=context,
-            **parameters_of(way, truth),
+            **parameters_of(WAYS[way], truth),
         )
-        return compare(dataset, truth, way)
+        return compare(dataset, truth, WAYS[way])
     except cellfeed.CellfeedError as error:
         return OUR_ERROR, type(error).__name__
     except Exception as error:
         return OTHER_ERROR, f"{type(error).__name__}: {error}"
 
 
-def compare(dataset: cellfeed.ExperimentDataset, truth: Truth, way: str) -> tuple[str, str]:
+def compare(dataset: cellfeed.ExperimentDataset, truth: Truth, way: Mapping[str, Any]) -> tuple[str, str]:
     """Compare all that a dataset yields with the truth: X by its joinids, then which cells and genes these are."""
     n_obs, n_vars = truth.X.shape
     cells, genes = (np.array(coords) for coords in _expected(way, n_obs, n_vars))
@@ -173,16 +177,16 @@ def compare(dataset: cellfeed.ExperimentDataset, truth: Truth, way: str) -> tupl
     return RIGHT, ""
 
 
-def _expected(way: str, n_obs: int, n_vars: int) -> list[range]:
+def _expected(way: Mapping[str, Any], n_obs: int, n_vars: int) -> list[range]:
     """Return the joinids of cells and of genes that a way selects."""
     expected = []
     for query, size in (("obs_query", n_obs), ("var_query", n_vars)):
-        first, *step = WAYS[way].get(query, (0, 1))
+        first, *step = way.get(query, (0, 1))
         expected.append(range(size)[: first.stop + 1] if isinstance(first, slice) else range(first, size, *step))
     return expected
 
 
-def in_a_process(store: Path, way: str) -> tuple[str, str]:
+def in_a_process(store: Path, way: str, attempt: Attempt = attempt) -> tuple[str, str]:
     """Attempt it in a fork of this process, which has loaded everything and holds nothing open."""
     reading, writing = os.pipe()
     child = os.fork()
@@ -196,17 +200,17 @@ def in_a_process(store: Path, way: str) -> tuple[str, str]:
     ready, _, _ = select.select([reading], [], [], PATIENCE_S)
     if not ready:
         os.kill(child, signal.SIGKILL)
-    told = os.read(reading, 65_536) if ready else b""
+    report = os.read(reading, 65_536) if ready else b""
     os.close(reading)
     _, status = os.waitpid(child, 0)
-    if told:
-        kind, detail = json.loads(told)
+    if report:
+        kind, detail = json.loads(report)
         return kind, detail
     return (CRASH, f"signal {os.WTERMSIG(status)}") if ready else (HANG, "")
 
 
 def kind_of(file: Path, store: Path) -> str:
-    """Say what a file holds, in the words of its place."""
+    """Return the kind of a file, from its path."""
     parts = file.relative_to(store).parts
     owner = "X" if "X" in parts and parts[-1] != "__tiledb_group.tdb" else parts[0] if parts[0] == "obs" else None
     owner = owner or ("var" if "var" in parts else "groups")
@@ -227,33 +231,38 @@ WEIGHT = 4
 
 def flips(stores: list[Path], n: int, seed: int) -> Iterator[tuple[Path, Path, int, int, str]]:
     """Choose kinds of files in turn, a file of the kind, a byte and a bit of it, and a way to read the store."""
+    of_x = [f"X: {name}" for name in X_FILES.values()]
+    yield from choose_flips(stores, n, seed, kind_of, of_x, list(WAYS))
+
+
+def choose_flips(
+    stores: list[Path], n: int, seed: int, kind: Callable[[Path, Path], str], often: list[str], ways: list[str]
+) -> Iterator[tuple[Path, Path, int, int, str]]:
+    """Choose as :func:`flips`, the kinds in ``often`` more often than others."""
     rng = random.Random(seed)
     kinds: dict[str, list[tuple[Path, Path]]] = {}
     for store in stores:
         for file in sorted(path for path in store.rglob("*") if path.is_file() and path.stat().st_size):
-            kinds.setdefault(kind_of(file, store), []).append((store, file))
-    of_x = [f"X: {name}" for name in X_FILES.values()]
-    turns = sorted([*kinds, *of_x * (WEIGHT - 1)])
+            kinds.setdefault(kind(file, store), []).append((store, file))
+    turns = sorted([*kinds, *often * (WEIGHT - 1)])
     for k in range(n):
         store, file = rng.choice(kinds[turns[k % len(turns)]])
-        yield store, file, rng.randrange(file.stat().st_size), 1 << rng.randrange(8), rng.choice(list(WAYS))
+        yield store, file, rng.randrange(file.stat().st_size), 1 << rng.randrange(8), rng.choice(ways)
 
 
-def meet(store: Path, file: Path, at: int, mask: int, way: str) -> tuple[str, str]:
-    """Flip bits of one byte, see what comes, and flip them back."""
+def meet(store: Path, file: Path, at: int, mask: int, way: str, attempt: Attempt = attempt) -> tuple[str, str]:
+    """Flip bits of one byte, read the store, and flip them back."""
     content = file.read_bytes()
     file.write_bytes(content[:at] + bytes([content[at] ^ mask]) + content[at + 1 :])
     try:
-        return in_a_process(store, way)
+        return in_a_process(store, way, attempt)
     finally:
         file.write_bytes(content)
 
 
 def run(n: int, seed: int = 0, progress: bool = False) -> dict[str, dict[str, int]]:
-    """Flip bytes and count what came, by kind of file; also print the first of each sort of surprise."""
+    """Flip bytes and count the outcomes by kind of file; also print the first of each kind of failure."""
     folder = Path(tempfile.mkdtemp())
-    counts: dict[str, Counter[str]] = {}
-    shown: Counter[tuple[str, str, str]] = Counter()
     try:
         stores = write_stores(folder)
         for store in stores:
@@ -261,19 +270,32 @@ def run(n: int, seed: int = 0, progress: bool = False) -> dict[str, dict[str, in
             for way in WAYS:
                 sound = in_a_process(store, way)
                 assert sound[0] == RIGHT, (store.name, way, sound)
-        for k, flip in enumerate(flips(stores, n, seed)):
-            kind = kind_of(flip[1], flip[0])
-            came, detail = meet(*flip)
-            counts.setdefault(kind, Counter())[came] += 1
-            key = (kind, came, detail[:40])
-            shown[key] += 1
-            if came not in (RIGHT, OUR_ERROR) and shown[key] <= 2:
-                where = f"{flip[0].name}, {flip[1].name} byte {flip[2]} ^ {flip[3]}, {flip[4]}"
-                print(f"{came}: {kind}, {where}: {detail[:300]}", flush=True)
-            if progress and k % 500 == 499:
-                print(f"{k + 1} flips", flush=True)
+        return count(flips(stores, n, seed), kind_of, attempt, progress=progress)
     finally:
         shutil.rmtree(folder)
+
+
+def count(
+    chosen: Iterable[tuple[Path, Path, int, int, str]],
+    kind_of: Callable[[Path, Path], str],
+    attempt: Attempt,
+    *,
+    progress: bool,
+) -> dict[str, dict[str, int]]:
+    """Count the outcomes of flips by kind of file."""
+    counts: dict[str, Counter[str]] = {}
+    shown: Counter[tuple[str, str, str]] = Counter()
+    for k, flip in enumerate(chosen):
+        kind = kind_of(flip[1], flip[0])
+        came, detail = meet(*flip, attempt)
+        counts.setdefault(kind, Counter())[came] += 1
+        key = (kind, came, detail[:40])
+        shown[key] += 1
+        if came not in (RIGHT, OUR_ERROR) and shown[key] <= 2:
+            where = f"{flip[0].name}, {flip[1].name} byte {flip[2]} ^ {flip[3]}, {flip[4]}"
+            print(f"{came}: {kind}, {where}: {detail[:300]}", flush=True)
+        if progress and k % 500 == 499:
+            print(f"{k + 1} flips", flush=True)
     return {kind: dict(counts[kind]) for kind in sorted(counts)}
 
 
@@ -285,14 +307,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     warm_up()
-    counts = run(options.flips, options.seed, progress=True)
+    report(run(options.flips, options.seed, progress=True), options)
+
+
+def report(counts: dict[str, dict[str, int]], options: argparse.Namespace) -> None:
+    """Print the table, and write it to a file."""
     print(pd.DataFrame(counts).T.fillna(0).astype(int).to_string())
     if options.out is not None:
         options.out.write_text(json.dumps({"commit": commit(), "flips": options.flips, "counts": counts}, indent=1))
 
 
 def warm_up() -> None:
-    """Load what is loaded late, kernels among them, without leaving a TileDB thread behind."""
+    """Load kernels and modules before the fork, without leaving a TileDB thread behind."""
     import torch
 
     torch.set_num_threads(1)

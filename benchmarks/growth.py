@@ -1,9 +1,9 @@
-"""Do cells per second stay as stores grow, and what does a query cost where there are a million tiles?
+"""How do cells per second depend on the size of a store, and what does a query of a million tiles cost?
 
     python -m benchmarks.growth folder --out benchmarks/results/growth.jsonl
 
-Writes stores of 32k, 131k and 524k cells with equally deep rows into the folder, if they are not there, and one of 131k
-cells with so small a capacity that it has a million tiles.
+Writes stores of 32k, 131k and 524k cells with the same nnz per cell into the folder, if they are missing, and one of
+131k cells whose capacity is so small that it has a million tiles.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def store(folder: Path, **spec: int) -> str:
 
 
 def query_cost(uri: str, repeat: int = 30) -> float:
-    """Seconds of a query that decodes a tile or none, of one row and the last gene: what every query pays."""
+    """Seconds of a query of one row and the last gene, which decodes at most one tile: the fixed cost of a query."""
     dataset = ExperimentDataset(uri)
     array = dataset._engine.selection.source.X.open(1 << 20)
     rows, n_vars = dataset.shape
@@ -86,7 +86,7 @@ def main() -> None:
     rates: dict[int, list[float]] = {n: [] for n in SIZES}
     for _ in range(options.repeat):
         for n, uri in uris.items():
-            passes = max(2, SIZES[-1] // n // 2)  # small stores are over before anything has warmed up
+            passes = max(2, SIZES[-1] // n // 2)  # an epoch of a small store ends before caches are warm
             record = run_once(f"{n} cells", "cellfeed", replace(Case(uri), passes=passes), Path())
             assert record is not None
             rates[n].append(statistics.median(p["cells_per_s"] for p in record["passes"][1:]))

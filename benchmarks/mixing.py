@@ -1,4 +1,4 @@
-"""How well cells are mixed: foretold against delivered; slices against double-buffered blocks; what it costs.
+"""Mixing of cells: predicted against delivered, slices against double-buffered blocks, and its cost.
 
 python -m benchmarks.mixing predicted small.soma --out benchmarks/results/mixing.jsonl   # writes the store first
 python -m benchmarks.mixing equal
@@ -52,7 +52,7 @@ def settings() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def cases(uri: str) -> Iterator[tuple[str, ExperimentDataset]]:
-    """Yield what is measured: whole and scattered selections, splits, ranks."""
+    """Yield datasets: whole and scattered selections, splits, ranks."""
     import tiledbsoma as soma
 
     common: dict[str, Any] = {"obs_column_names": [LABEL], "seed": 0, "return_sparse_X": True}
@@ -70,7 +70,7 @@ def cases(uri: str) -> Iterator[tuple[str, ExperimentDataset]]:
 
 
 def predicted(uri: str, out: Path | None, n_epochs: int) -> None:
-    """Print what was foretold and what came, setting by setting."""
+    """Print the predicted and the delivered effective batch size of each setting."""
     if not Path(uri).exists():
         write_store(uri, SMALL)
     errors = []
@@ -78,13 +78,14 @@ def predicted(uri: str, out: Path | None, n_epochs: int) -> None:
         inverse = []
         for epoch in range(n_epochs):
             dataset.set_epoch(epoch)
-            inverse.append(1 / dataset.plan(label=LABEL).effective_batch_size)  # variances are what adds up
+            inverse.append(1 / dataset.plan(label=LABEL).effective_batch_size)  # variances add up, and they are inverse
             for _ in dataset:
                 pass
-        said, came = 1 / statistics.mean(inverse), dataset.stats().effective_batch_sizes[LABEL]
-        errors.append(said / came - 1)
-        record = {"case": name, "batch_size": dataset.plan().batch_size, "foretold": said, "delivered": came}
-        print(f"{name:34} B {record['batch_size']:5} foretold {said:7.1f} delivered {came:7.1f} {errors[-1]:+.1%}")
+        forecast, delivered = 1 / statistics.mean(inverse), dataset.stats().effective_batch_sizes[LABEL]
+        errors.append(forecast / delivered - 1)
+        batch_size = dataset.plan().batch_size
+        record = {"case": name, "batch_size": batch_size, "predicted": forecast, "delivered": delivered}
+        print(f"{name:34} B {batch_size:5} predicted {forecast:7.1f} delivered {delivered:7.1f} {errors[-1]:+.1%}")
         _save(out, record)
     print(f"{len(errors)} settings, largest difference {max(map(abs, errors)):.1%}")
 
@@ -111,7 +112,7 @@ def cost(uri: str, out: Path | None, repeats: int) -> None:
             for shuffle, taken in rates.items():
                 record = run_once("", "cellfeed", replace(case, options={"shuffle": shuffle}), Path())
                 assert record is not None  # cellfeed is here
-                taken += [one["cells_per_s"] for one in record["passes"][1:]]  # in the first, memory is handed out
+                taken += [one["cells_per_s"] for one in record["passes"][1:]]  # the first epoch allocates memory
         rate = {shuffle: statistics.median(taken) for shuffle, taken in rates.items()}
         dataset = ExperimentDataset(uri, batch_size=1024, seed=0, return_sparse_X=sparse)
         gaps = _gaps(dataset, pause_s=2 * 1024 / rate[True])
@@ -126,7 +127,7 @@ def cost(uri: str, out: Path | None, repeats: int) -> None:
 
 
 def _gaps(dataset: ExperimentDataset, pause_s: float) -> list[float]:
-    """Seconds from one minibatch to the next, once the first tenth of a pass is over."""
+    """Seconds from one minibatch to the next, after the first tenth of an epoch."""
     gaps, last = [], time.perf_counter()
     for _ in dataset:
         now = time.perf_counter()
@@ -146,7 +147,7 @@ def main() -> None:
     parser.add_argument("what", choices=("predicted", "equal", "cost"))
     parser.add_argument("uri", nargs="?")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--repeats", type=int, default=6, help="epochs, or passes of each")
+    parser.add_argument("--repeats", type=int, default=6, help="epochs, or epochs of each")
     options = parser.parse_args()
     if options.what == "equal":
         equal()

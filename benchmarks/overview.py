@@ -1,4 +1,4 @@
-"""The picture of the front page: what minibatches are made of, in the order of the store and mixed.
+"""The picture of the front page: the composition of minibatches in the order of the store, and shuffled.
 
     python -m benchmarks.overview docs/overview.png
 

@@ -1,4 +1,4 @@
-"""What does a state cost, and how soon after a restore is the first minibatch there? How even is the work of ranks?
+"""Size and cost of a state, time from a restore to the first minibatch, and balance of the work of ranks.
 
 python -m benchmarks.resume census_131k.soma
 """
@@ -51,7 +51,7 @@ def main() -> None:
     print(f"state: {len(json.dumps(state))} bytes as JSON; the first takes {first * 1e3:.1f} ms: it names the cells")
     print(f"later ones: {milliseconds(dataset.state_dict, 200) * 1e3:.0f} us")
     del iterator
-    for name, epoch_or_state in (("fresh pass", 0), ("restored in the middle", state)):
+    for name, epoch_or_state in (("new epoch", 0), ("restored in the middle", state)):
         taken = []
         for _ in range(options.repeat):
             if isinstance(epoch_or_state, int):
@@ -68,7 +68,7 @@ def main() -> None:
     for n_ranks in (2, 4, 8):
         ratios = []
         for epoch in range(20):
-            plan = dataset._engine.planner.epoch_order(epoch)
+            plan = dataset._engine.media.source.planner.epoch_order(epoch)
             sums = [_nonzeros(ShardWindows(plan, *plan.shard(World(rank, n_ranks))), depth) for rank in range(n_ranks)]
             ratios.append(max(sums) / min(sums))
         print(f"{n_ranks} ranks: most over least nonzeros {np.median(ratios):.3f} (of 20 epochs: {max(ratios):.3f})")

@@ -2,8 +2,8 @@
 
     python -m benchmarks.run census_131k.soma --suite sparse --peers peers --out benchmarks/results/sparse.jsonl
 
-Peers run in environments of their own, folders under ``--peers`` (see README.md); a missing one is skipped, and said.
-Files are warm: every contender reads what the one before it has read. Prints a table of medians, spreads and ratios.
+Peers run in environments of their own, folders under ``--peers`` (see README.md); a missing one is skipped with a note.
+Files are warm: every contender reads the files that the one before it has read. Prints medians, spreads and ratios.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def suites(uri: str, cells: int | None, warm_uri: str | None = None) -> dict[str
     base = Case(uri, warm_uri=warm_uri)
 
     def slow(n: int) -> int:
-        """Cells for a contender that need not finish the pass; 65,536 are one whole IO batch of tiledbsoma-ml."""
+        """Cells for a contender that need not finish the epoch; 65,536 are one IO batch of tiledbsoma-ml."""
         return n if cells is None else min(n, cells)
 
     dense = replace(base, sparse=False)
@@ -97,10 +97,10 @@ def suites(uri: str, cells: int | None, warm_uri: str | None = None) -> dict[str
 
 
 def summary(records: list[dict[str, Any]]) -> str:
-    """Medians over the repeats; the last pass of each run counts, the first minibatch is that of the first."""
+    """Medians over the repeats: rates of the last epoch of each run, the first minibatch of its first epoch."""
     labels = list(dict.fromkeys(record["label"] for record in records))
     rates = {x: [r["passes"][-1]["cells_per_s"] for r in records if r["label"] == x] for x in labels}
-    heads = f"{'':38} {'cells/s':>9} {'min..max':>17} {'first pass':>10} {'first s':>8} {'peak GB':>8} {'cpu us':>7}"
+    heads = f"{'':38} {'cells/s':>9} {'min..max':>17} {'1st epoch':>10} {'first s':>8} {'peak GB':>8} {'cpu us':>7}"
     lines = [f"{heads} {'waits':>6} ratio"]
     for label in labels:
         mine = [r for r in records if r["label"] == label]
@@ -125,20 +125,27 @@ def run_suite(
     uri: str, suite: str, *, repeat: int, peers: Path, cells: int | None, out: Path | None
 ) -> list[dict[str, Any]]:
     """Run a suite ``repeat`` times, its contenders in turn."""
-    records: list[dict[str, Any]] = []
-    skipped = set()
     with tempfile.TemporaryDirectory() as folder:
         warm_uri = f"{folder}/warm.soma"
         write_store(warm_uri, StoreSpec(n_obs=2048, nnz_per_cell=500))
-        for k in range(repeat):
-            for label, contender, case in suites(uri, cells, warm_uri)[suite]:
-                record = run_once(label, contender, case, peers)
-                if record is None:
-                    skipped.add(label)
-                    continue
-                about = {"commit": commit(), "cores": os.cpu_count(), "processor": processor()}
-                records.append({"suite": suite, "repeat": k, **about, **record})
-                append(out, records[-1])
+        return run_in_turn(suite, suites(uri, cells, warm_uri)[suite], repeat=repeat, peers=peers, out=out)
+
+
+def run_in_turn(
+    suite: str, cases: list[tuple[str, str, Case]], *, repeat: int, peers: Path, out: Path | None
+) -> list[dict[str, Any]]:
+    """Run each case, one after another, ``repeat`` times; append a record each."""
+    records: list[dict[str, Any]] = []
+    skipped = set()
+    for k in range(repeat):
+        for label, contender, case in cases:
+            record = run_once(label, contender, case, peers)
+            if record is None:
+                skipped.add(label)
+                continue
+            about = {"commit": commit(), "cores": os.cpu_count(), "processor": processor()}
+            records.append({"suite": suite, "repeat": k, **about, **record})
+            append(out, records[-1])
     for label in sorted(skipped):
         print(f"skipped {label}: no environment for it under {peers}, or no store in its format")
     return records
@@ -150,7 +157,7 @@ def main() -> None:
     parser.add_argument("--suite", action="append", choices=sorted(suites("", None)), help="default: all")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--peers", type=Path, default=Path("peers"), help="folder of the peers' environments")
-    parser.add_argument("--cells", type=int, help="stop each pass after so many cells")
+    parser.add_argument("--cells", type=int, help="stop each epoch after this number of cells")
     parser.add_argument("--out", type=Path, help="append records here, a JSON line each")
     options = parser.parse_args()
     for suite in options.suite or sorted(suites("", None)):

@@ -4,8 +4,8 @@
 
 Blood cells of ten FACS-sorted populations. scVI is trained for 20 epochs on four fifths of them, on the 3,000 genes
 that vary most for their mean, through each path with each of five seeds, and embeds all cells. A classifier by nearest
-neighbours, fitted to the embeddings of the training cells, then tells the populations of the others. There is one
-record per path and seed.
+neighbours, fitted to the embeddings of the training cells, then predicts the populations of the other cells. There is
+one record per path and seed.
 """
 
 from __future__ import annotations
@@ -146,9 +146,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     records = run(given.cells, n_seeds=given.seeds, n_epochs=given.epochs)
     if given.out:
-        told = {"commit": commit(), "versions": versions(PACKAGES)}
+        origin = {"commit": commit(), "versions": versions(PACKAGES)}
         for record in records:
-            append(Path(given.out), {**record, **told})
+            append(Path(given.out), {**record, **origin})
     print(summary(records))
 
 

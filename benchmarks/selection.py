@@ -71,7 +71,7 @@ def main() -> None:
     held = selection.joinids.offsets.nbytes + sum(codes.nbytes for codes in selection.codes.values())
     print(f"holds {held / options.n_obs:.1f} bytes per cell")
     started = time.perf_counter()
-    plan = dataset._engine.planner.epoch_order(0)
+    plan = dataset._engine.media.source.planner.epoch_order(0)
     shard = ShardWindows(plan, *plan.shard(World()))
     next(shard.windows())
     print(f"first window of a fresh plan in {(time.perf_counter() - started) * 1e3:.0f} ms ({len(shard)} windows)")

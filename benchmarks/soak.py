@@ -1,8 +1,8 @@
-"""Epochs over S3 with faults at random, for half an hour: is each exact, and do memory, threads and files stay flat?
+"""Run epochs over S3 with random faults for half an hour; check that each is exact and that no resource grows.
 
     python -m benchmarks.soak --minutes 30 --out benchmarks/results/soak.jsonl
 
-The loader is this process; the server and the proxy are others.
+The loader runs in this process, the server and the proxy in others. Resources are memory, threads and open files.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ WEATHER: list[dict[str, Any]] = [
     {"down": True},
 ]
 CHANGES_S = (0.5, 3.0)
-"""The weather changes after so many seconds, at random between the two."""
+"""The faults change after a random number of seconds between these two."""
 
 GAUGES = {"rss": statistics.median, "threads": min, "files": min}
-"""What stands for several epochs: a thread that waits for TileDB after a pass ends later, a lost one never does."""
+"""How several epochs are summarised: a thread that waits for TileDB may outlive its epoch, a leaked thread stays."""
 
 MAY_GROW = {"rss": 0.05, "threads": 0.0, "files": 0.0}
 """Growth that still counts as flat, as a share: from the third of the epochs after warming up to the last."""
@@ -57,7 +57,7 @@ MAY_GROW = {"rss": 0.05, "threads": 0.0, "files": 0.0}
 
 @contextmanager
 def weather(proxy: ProxyProcess, seed: int) -> Iterator[None]:
-    """Let the weather change at random."""
+    """Change the faults at random."""
     over = threading.Event()
     chance = random.Random(seed)
 
@@ -76,7 +76,7 @@ def weather(proxy: ProxyProcess, seed: int) -> Iterator[None]:
 
 
 def check_epoch(dataset: cellfeed.ExperimentDataset, X: sp.csr_matrix) -> None:
-    """Make a pass; raises unless each cell comes once, with the values that were written."""
+    """Run an epoch; raise an error unless each cell comes once, with the values that were written."""
     seen = np.zeros(X.shape[0], np.int64)
     for minibatch, obs in dataset:
         joinids = obs[:, 0].numpy()
@@ -92,14 +92,14 @@ def check_epoch(dataset: cellfeed.ExperimentDataset, X: sp.csr_matrix) -> None:
 
 
 def gauges() -> dict[str, int]:
-    """Return what this process holds."""
+    """Return the memory, threads and open files of this process."""
     gc.collect()
     me = psutil.Process()
     return {"rss": me.memory_info().rss, "threads": me.num_threads(), "files": me.num_fds()}
 
 
 def epochs(seconds: float, *, n_obs: int, least: int = 6, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """Yield a record of each epoch until the time is over, and at least so many."""
+    """Yield a record of each epoch until the time is over, and a minimum number of records."""
     with tempfile.TemporaryDirectory() as folder, s3_server() as s3, ProxyProcess(s3.endpoint, seed=seed) as proxy:
         uri = s3.upload(remote.write(folder, n_obs))
         X = addressed(n_obs, remote.N_VARS, remote.DENSITY)
@@ -122,21 +122,21 @@ def epochs(seconds: float, *, n_obs: int, least: int = 6, seed: int = 0) -> Iter
 
 
 def growth(records: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
-    """Of each gauge: what stands for the second and for the last third of the epochs; the first third warms up."""
+    """Summarise each gauge over the second and over the last third of the epochs; the first third warms up."""
     third = max(1, len(records) // 3)
     parts = records[third : 2 * third], records[-third:]
     return {name: tuple(typical(one[name] for one in part) for part in parts) for name, typical in GAUGES.items()}
 
 
 def flat(records: list[dict[str, Any]]) -> dict[str, bool]:
-    """Say of each gauge whether it stays where it is."""
+    """Return for each gauge whether it stays constant."""
     return {name: late <= early * (1 + MAY_GROW[name]) for name, (early, late) in growth(records).items()}
 
 
 def run(minutes: float, path: str, out: Path | None) -> None:
-    """Soak, write records and print what came of it."""
+    """Run the epochs, write records and print a summary."""
     os.environ.update(remote.READING_PATHS[path])
-    logging.getLogger("cellfeed").setLevel(logging.ERROR)  # each fault is told as a warning
+    logging.getLogger("cellfeed").setLevel(logging.ERROR)  # each fault is logged as a warning
     about = {"suite": "soak", "commit": commit(), "cores": os.cpu_count(), "versions": versions(PACKAGES), "path": path}
     records = []
     for record in epochs(minutes * 60, n_obs=remote.N_OBS):

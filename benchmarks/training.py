@@ -1,12 +1,12 @@
-"""The article's Figures 1 and 2 again: how the shuffle shows in the loss of a model.
+"""The article's Figures 1 and 2 again: how the order of the cells affects the loss of a model.
 
     python -m benchmarks.training write batches_524k.soma
     python -m benchmarks.training run batches_524k.soma --out benchmarks/results/training.jsonl
     python -m benchmarks.training draw benchmarks/results/training.jsonl docs/training.png
 
-The store is made for the question: data sets lie one after another, each with a gene profile of its own (its batch
-effect) and with some of the cell types, in shares of its own. The model is a softmax regression of the cell type on
-log-normalised counts, trained for one epoch; what differs between contenders is the order of the cells alone.
+The store is made for this comparison: data sets lie one after another, each with a gene profile of its own (its batch
+effect) and with some of the cell types, in its own proportions. The model is a softmax regression of the cell type on
+log-normalised counts, trained for one epoch; contenders differ in the order of the cells only.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def write(uri: str, spec: StoreSpec) -> None:
 
 
 def _draw_places(rng: np.random.Generator, dataset: np.ndarray, n_datasets: int) -> np.ndarray:
-    """Which of the types of its data set each cell has; each data set has shares of its own."""
+    """Draw the type of each cell, an index into the types of its data set; proportions differ between data sets."""
     upto = rng.dirichlet(np.ones(TYPES_PER_DATASET), n_datasets).cumsum(axis=1)
     return (rng.random(len(dataset))[:, None] > upto[dataset, :-1]).sum(axis=1)
 
@@ -90,7 +90,7 @@ CHUNKS = 2000
 LABEL = "dataset_id"
 SPLIT = {"train": 0.9, "test": 0.1}
 LITTLE = "32 MB"
-"""A budget for settings that say themselves what is held: more would have several blocks read together."""
+"""A budget for settings with a fixed pool: with more, several blocks would be read together."""
 
 
 IN_ORDER, ONE_CHUNK, PUBLISHED = "in order", "one chunk at a time", "published default"
@@ -107,7 +107,7 @@ class Contender:
 
 
 def contenders(uri: str, chunks: int = CHUNKS) -> list[Contender]:
-    """All of them; cellfeed's own plans get a tenth of the pool that the published default is to have."""
+    """All contenders; cellfeed's own plans get a tenth of the pool of the published default."""
     row_block = split(uri)[0]._engine.selection.geometry.row_extent
     published = {"soma_chunk_size": 64, "shuffle_chunk_count": chunks, "memory_budget": LITTLE}
     tenth = budget_for(uri, split(uri, seed=0, **published)[0].plan().pool_bytes / 10)
@@ -122,14 +122,14 @@ def contenders(uri: str, chunks: int = CHUNKS) -> list[Contender]:
 
 
 def budget_for(uri: str, pool: float) -> int:
-    """Return the ``memory_budget`` of which so many bytes are left for the pool."""
-    process = replace(split(uri)[0]._engine.planner.budget(), n_bytes=int(pool))
+    """Return the ``memory_budget`` that leaves ``pool`` bytes for the pool."""
+    process = replace(split(uri)[0]._engine.media.source.planner.budget(), n_bytes=int(pool))
     held = pool + process.minibatch_bytes
     return int(max(held + process.reads_bytes, held / 0.75))  # a quarter is set aside for reads, or one read
 
 
 def split(uri: str, **options: Any) -> list[ExperimentDataset]:
-    """The cells to train with and those to test with, the same for every contender."""
+    """Return the training cells and the test cells, which are the same for every contender."""
     whole = ExperimentDataset(uri, obs_column_names=["cell_type", LABEL], **{"batch_size": BATCH_SIZE, **options})
     return whole.random_split(SPLIT, seed=0, stratify=LABEL)
 
@@ -222,7 +222,7 @@ def run(uri: str, out: Path, seeds: int, chosen: list[Contender]) -> None:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """PyTorch's threads wait for each other where matrices are so small, and cost twenty times what they do."""
+    """Matrices are so small that several threads of PyTorch would take twenty times as long as one."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -240,7 +240,7 @@ def measure(uri: str, contender: Contender, seed: int, kept: Cells, held_out: Ce
         "seed": seed,
         "options": contender.options,
         "seconds": time.perf_counter() - started,
-        **order.tell(),
+        **order.describe(),
         **test(model, held_out),
         "spread": spread(losses),
         "losses": [round(loss, 3) for loss in losses],
@@ -249,17 +249,17 @@ def measure(uri: str, contender: Contender, seed: int, kept: Cells, held_out: Ce
 
 @dataclass(frozen=True)
 class Order:
-    """Minibatches, and what can be told of them once they have been received."""
+    """Minibatches, and a function that describes them after they have been received."""
 
     minibatches: Iterable[Minibatch]
-    tell: Callable[[], dict[str, Any]]
+    describe: Callable[[], dict[str, Any]]
 
 
 def _cellfeed_order(uri: str, contender: Contender, seed: int) -> Order:
     dataset = split(uri, seed=seed, **contender.options)[0]
     plan = dataset.plan(label=LABEL)
 
-    def tell() -> dict[str, Any]:
+    def describe() -> dict[str, Any]:
         stats = dataset.stats()
         return {
             "predicted": plan.effective_batch_size,
@@ -268,21 +268,21 @@ def _cellfeed_order(uri: str, contender: Contender, seed: int) -> Order:
             "plan": plan.as_dict(),
         }
 
-    return Order(dataset, tell)
+    return Order(dataset, describe)
 
 
 def _numpy_order(kept: Cells, seed: int) -> Order:
     delivered = LabelCounter({"soma_joinid": None, LABEL: kept.obs[:, 1].numpy()}, BATCH_SIZE)
     minibatches = kept.minibatches(np.random.default_rng(seed).permutation(kept.X.shape[0]), BATCH_SIZE)
 
-    def tell() -> dict[str, Any]:
+    def describe() -> dict[str, Any]:
         return {
             "predicted": float(BATCH_SIZE),
             "delivered": delivered.effective_batch_sizes()[LABEL],
             "peak_pool_bytes": kept.X.data.nbytes + kept.X.indices.nbytes + kept.X.indptr.nbytes,
         }
 
-    return Order(delivered.counted(minibatches), tell)
+    return Order(delivered.counted(minibatches), describe)
 
 
 def _save(out: Path, record: dict[str, Any]) -> None:

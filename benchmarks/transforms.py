@@ -1,4 +1,4 @@
-"""What library size and logarithm cost: none, done while values are copied, and as passes over each minibatch.
+"""The cost of normalisation and logarithm: left out, fused with the copy of the values, and as separate steps.
 
     python -m benchmarks.transforms census_131k.soma
 
@@ -20,16 +20,16 @@ from cellfeed.transforms import Compose, Log1p, NormalizeTotal
 SCALED = Compose([NormalizeTotal(1e4), Log1p()])
 
 
-def in_passes(X: torch.Tensor) -> torch.Tensor:
-    """Do as ``SCALED`` does, in a callable of which the loader does not know what it does."""
+def separately(X: torch.Tensor) -> torch.Tensor:
+    """Compute the same as ``SCALED`` in a callable that the loader cannot fuse with the copy."""
     return SCALED.apply_(X)
 
 
-WAYS: dict[str, Callable | None] = {"none": None, "in the copy": SCALED, "in passes": in_passes}
+WAYS: dict[str, Callable | None] = {"none": None, "in the copy": SCALED, "separate": separately}
 
 
 def core_seconds(dataset: ExperimentDataset) -> float:
-    """Seconds of all cores that a pass takes."""
+    """Return the CPU seconds of an epoch, summed over all cores."""
     started = time.process_time()
     for _ in dataset:
         pass
@@ -37,7 +37,7 @@ def core_seconds(dataset: ExperimentDataset) -> float:
 
 
 def measure(uri: str, n_vars: int, batch_size: int, n_passes: int) -> Iterator[str]:
-    """Yield a line for each way, the ways taking turns: the least time of several passes, for each cell."""
+    """Yield a line for each way: the least CPU time per cell over several epochs, in which the ways take turns."""
     genes = soma.AxisQuery(coords=(slice(0, n_vars - 1),))
     for sparse in (False, True):
         datasets = {

@@ -1,4 +1,4 @@
-"""How fast could any reader of this store be? All of its tiles through zstd, and nothing else.
+"""An upper limit of the speed of any reader of a store: decompress all of its tiles with zstd, and nothing else.
 
     python -m benchmarks.wall census_131k.soma
 

@@ -1,1 +1,1 @@
-"""What all benchmarks need: stores, contenders in processes of their own, and records."""
+"""Parts that all benchmarks share: stores, contenders in processes of their own, and records."""

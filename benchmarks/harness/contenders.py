@@ -1,4 +1,4 @@
-"""One contender, one pass or more, in a process of its own: prints one JSON record.
+"""Run one contender for one or more epochs in this process, and print one JSON record.
 
     python -m benchmarks.harness.contenders cellfeed '{"uri": "census_131k.soma", "sparse": true}'
 
@@ -19,21 +19,21 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.formats import converted
-from benchmarks.harness.records import versions
+from benchmarks.harness.records import highest_resident_bytes, versions
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is asked of a contender."""
+    """The parameters of one run of a contender."""
 
     uri: str
     warm_uri: str | None = None  # a small store of the same kind, read first: compilation is not measured
     sparse: bool = True
     batch_size: int = 1024
-    n_genes: int | None = None  # the first so many; None takes all
+    n_genes: int | None = None  # number of genes, from the first on; None takes all
     passes: int = 1
-    seconds: float = 0.0  # go on with further passes until so much time has gone
-    max_cells: int | None = None  # stop a pass here: slow contenders need not finish it
+    seconds: float = 0.0  # run further epochs until this time has passed
+    max_cells: int | None = None  # stop an epoch here: slow contenders need not finish it
     max_seconds: float | None = None  # or here
     sleep_s: float = 0.0  # a consumer that takes its time
     num_workers: int = 0  # of cellfeed's loader
@@ -128,17 +128,20 @@ def experiment_datapipe(case: Case) -> Callable[[], Minibatches]:
 
 
 def annbatch(case: Case) -> Callable[[], Minibatches]:
-    """Its minibatches stay SciPy's CSR: they are spared the way to tensors."""
+    """Minibatches are SciPy's CSR unless the options have ``to="torch"``; dense ones are made of sparse tensors."""
     import zarr
     from annbatch import DatasetCollection, Loader
 
-    zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})  # as its authors advise for local disks
-    loader = Loader(batch_size=case.batch_size, shuffle=True, preload_to_gpu=False, **case.options)
+    options = dict(case.options)
+    if options.pop("zarrs", True):  # as its authors advise for local disks
+        zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})
+    loader = Loader(batch_size=case.batch_size, shuffle=True, preload_to_gpu=False, **options)
     loader = loader.use_collection(DatasetCollection(str(converted(case.uri, "annbatch")), mode="r"))
 
     def one_pass() -> Minibatches:
         for minibatch in loader:
-            yield minibatch["X"], minibatch["X"].shape[0]
+            X = minibatch["X"] if case.sparse else minibatch["X"].to_dense()
+            yield X, X.shape[0]
 
     return one_pass
 
@@ -178,6 +181,9 @@ PACKAGES = (
     "tiledbsoma-ml",
     "cellxgene-census",
     "annbatch",
+    "anndata",
+    "zarr",
+    "zarrs",
     "cellstream",
     "torch",
     "numpy",
@@ -192,8 +198,7 @@ def resident_bytes() -> int:
 
 def own_peak_bytes() -> int:
     """Largest resident memory since :func:`forget_peak`."""
-    status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM"))
+    return highest_resident_bytes("self")
 
 
 def forget_peak() -> None:
@@ -202,11 +207,7 @@ def forget_peak() -> None:
 
 def workers_peak_bytes() -> int:
     """Largest resident memory of each worker so far, summed."""
-    peak = 0
-    for worker in multiprocessing.active_children():
-        status = Path(f"/proc/{worker.pid}/status").read_text()
-        peak += next((int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM")), 0)
-    return peak
+    return sum(highest_resident_bytes(worker.pid) for worker in multiprocessing.active_children())
 
 
 def measure(name: str, case: Case) -> dict[str, Any]:
@@ -234,7 +235,7 @@ def measure(name: str, case: Case) -> dict[str, Any]:
             gaps.append(now - last)
             n += n_cells
             workers = max(workers, workers_peak_bytes())
-            # Taken here: leaving an iterator early may wait for a read that nobody will use.
+            # Measured here: closing an iterator early may wait for a read in progress.
             seconds, cpu_s = now - started, time.process_time() - cpu
             if n >= (case.max_cells or float("inf")) or seconds >= (case.max_seconds or float("inf")):
                 break

@@ -1,4 +1,4 @@
-"""The same cells in the formats of loaders that do not read SOMA: first an h5ad, then what each makes of it.
+"""Write the same cells in the formats of loaders that do not read SOMA: first an h5ad, then the others from it.
 
 python -m benchmarks.harness.formats h5ad census_131k.soma                             # in .venv: census_131k.soma.h5ad
 peers/cellstream/bin/python -m benchmarks.harness.formats cellstream census_131k.soma  # then each in its environment
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 SUFFIXES = {"h5ad": ".h5ad", "cellstream": ".csad", "annbatch": ".annbatch.zarr"}
-"""What a store is called in each format, behind its own name."""
+"""The suffix of a store's name in each format."""
 
 
 def converted(uri: str, name: str) -> Path:

@@ -1,6 +1,6 @@
-"""What every benchmark writes down: records as JSON lines, by which commit and which versions they were made.
+"""The records of benchmarks: JSON lines, with the commit and the versions of the packages that were measured.
 
-It needs nothing but Python, for contenders import it in environments of their own.
+This module needs nothing but Python, because contenders import it in environments of their own.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def commit() -> str:
 
 
 def processor() -> str:
-    """Name the processor, on which ratios depend; empty where the system does not tell."""
-    told = Path("/proc/cpuinfo")
-    lines = told.read_text().splitlines() if told.exists() else []
+    """Return the name of the processor, on which ratios depend; empty if the system does not report it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
@@ -40,6 +40,15 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def highest_resident_bytes(pid: int | str) -> int:
+    """Return the largest resident memory that a process has had; 0 if the process has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return next((int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM")), 0)
 
 
 def append(out: Path | None, record: dict[str, Any], *, separators: tuple[str, str] | None = None) -> None:

@@ -11,7 +11,7 @@ from tests.support.stores import addressed, labelled_obs, write_experiment
 import cellfeed
 
 N_OBS, N_VARS, DENSITY = 8_192, 1_000, 0.1
-MEMORY_BUDGET = "9 MB"  # holds a few hundred cells: reading goes on to the end of a pass
+MEMORY_BUDGET = "9 MB"  # room for a few hundred cells, so that reading lasts until the end of an epoch
 READING_PATHS = {
     "direct": {"CELLFEED_DIRECT": "1", "CELLFEED_PUBLIC_API": "0"},
     "private": {"CELLFEED_DIRECT": "0", "CELLFEED_PUBLIC_API": "0"},
@@ -21,7 +21,7 @@ READING_PATHS = {
 
 
 def write(folder: Path | str, n_obs: int = N_OBS) -> Path:
-    """Write the store: values tell their row and column."""
+    """Write the store: its values encode their row and column."""
     path = Path(folder) / "cells.soma"
     write_experiment(
         path, addressed(n_obs, N_VARS, DENSITY), labelled_obs(n_obs), extent=64, column_extent=N_VARS, capacity=4096

@@ -19,10 +19,10 @@ TUNED = {
     "sm.mem.tile_upper_memory_limit": str(16 << 20),
 }
 PASSES = 4
-"""Passes of cellfeed, of two seconds each; in the first the system is still handing out memory. The last one counts."""
+"""Epochs of cellfeed, of two seconds each; in the first the system still allocates memory. The last one counts."""
 
 MAX_CRASHES = 2
-"""A peer that dies is run again so often; its records say so."""
+"""Number of further attempts if a peer dies; its records contain the number of crashes."""
 
 ENVIRONMENTS = ("tiledbsoma_ml", "experiment_datapipe", "annbatch", "cellstream")
 """Folders under ``--peers``; cellfeed runs in the environment of the caller."""
@@ -35,7 +35,7 @@ def run_once(label: str, contender: str, case: Case, peers: Path) -> dict[str, A
     if not Path(python).exists() or (foreign and not converted(case.uri, contender).exists()):
         return None
     if foreign:
-        case = replace(case, warm_uri=None)  # nothing of theirs is compiled at run time
+        case = replace(case, warm_uri=None)  # they compile nothing at run time
     alike = environment(PYTHONWARNINGS="ignore")
     command = [python, "-m", "benchmarks.harness.contenders", contender, json.dumps(asdict(case))]
     for crashes in range(MAX_CRASHES + 1):
@@ -46,8 +46,6 @@ def run_once(label: str, contender: str, case: Case, peers: Path) -> dict[str, A
             raise RuntimeError(f"{label} failed:\n{done.stderr[-2000:]}")
         print(f"{label} died and is run again: {done.stderr.strip().splitlines()[-1:]}", flush=True)
     record: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    record["case"]["uri"] = Path(
-        case.uri
-    ).name  # records are kept; where this machine has its stores is nobody's matter
+    record["case"]["uri"] = Path(case.uri).name  # records are published: they contain no path of this machine
     del record["case"]["warm_uri"]
     return {"label": label, "crashes": crashes, **record}

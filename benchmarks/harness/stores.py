@@ -3,7 +3,7 @@
     python -m benchmarks.harness.stores census_131k.soma --n-obs 131072
     python -m benchmarks.harness.stores default_32k.soma --n-obs 32768 --layout default
 
-What matters for the speed of a loader is where the bytes lie, so the ``census`` layout repeats the
+The speed of a loader depends on the places of the bytes, so the ``census`` layout repeats the
 geometry of X in the CZ CELLxGENE Census (its builder's ``globals.py``): one fragment in global order,
 2,048 x 2,048 space tiles, 65,536 cells a data tile, duplicates allowed, zstd 9, ByteShuffle on the genes
 and the values. Data sets lie one after another and differ in depth; nearly all expression lies in the
@@ -59,7 +59,7 @@ class StoreSpec:
     nnz_per_cell: int = 2_657
     n_expressed: int = 35_000
     n_datasets: int = 24
-    layout: str = "census"  # or "default": what tiledbsoma writes when nothing is said
+    layout: str = "census"  # or "default": the layout that tiledbsoma writes by default
     capacity: int | None = None
     tile: int = TILE  # rows, and genes, of a space tile; of the census layout
     seed: int = 0
@@ -84,7 +84,7 @@ def write_cells(
     popularity: np.ndarray,
     obs: Callable[[dict[str, np.ndarray]], pa.Table],
 ) -> None:
-    """Write the cells whose molecules are drawn as is said.
+    """Write cells with randomly drawn molecules.
 
     Parameters
     ----------

@@ -1,18 +1,20 @@
-"""The benchmarks run, on a tiny store, so that they cannot rot; what they measure is not asserted."""
+"""The benchmarks run on a tiny store, so that they cannot rot; their figures are not asserted."""
 
 import json
+import sys
 from dataclasses import replace
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
 import tiledbsoma as soma
 
-from benchmarks import cloud, faults, scvi_epoch, scvi_knn, training, transforms, wall
+from benchmarks import cloud, faults, local_copy, scvi_epoch, scvi_knn, training, transforms, wall
 from benchmarks.harness.stores import StoreSpec, write_store
-from benchmarks.run import run_suite, summary
+from benchmarks.run import run_in_turn, run_suite, summary
 from cellfeed import ExperimentDataset
 
 
@@ -102,3 +104,34 @@ def test_the_wall(tmp_path):
     took, n_unpacked = wall.seconds(uri, n_threads=1)
     assert n_unpacked == n_values
     assert took > 0
+
+
+def test_a_local_copy_beside_its_source(tmp_path):
+    uri, copy = tmp_path / "tiny.soma", tmp_path / "copy.zarr"
+    write_store(str(uri), StoreSpec(n_obs=2000, n_vars=500, nnz_per_cell=40, n_expressed=300, n_datasets=3))
+    sparse = local_copy.suites(str(uri), copy=None)["sparse"]
+    records = run_in_turn("sparse", sparse, repeat=1, peers=tmp_path / "none", out=None)
+    assert [record["label"] for record in records] == ["cellfeed, SOMA"]
+    (copy / "X").mkdir(parents=True)
+    (copy / "X/data").write_bytes(bytes(1000))
+    (copy / "zarr.json").write_bytes(bytes(10))
+    with soma.open(f"{uri}/ms/RNA/X/raw") as X:
+        assert local_copy.bytes_per_nonzero(str(uri), str(copy))["local copy"] == 1000 / X.nnz
+    assert local_copy.suites(str(uri), str(copy))["dense"][0][2].uri == str(copy)
+
+
+def test_the_conversion_of_files(tmp_path):
+    local_copy.write_files(tmp_path, {"tiny": StoreSpec(n_obs=200, n_vars=50, nnz_per_cell=10, n_expressed=40)})
+    plain, packed = (tmp_path / f"tiny.{name}.h5ad" for name in local_copy.COMPRESSIONS)
+    assert [h5py.File(file)["X/data"].compression for file in (plain, packed)] == [None, "gzip"]
+    assert np.array_equal(anndata.read_h5ad(plain).X.toarray(), anndata.read_h5ad(packed).X.toarray())
+    child = "import pathlib, sys; x = bytearray(200 << 20); (p := pathlib.Path(sys.argv[2]) / 'X').mkdir(parents=True)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}, *sys.argv[1:]], check=True)"
+    out = tmp_path / "records.jsonl"
+    records = local_copy.convert(plain, {"nothing": [sys.executable, "-c", parent]}, repeat=2, out=out)
+    assert [json.loads(line) for line in out.read_text().splitlines()] == records
+    assert all(record["peak_bytes"] > 200 << 20 for record in records)  # of a process of the command's process
+    assert all(record["cpu_s"] > 0 for record in records)
+    assert "nothing" in local_copy.conversions(records)
+    with pytest.raises(RuntimeError, match="why it failed"):
+        local_copy.measure([sys.executable, "-c", "raise SystemExit('why it failed')"])
