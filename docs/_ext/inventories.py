@@ -12,6 +12,7 @@ PROJECTS = {
         "collections.abc.Callable": "collections.abc.html#collections.abc.Callable",
         "collections.abc.Mapping": "collections.abc.html#collections.abc.Mapping",
         "collections.abc.Sequence": "collections.abc.html#collections.abc.Sequence",
+        "os.PathLike": "os.html#os.PathLike",
         "pathlib.Path": "pathlib.html#pathlib.Path",
     }),
     "numpy": ("https://numpy.org/doc/stable", "reference/", {
