@@ -216,7 +216,7 @@ def copy(
     as_json: Json = False,
     access: Access,
 ) -> None:
-    """Write cells, shuffled, to an AnnData in zarr on a local disk, which is read several times as fast.
+    """Write cells, shuffled, to an AnnData in zarr on a local disk, which is read more than twice as fast.
 
     If it is interrupted, the same command continues the copy.
     """

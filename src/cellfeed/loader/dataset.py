@@ -104,7 +104,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
         With a URI: a ``tiledbsoma.SOMATileDBContext`` to open it with.
     local_copy
         A folder on a local disk. If it is new or incomplete, epochs write their cells there. When it has all cells of
-        the dataset, shuffled epochs read it, several times as fast, in an order of its own. A copy by
+        the dataset, shuffled epochs read it, more than twice as fast, in an order of its own. A copy by
         :meth:`write_copy` of the same cells and genes is read, too. See :doc:`/local_copy`.
     allow_empty
         Make an empty dataset if no cells or no genes are selected, instead of raising a :class:`SelectionError`.
@@ -464,7 +464,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
     ) -> Path:
         """Write all cells of the dataset, in random order, to an AnnData in zarr on a local disk.
 
-        :class:`ExperimentDataset` reads the copy several times as fast as the experiment, by its path or as
+        :class:`ExperimentDataset` reads the copy more than twice as fast as the experiment, by its path or as
         ``local_copy=``. It also opens with ``anndata.read_zarr``, without cellfeed. A call that was interrupted is
         continued by the same call.
 
