@@ -25,7 +25,7 @@ from tests.support.stores import write_experiment
 import cellfeed
 from benchmarks import flips
 from benchmarks.flips import OTHER_ERROR, OUR_ERROR, RIGHT, WAYS, Truth
-from cellfeed.sources.anndata import layout
+from cellfeed.sources.anndata.copies import layout
 
 SINGLE, PARTS = "single.zarr", "parts.zarr"
 

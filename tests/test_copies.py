@@ -13,7 +13,7 @@ import tiledbsoma as soma
 import torch
 
 from cellfeed import ExperimentDataset
-from cellfeed.sources.anndata.layout import Layout
+from cellfeed.sources.anndata.copies.layout import Layout
 from tests.support.sources import Cells
 
 CASES, SEEDS_PER_TEST = int(os.environ.get("CELLFEED_EXAMPLES", "200")), 10

@@ -15,8 +15,8 @@ import scipy.sparse as sp
 
 import cellfeed
 from cellfeed.command.cli import main
-from cellfeed.sources.anndata import layout
-from cellfeed.sources.anndata.part_writer import PartWriter
+from cellfeed.sources.anndata.copies import layout
+from cellfeed.sources.anndata.copies.part_writer import PartWriter
 from tests.support.stores import addressed, labelled_obs
 from tests.support.studies import KINDS, make_adata, obs_of_every_type, write
 

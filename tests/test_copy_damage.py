@@ -87,7 +87,7 @@ def test_a_missing_file_is_an_error(single, name):
 
 def test_a_missing_file_is_an_error_in_slow_reading_too(single, monkeypatch):
     """Where zarr decodes chunks, as without the library of Blosc."""
-    monkeypatch.setattr("cellfeed.sources.anndata.source.find_library", lambda: None)
+    monkeypatch.setattr("cellfeed.sources.anndata.parts.find_library", lambda: None)
     assert cells(open_source(single)) == copies.described(X)
     (single / "X" / "data" / "c" / "1").unlink()
     with pytest.raises(ReadError, match="file 'c/1' of 'X/data' is missing"):
@@ -155,15 +155,15 @@ def test_a_copy_that_others_write_again_is_theirs(single, tmp_path):
     assert cells(open_source(tmp_path / "again.zarr")) == copies.described(X)
 
 
-@pytest.mark.parametrize(("axis", "what"), [("obs", "60 rows, and obs 59"), ("var", "30 columns, and var 29")])
-def test_tables_of_another_length_are_an_error(single, tmp_path, axis, what):
+@pytest.mark.parametrize(("axis", "lengths"), [("obs", "59 and 30"), ("var", "60 and 29")])
+def test_tables_of_another_length_are_an_error(single, tmp_path, axis, lengths):
     adata = ad.read_zarr(single)
     write_zarr(adata, tmp_path / "other.zarr")
     root = zarr.open_group(tmp_path / "other.zarr", mode="a", use_consolidated=False)
     with warnings.catch_warnings(action="ignore"):
         ad.io.write_elem(root, axis, getattr(adata, axis).iloc[:-1])
         zarr.consolidate_metadata(root.store)
-    with pytest.raises(ReadError, match=f"is damaged: X has {what} rows; write the AnnData again"):
+    with pytest.raises(SelectionError, match=f"obs and var have {lengths} rows: the file is damaged"):
         open_source(tmp_path / "other.zarr")
 
 

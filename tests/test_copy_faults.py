@@ -18,7 +18,7 @@ import tiledbsoma as soma
 
 import cellfeed
 from cellfeed import ExperimentDataset, SelectionError
-from cellfeed.sources.anndata import local_copy, owner, part_writer
+from cellfeed.sources.anndata.copies import local_copy, owner, part_writer
 from tests.support import copies
 from tests.support.copies import assert_same_copy, describe, described, parts_of, read_copy
 from tests.support.processes import python, torchrun

@@ -16,9 +16,9 @@ import zarr
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from cellfeed.sources.anndata import journal, layout, matrix_writer, part_writer, shard_writer
-from cellfeed.sources.anndata.layout import Layout
-from cellfeed.sources.anndata.part_writer import PartWriter
+from cellfeed.sources.anndata.copies import journal, layout, matrix_writer, part_writer, shard_writer
+from cellfeed.sources.anndata.copies.layout import Layout
+from cellfeed.sources.anndata.copies.part_writer import PartWriter
 from tests.support.rows import cell_rows
 
 SMALL = Layout(chunk_size=16, shard_chunks=3)

@@ -16,8 +16,8 @@ import torch
 
 import cellfeed
 from cellfeed import ExperimentDataset, PlanError, ReadError, SelectionError, StateError, experiment_dataloader
-from cellfeed.sources.anndata.layout import Layout
-from cellfeed.sources.anndata.part_writer import PartWriter
+from cellfeed.sources.anndata.copies.layout import Layout
+from cellfeed.sources.anndata.copies.part_writer import PartWriter
 from tests.support.processes import torchrun
 from tests.support.sources import Cells
 

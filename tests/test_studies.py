@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from cellfeed import ExperimentDataset
 from cellfeed.errors import ReadError, SelectionError
+from cellfeed.sources.anndata.chunks.h5_chunks import InflatedArray, inflated
 from cellfeed.sources.anndata.files import AnnDataFile
-from cellfeed.sources.anndata.h5_chunks import InflatedArray, inflated
 from cellfeed.sources.anndata.joins import (
     check_same_var,
     join_genes,

@@ -51,7 +51,7 @@ def train(uri, copy, folder, step_s, begun):
 
 
 def write(uri, copy, step_s, begun):
-    from cellfeed.sources.anndata import shard_writer
+    from cellfeed.sources.anndata.copies import shard_writer
 
     write_all = shard_writer.write_all
 

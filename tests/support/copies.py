@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from cellfeed.sources.anndata.layout import Layout
+from cellfeed.sources.anndata.copies.layout import Layout
 
 SMALL = ("lz4", 16, 3)
 """Compression, values per chunk and chunks per shard of copies of tiny stores, so that they have several shards."""

@@ -25,7 +25,7 @@ from cellfeed.rows.cell_rows import CellRows
 from cellfeed.stats import hidden
 
 if TYPE_CHECKING:
-    from cellfeed.sources.anndata.part_writer import PartWriter
+    from cellfeed.sources.anndata.copies.part_writer import PartWriter
 
 ROWS_PER_STEP = 1024
 """Cells that are appended together."""
@@ -52,7 +52,7 @@ def write_copy(
     if path.exists():
         raise SelectionError(f"path={str(path)!r} exists; give another path, or remove it")
     if obs_columns is not None:
-        from cellfeed.sources.anndata.written_tables import check_columns
+        from cellfeed.sources.anndata.copies.written_tables import check_columns
 
         check_columns(engine.selection, obs_columns)
     engine = Engine(engine.selection, engine.settings.replace(**_IN_RANDOM_ORDER))
@@ -97,8 +97,8 @@ def write_part(
     """
     from tqdm.auto import tqdm
 
+    from cellfeed.sources.anndata.copies.written_tables import obs_of, var_of
     from cellfeed.sources.anndata.provenance import identity_of, record_of
-    from cellfeed.sources.anndata.written_tables import obs_of, var_of
 
     selection = engine.selection
     order = repr(engine.media.source.planner.shuffle_plan())  # a copy is continued in the order in which it began
@@ -118,9 +118,9 @@ def _opened_writer(
     path: Path, n_vars: int, compression: Any, identity: dict[str, Any], *, by_force: bool
 ) -> Iterator[PartWriter]:
     """Yield a writer that continues the copy at a path, or begins it; it is closed, and removed with a copy."""
-    from cellfeed.sources.anndata import owner
-    from cellfeed.sources.anndata.layout import Layout
-    from cellfeed.sources.anndata.part_writer import PartWriter
+    from cellfeed.sources.anndata.copies import owner
+    from cellfeed.sources.anndata.copies.layout import Layout
+    from cellfeed.sources.anndata.copies.part_writer import PartWriter
 
     folder = Path(f"{path}.partial")
     try:
@@ -144,7 +144,7 @@ def _opened_writer(
 
 def _take_part(folder: Path, identity: dict[str, Any], *, by_force: bool) -> Path:
     """Return the unfinished part in the folder of a copy that was begun, or that begins now; this process owns it."""
-    from cellfeed.sources.anndata import owner
+    from cellfeed.sources.anndata.copies import owner
 
     _begin(folder, identity)
     if not owner.unfinished(folder):
@@ -159,7 +159,7 @@ def _take_part(folder: Path, identity: dict[str, Any], *, by_force: bool) -> Pat
 
 def _begin(folder: Path, identity: dict[str, Any]) -> None:
     """Make the folder of a copy that is not complete; raise an error if it is there for another copy."""
-    from cellfeed.sources.anndata import owner
+    from cellfeed.sources.anndata.copies import owner
 
     described = folder / "identity.json"
     if not folder.exists():
@@ -193,8 +193,8 @@ def _rows(engine: Engine, n_done: int) -> Iterator[CellRows]:
 
 def _write_parts(engine: Engine, path: Path, compression: str, obs_columns: Sequence[str] | None, client: Any) -> Path:
     """Write a collection by the workers of a ``dask.distributed.Client``; a task that fails is repeated."""
-    from cellfeed.sources.anndata import owner
-    from cellfeed.sources.anndata.local_copy import create_collection
+    from cellfeed.sources.anndata.copies import owner
+    from cellfeed.sources.anndata.copies.local_copy import create_collection
     from cellfeed.sources.anndata.provenance import identity_of
 
     work = Path(f"{path.absolute()}.partial")

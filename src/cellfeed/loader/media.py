@@ -25,7 +25,7 @@ SOURCE, COPY = "source", "copy"
 
 
 class LocalCopy(Protocol):
-    """A copy of the cells of a source on a local disk; ``cellfeed.sources.anndata.local_copy`` has the class."""
+    """A copy of the cells of a source on a local disk; ``cellfeed.sources.anndata.copies.local_copy`` has the class."""
 
     @property
     def is_writable(self) -> bool:

@@ -212,7 +212,7 @@ def open_local_copy(path: str | PathLike[str] | None, selection: Selection) -> A
     """Open or begin the local copy of a selection at a path; ``None`` for no path."""
     if path is None:
         return None
-    from cellfeed.sources.anndata.local_copy import LocalCopy
+    from cellfeed.sources.anndata.copies.local_copy import LocalCopy
 
     if not isinstance(path, (str, PathLike)) or "://" in os.fspath(path):
         raise SelectionError(f"local_copy={path!r} must be the path of a folder on a local disk")

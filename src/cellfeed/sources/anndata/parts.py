@@ -8,14 +8,14 @@ from typing import Any, Literal, Self
 
 from cellfeed._joinids import IntArray
 from cellfeed.errors import ReadError, SelectionError
-from cellfeed.sources.anndata.chunk_layout import layout_of
-from cellfeed.sources.anndata.chunks import Elements, PackedElements, SlicedElements
-from cellfeed.sources.anndata.files import AnnDataFile, length_of
-from cellfeed.sources.anndata.h5_chunks import inflated
-from cellfeed.sources.anndata.matrices import CsrMatrix, DenseMatrix, Matrix
-from cellfeed.sources.anndata.packed_chunks import find_library
+from cellfeed.sources.anndata.chunks.chunk_layout import layout_of
+from cellfeed.sources.anndata.chunks.elements import Elements, PackedElements, SlicedElements
+from cellfeed.sources.anndata.chunks.h5_chunks import inflated
+from cellfeed.sources.anndata.chunks.matrices import CsrMatrix, DenseMatrix, Matrix
+from cellfeed.sources.anndata.chunks.packed_chunks import find_library
+from cellfeed.sources.anndata.chunks.store_files import LocalStoreFiles, RemoteStoreFiles, StoreFiles
+from cellfeed.sources.anndata.files import AnnDataFile
 from cellfeed.sources.anndata.sealing import check_stored, is_sealed
-from cellfeed.sources.anndata.store_files import LocalStoreFiles, RemoteStoreFiles, StoreFiles
 from cellfeed.sources.redact import reraise_as
 
 Axis = Literal["obs", "var"]
@@ -89,25 +89,13 @@ def open_matrix(file: AnnDataFile, layer: str) -> Matrix:
         root = stack.enter_context(file.open())
         element = root[layer]
         if not hasattr(element, "keys"):
-            _check_shape(file, root, layer, *element.shape)
             return DenseMatrix(element, stack.pop_all().close)
         n_rows, n_columns = map(int, element.attrs["shape"])
-        _check_shape(file, root, layer, n_rows, n_columns)
         nnz = int(element["data"].shape[0])
         _check_bounds(element, n_rows, nnz, f"{layer}/indptr of {str(file)!r}")
         arrays = [element[name] for name in ("indptr", "indices", "data")]
         indptr, indices, data = (_elements(file, array, is_complete=is_sealed(root)) for array in arrays)
         return CsrMatrix(indptr, indices, data, (n_rows, n_columns), nnz, stack.pop_all().close)
-
-
-def _check_shape(file: AnnDataFile, root: Any, layer: str, n_rows: int, n_columns: int) -> None:
-    """Raise an error if obs and var have other numbers of rows than a matrix has rows and columns."""
-    var = "raw/var" if layer == "raw/X" else "var"
-    for axis, what, n in (("obs", "rows", n_rows), (var, "columns", n_columns)):
-        if (found := length_of(root, axis)) != n:
-            raise ReadError(
-                f"{str(file)!r} is damaged: {layer} has {n} {what}, and {axis} {found} rows; write the AnnData again"
-            )
 
 
 def _check_bounds(element: Any, n_rows: int, nnz: int, name: str) -> None:

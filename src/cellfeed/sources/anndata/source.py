@@ -17,9 +17,9 @@ from cellfeed.plan.planner import Resources
 from cellfeed.rows.row_builder import GenePlaces, GeneTable
 from cellfeed.select.selection import Selection
 from cellfeed.sources.anndata.axes import Tables
-from cellfeed.sources.anndata.matrices import Matrix
+from cellfeed.sources.anndata.chunks.matrices import Matrix
+from cellfeed.sources.anndata.chunks.reader import AnnDataReader
 from cellfeed.sources.anndata.parts import Axis, Part
-from cellfeed.sources.anndata.reader import AnnDataReader
 from cellfeed.sources.retry import NO_RETRY, Retries
 from cellfeed.sources.source import ColumnChoice, OpenReader
 from cellfeed.stats import Meter

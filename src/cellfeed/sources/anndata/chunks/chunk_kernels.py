@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 from cellfeed.rows.compiled import compiled
 from cellfeed.rows.kernels import WIDE, array_at, copy_into, is_disordered
 from cellfeed.rows.page_kernels import DROP, narrow_float32
-from cellfeed.sources.anndata.chunk_layout import Codec
+from cellfeed.sources.anndata.chunks.chunk_layout import Codec
 
 PLAIN, BLOSC = (int(codec) for codec in Codec)
 

@@ -15,7 +15,7 @@ from cellfeed.errors import ReadError
 from cellfeed.rows.row_allocator import RowAllocator, RowPointers
 from cellfeed.rows.row_builder import GeneTable
 from cellfeed.rows.scratch import RowScratch
-from cellfeed.sources.anndata.matrices import LocatedRows, Matrix, PartMemory
+from cellfeed.sources.anndata.chunks.matrices import LocatedRows, Matrix, PartMemory
 from cellfeed.sources.redact import failed_read, reraise_as
 from cellfeed.stats import Meter
 
@@ -125,7 +125,7 @@ class AnnDataReader:
         self, parts: Sequence[_Part], joinids: IntArray, allocator: RowAllocator, memory: ReadMemory
     ) -> RowPointers | None:
         """Copy the selected genes to memory of an allocator; return ``None`` if values were assumed to be counts."""
-        from cellfeed.sources.anndata import chunk_kernels
+        from cellfeed.sources.anndata.chunks import chunk_kernels
 
         sizes = np.concatenate([part.rows.sizes for part in parts] or [np.empty(0, np.int64)])
         keeps_all = all(self._genes[part.k].keeps_all for part in parts)

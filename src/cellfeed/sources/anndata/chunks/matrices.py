@@ -15,7 +15,7 @@ from cellfeed.rows.cell_rows import ValueWidth
 from cellfeed.rows.row_allocator import RowArrays
 from cellfeed.rows.row_builder import GeneTable
 from cellfeed.rows.scratch import Scratch
-from cellfeed.sources.anndata.chunks import ChunkMemory, Elements, PackedElements, Ranges
+from cellfeed.sources.anndata.chunks.elements import ChunkMemory, Elements, PackedElements, Ranges
 
 MAX_GAP_ROWS = 64
 """Largest gap between two runs of rows whose bounds are read together."""
@@ -98,7 +98,7 @@ class UnpackedRows:
     def fill(self, rows: RowArrays, genes: GeneTable, *, as_counts: bool) -> tuple[int, int, bool]:
         """Copy the selected genes to rows."""
         from cellfeed.rows import page_kernels
-        from cellfeed.sources.anndata import chunk_kernels
+        from cellfeed.sources.anndata.chunks import chunk_kernels
 
         values = self.values.elements
         if as_counts and values.dtype == np.float32:
@@ -128,7 +128,7 @@ class PackedRows:
 
     def fill(self, rows: RowArrays, genes: GeneTable, *, as_counts: bool) -> tuple[int, int, bool]:
         """Copy the selected genes to rows."""
-        from cellfeed.sources.anndata import chunk_kernels
+        from cellfeed.sources.anndata.chunks import chunk_kernels
 
         memory, size = self.memory, self.columns.chunk_size
         numbers = self.columns.chunks_of(self.lows, self.lows + self.sizes)

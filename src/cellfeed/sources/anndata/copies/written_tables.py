@@ -15,7 +15,7 @@ from cellfeed.errors import SelectionError
 from cellfeed.select.row_figures import NNZ, RAW_SUM
 from cellfeed.select.selection import Selection
 from cellfeed.sources.anndata.axes import INDEX
-from cellfeed.sources.anndata.journal import RowRecords
+from cellfeed.sources.anndata.copies.journal import RowRecords
 from cellfeed.sources.anndata.parts import Axis
 from cellfeed.sources.anndata.source import AnnDataSource
 from cellfeed.sources.source import ColumnChoice

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cellfeed.sources.anndata.layout import (
+from cellfeed.sources.anndata.copies.layout import (
     CHECKSUM_SIZE,
     Array,
     Layout,

@@ -12,9 +12,9 @@ import numpy.typing as npt
 from cellfeed._joinids import IntArray, merge_runs
 from cellfeed.errors import ReadError
 from cellfeed.rows.scratch import Scratch
-from cellfeed.sources.anndata.chunk_layout import ChunkLayout
-from cellfeed.sources.anndata.packed_chunks import CLibrary, PackedChunks, checksum_of
-from cellfeed.sources.anndata.store_files import LocalStoreFiles, StoreFiles
+from cellfeed.sources.anndata.chunks.chunk_layout import ChunkLayout
+from cellfeed.sources.anndata.chunks.packed_chunks import CLibrary, PackedChunks, checksum_of
+from cellfeed.sources.anndata.chunks.store_files import LocalStoreFiles, StoreFiles
 
 MISSING = 2**64 - 1
 """Offset of a chunk that a shard does not hold."""
@@ -94,7 +94,7 @@ class PackedElements:
 
     def read(self, lows: IntArray, highs: IntArray, memory: ChunkMemory) -> tuple[Ranges, int]:
         """Read ascending half-open ranges: every chunk that one of them touches is unpacked once."""
-        from cellfeed.sources.anndata import chunk_kernels
+        from cellfeed.sources.anndata.chunks import chunk_kernels
 
         size = self.layout.chunk_size
         numbers = self.chunks_of(lows, highs)

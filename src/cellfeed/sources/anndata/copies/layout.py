@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from cellfeed.sources.anndata.blosc import find_blosc
+from cellfeed.sources.anndata.chunks.blosc import find_blosc
 
 Array = npt.NDArray[Any]
 CompressionName = Literal["lz4", "zstd"]

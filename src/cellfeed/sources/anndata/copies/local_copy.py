@@ -28,14 +28,14 @@ from cellfeed._joinids import JOINID, IntArray, JoinIds
 from cellfeed.errors import ReadError, SelectionError
 from cellfeed.rows.cell_rows import CellRows
 from cellfeed.select.selection import Selection
-from cellfeed.sources.anndata import owner
+from cellfeed.sources.anndata.copies import owner
+from cellfeed.sources.anndata.copies.part_writer import PartWriter
+from cellfeed.sources.anndata.copies.written_tables import obs_of, var_of
 from cellfeed.sources.anndata.files import AnnDataFile
-from cellfeed.sources.anndata.part_writer import PartWriter
 from cellfeed.sources.anndata.provenance import identity_of, read_provenance, record_of
 from cellfeed.sources.anndata.query import make_source
 from cellfeed.sources.anndata.sealing import seal
 from cellfeed.sources.anndata.tables import read_table
-from cellfeed.sources.anndata.written_tables import obs_of, var_of
 
 COLLECTION = {"encoding-type": "annbatch-preshuffled", "encoding-version": "0.1.0"}
 """Attributes of a collection; its members are named ``dataset_0`` and so on. annbatch opens it."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cellfeed.sources.anndata.blosc import find_blosc
+from cellfeed.sources.anndata.chunks.blosc import find_blosc
 
 
 class CLibrary(NamedTuple):

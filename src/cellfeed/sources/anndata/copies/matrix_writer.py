@@ -17,10 +17,10 @@ import numpy.typing as npt
 from cellfeed._joinids import IntArray
 from cellfeed.rows.assemble import CsrArrays
 from cellfeed.rows.cell_rows import CellRows, ValueWidth
-from cellfeed.sources.anndata.journal import Journal, RowRecords, row_records
-from cellfeed.sources.anndata.layout import Array, Layout
+from cellfeed.sources.anndata.copies.journal import Journal, RowRecords, row_records
+from cellfeed.sources.anndata.copies.layout import Array, Layout
+from cellfeed.sources.anndata.copies.shard_writer import PARTIAL, ShardWriter
 from cellfeed.sources.anndata.sealing import STORES_ALL_CHUNKS
-from cellfeed.sources.anndata.shard_writer import PARTIAL, ShardWriter
 
 MAX_UINT16_VARS = 1 << 16
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from cellfeed._joinids import IntArray
 from cellfeed.rows.cell_rows import CellRows
-from cellfeed.sources.anndata.journal import Journal, RowRecords
-from cellfeed.sources.anndata.layout import Layout
-from cellfeed.sources.anndata.matrix_writer import MatrixWriter
+from cellfeed.sources.anndata.copies.journal import Journal, RowRecords
+from cellfeed.sources.anndata.copies.layout import Layout
+from cellfeed.sources.anndata.copies.matrix_writer import MatrixWriter
 from cellfeed.sources.anndata.sealing import STORES_ALL_CHUNKS, seal
 
 if TYPE_CHECKING:
