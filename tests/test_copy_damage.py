@@ -143,7 +143,7 @@ def test_changed_metadata_of_a_collection_are_an_error(written, parts, change):
 def test_a_collection_that_lacks_a_part_is_no_source(written, parts):
     """As a local copy it is completed."""
     shutil.rmtree(parts / "dataset_0")
-    with pytest.raises(SelectionError, match=r"has \d+ of 60 cells: the copy is not complete, or a part is lost"):
+    with pytest.raises(SelectionError, match=r"has \d+ rows of 60 cells: the copy is not complete, or a part is lost"):
         open_source(parts)
     assert cells(open_source(str(written / "cells.soma"), local_copy=parts)) == copies.described(X)
     assert cells(open_source(parts)) == copies.described(X)

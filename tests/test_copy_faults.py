@@ -18,6 +18,8 @@ import tiledbsoma as soma
 
 import cellfeed
 from cellfeed import ExperimentDataset, SelectionError
+from cellfeed.plan.planner import Planner
+from cellfeed.plan.schedule import ShufflePlan
 from cellfeed.sources.anndata.copies import local_copy, owner, part_writer
 from tests.support import copies
 from tests.support.copies import assert_same_copy, describe, described, parts_of, read_copy
@@ -168,6 +170,20 @@ def test_a_part_that_was_only_begun_does_not_stay(source, tmp_path):
     assert names(copy) == ["dataset_0", "zarr.json"]
 
 
+def test_all_abandoned_parts_are_completed(source, tmp_path):
+    """By an epoch on fewer ranks, which continues one of them."""
+    copy = tmp_path / "copy.zarr"
+    iterators = [iter(make(source, copy, seed=seed)) for seed in range(3)]
+    for minibatches in iterators:
+        for _ in range(12):
+            next(minibatches)
+    for minibatches in iterators:
+        minibatches.close()
+    assert len(owner.unfinished(copy)) == 3
+    assert epoch(make(source, copy, seed=3)) == described(X)
+    assert names(copy) == ["dataset_0", "dataset_1", "dataset_2", "zarr.json"]
+
+
 # ---------------------------------------------------------------------- several processes
 
 
@@ -182,7 +198,7 @@ def test_two_datasets_write_one_copy_at_the_same_time(source, whole, tmp_path):
     assert [sorted(cells) for cells in received] == [described(X)] * 2
     assert names(copy) == ["dataset_0", "dataset_1", "zarr.json"]
     assert [epoch(dataset) for dataset in datasets] == [described(X)] * 2
-    assert [dataset.stats().n_obs for dataset in datasets] == [240, 240]
+    assert [dataset.stats().n_obs_from_copy for dataset in datasets] == [120, 120]
     for part in parts_of(copy):
         assert_same_copy(part, whole)
 
@@ -209,7 +225,7 @@ def test_ranks_write_one_copy(source, whole, tmp_path):
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
     for k in range(3):
         assert sorted(cell for rank in ranks for cell in rank["epochs"][k]) == described(X)
-    assert [rank["mediums"] for rank in ranks] == [["source", "copy", "copy"]] * 2
+    assert [rank["from_copy"] for rank in ranks] == [[0, 60, 120]] * 2
     assert names(tmp_path / "copy.zarr") == ["dataset_0", "dataset_1", "zarr.json"]
     assert_same_copy(tmp_path / "copy.zarr", whole)
 
@@ -365,12 +381,15 @@ def test_a_full_disk_while_a_copy_is_written(source, whole, tmp_path, n_bytes):
 
 
 @pytest.mark.usefixtures("_larger_layout")
-def test_a_copy_is_continued_in_its_order(source, tmp_path):
+def test_a_copy_is_continued_in_its_order(source, tmp_path, monkeypatch):
     """Another memory budget means another order, so that the cells that are left are others."""
     with largest_file(700), pytest.raises(SelectionError, match="cannot be written"):
         make(source).write_copy(tmp_path / "copy.zarr")
     with pytest.raises(SelectionError, match="beginning of a copy of other cells, or with another compression or mem"):
         make(source).write_copy(tmp_path / "copy.zarr", compression="zstd")
+    with monkeypatch.context() as patch, pytest.raises(SelectionError, match="beginning of a copy of other cells"):
+        patch.setattr(Planner, "shuffle_plan", lambda planner, num_workers=1: ShufflePlan(2, n_slices=3))
+        make(source).write_copy(tmp_path / "copy.zarr")
     make(source).write_copy(tmp_path / "copy.zarr")
 
 

@@ -1,4 +1,4 @@
-"""Trains on one rank of torchrun with a local copy: writes the cells of each epoch, and which medium it has read.
+"""Trains on one rank of torchrun with a local copy: writes the cells of each epoch, and how many came from the copy.
 
 torchrun --nproc-per-node 2 -m tests.programs.copied_ranks URI COPY FOLDER
 """
@@ -18,12 +18,12 @@ def main():
     make_layout_small()
     dist.init_process_group("gloo")
     dataset = make_dataset(uri, seed=1, local_copy=copy)
-    epochs, mediums = [], []
+    epochs, from_copy = [], []
     for _ in range(3):
         epochs.append([cell for minibatch in dataset for cell in describe(minibatch)])
-        mediums.append(dataset.state_dict()["fingerprint"].get("medium", "source"))
+        from_copy.append(dataset.stats().n_obs_from_copy)
         dist.barrier()
-    (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps({"epochs": epochs, "mediums": mediums}))
+    (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps({"epochs": epochs, "from_copy": from_copy}))
     dist.destroy_process_group()
 
 

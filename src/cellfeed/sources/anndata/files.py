@@ -193,15 +193,12 @@ def _check_whole(root: Any, members: Mapping[str, Any], path: str) -> None:
     if not is_sealed(root):
         return
     wanted, found = root.attrs["cellfeed"]["n_obs"], sum(length_of(member, "obs") for member in members.values())
-    if found < wanted:
+    if found != wanted:
+        lacks = "the copy is not complete, or a part is lost"
         raise SelectionError(
-            f"{public_uri(path)!r} has {found} of {wanted} cells: the copy is not complete, or a part is lost; give it "
-            f"as local_copy= of a dataset of its source, which completes it"
-        )
-    if found > wanted:
-        raise SelectionError(
-            f"{public_uri(path)!r} has {found} rows of {wanted} cells: several processes wrote the copy at the same "
-            f"time; give it as local_copy= of a dataset of its source, which reads each cell once"
+            f"{public_uri(path)!r} has {found} rows of {wanted} cells: "
+            f"{lacks if found < wanted else 'several processes wrote the copy at the same time'}; give it as "
+            f"local_copy= of a dataset of its source, which reads each cell once"
         )
 
 

@@ -19,8 +19,8 @@ from cellfeed.errors import ReadError
 CHECKSUM = "cellfeed_checksum"
 """Attribute of a root with the checksum of its ``zarr.json`` without this attribute."""
 
-STORES_ALL_CHUNKS = {"array.write_empty_chunks": True}
-"""Setting of zarr under which chunks of zeros are written, too."""
+STORES_ALL_CHUNKS: Any = {"write_empty_chunks": True}
+"""Configuration of an array of zarr whose chunks of zeros are written, too."""
 
 
 def seal(folder: Path) -> None:

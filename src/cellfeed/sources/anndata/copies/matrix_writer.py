@@ -188,8 +188,8 @@ class MatrixWriter:
         )
         indptr = np.concatenate([[0], np.cumsum(self.records["nnz"])])
         codecs = self._layout.codec(np.int64, "shuffle").zarr_codecs
-        with zarr.config.set(STORES_ALL_CHUNKS):
-            group.create_array("indptr", data=indptr, chunks=(min(len(indptr), 1 << 18),), compressors=codecs)
+        chunks = (min(len(indptr), 1 << 18),)
+        group.create_array("indptr", data=indptr, chunks=chunks, compressors=codecs, config=STORES_ALL_CHUNKS)
 
     @classmethod
     def recover(cls, folder: Path, journal: Path, *, n_vars: int, layout: Layout, n_rows: int) -> MatrixWriter:

@@ -33,8 +33,8 @@ MAPPINGS = ("layers", "obsm", "obsp", "uns", "varm", "varp")
 HARMLESS_WARNINGS = ("zarr v3 autosharding will be the default", "Consolidated metadata is currently not part")
 """Beginnings of warnings of anndata and zarr about what their next versions may do."""
 
-_quiet = threading.Lock()
-"""Filters of warnings belong to all threads."""
+_settings_lock = threading.Lock()
+"""Filters of warnings, and the settings of zarr, belong to all threads."""
 
 
 class PartWriter:
@@ -139,7 +139,7 @@ class PartWriter:
             raise ValueError(f"obs has {len(obs)} rows, and {self.n_rows} rows were appended")
         for matrix in self._matrices.values():
             matrix.close()
-        with _quiet, warnings.catch_warnings():
+        with _settings_lock, warnings.catch_warnings():
             for message in HARMLESS_WARNINGS:
                 warnings.filterwarnings("ignore", message=message)
             _write_elements(self.work / "store", {"obs": obs, "var": var, "uns": dict(uns or {})})
@@ -174,7 +174,7 @@ def _write_elements(store: Path, elements: Mapping[str, Any]) -> None:
     group.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
     for name in MAPPINGS:
         group.require_group(name).attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
-    with zarr.config.set(STORES_ALL_CHUNKS):
+    with zarr.config.set({f"array.{name}": value for name, value in STORES_ALL_CHUNKS.items()}):
         for name, element in elements.items():
             write_elem(group, name, element, dataset_kwargs={"compressors": (ZstdCodec(level=3), Crc32cCodec())})
     zarr.consolidate_metadata(group.store)
