@@ -107,9 +107,11 @@ def is_anndata(source: Any) -> bool:
         return False
     place = os.fspath(source).rstrip("/")
     if "://" in place and not place.startswith("file://"):
-        return place.endswith(".zarr")
+        return place.endswith((".zarr", ".h5ad"))
     path = Path(place.removeprefix("file://"))
-    return path.is_file() or any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zattrs"))
+    return path.suffix in (".h5ad", ".h5") or any(
+        (path / name).exists() for name in ("zarr.json", ".zgroup", ".zattrs")
+    )
 
 
 def _select_from_anndata(

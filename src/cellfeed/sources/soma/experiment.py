@@ -75,7 +75,7 @@ def _open_uri(experiment: str | PathLike[str], context: Any, retries: Retries) -
             raise SelectionError(f"{what}: {_what_is_at(uri, safe.timestamp_ms)}") from None
 
 
-_GIVE = "give a tiledbsoma.Experiment or the URI of one"
+_GIVE = "give a tiledbsoma.Experiment or the URI of one, or the path of an AnnData (.zarr or .h5ad)"
 
 
 def _what_is_at(uri: str, timestamp_ms: int | None) -> str:
@@ -83,7 +83,7 @@ def _what_is_at(uri: str, timestamp_ms: int | None) -> str:
     scheme, separator, rest = uri.partition("://")
     path = Path(rest if separator else uri)
     if separator and scheme != "file":
-        return _how_to_convert(path) or f"no SOMA object is there, or it may not be read; {_GIVE}"
+        return f"no SOMA object is there, or it may not be read; {_GIVE}"
     if not path.exists():
         home = "; '~' is not expanded: give os.path.expanduser(...)" if "~" in path.parts else ""
         return f"there is no {str(path)!r}{home}; {_GIVE}"
@@ -93,7 +93,7 @@ def _what_is_at(uri: str, timestamp_ms: int | None) -> str:
             f"{'the timestamp of context=' if timestamp_ms else 'the time of this machine'}; give "
             f"context=tiledbsoma.SOMATileDBContext(timestamp={written}) or a later one, or set the clock"
         )
-    return _how_to_convert(path) or f"the {'folder' if path.is_dir() else 'file'} holds no SOMA object; {_GIVE}"
+    return f"the {'folder' if path.is_dir() else 'file'} holds no SOMA object; {_GIVE}"
 
 
 def _first_written(path: Path) -> int | None:
@@ -104,22 +104,6 @@ def _first_written(path: Path) -> int | None:
 
 def _as_time(timestamp_ms: int) -> str:
     return datetime.fromtimestamp(timestamp_ms / 1000, UTC).isoformat(" ", "milliseconds")
-
-
-def _how_to_convert(path: Path) -> str | None:
-    """Describe how to make an experiment of an AnnData file or folder; ``None`` if the path seems to be neither."""
-    target, names = str(path.with_suffix(".soma")), 'measurement_name="RNA", X_layer_name="raw"'
-    if path.suffix == ".h5ad":
-        return (
-            f"it is an AnnData file; make an experiment of it with "
-            f"tiledbsoma.io.from_h5ad({target!r}, {str(path)!r}, {names}) and give {target!r}"
-        )
-    if path.suffix == ".zarr" or any((path / name).exists() for name in (".zgroup", "zarr.json")):
-        return (
-            f"it is an AnnData in zarr; make an experiment of it with "
-            f"tiledbsoma.io.from_anndata({target!r}, anndata.read_zarr({str(path)!r}), {names}) and give {target!r}"
-        )
-    return None
 
 
 def _with_article(name: str) -> str:
@@ -142,10 +126,7 @@ def _how_to_use(experiment: Any) -> str | None:
     if isinstance(experiment, soma.ExperimentAxisQuery):
         return "give a query to ExperimentDataset.from_query(axis_query, ...)"
     if type(experiment).__module__.split(".")[0] == "anndata":
-        return (
-            'make an experiment of it with tiledbsoma.io.from_anndata("cells.soma", adata, measurement_name="RNA", '
-            'X_layer_name="raw") and give "cells.soma"'
-        )
+        return 'write it with adata.write_h5ad("cells.h5ad") and give "cells.h5ad"'
     return None
 
 
