@@ -21,7 +21,7 @@ from cellfeed.sources.soma.tiles.files import Piece
 from cellfeed.sources.soma.tiles.fragments import FIELDS
 from cellfeed.sources.soma.tiles.index import FRAGMENTS
 from cellfeed.sources.soma.tiles.packed_tiles import CHUNK_BYTES, Decoder
-from cellfeed.sources.soma.tiles.unpack_kernels import _word, read_chunk, unpack_chunk
+from cellfeed.sources.soma.tiles.unpack_kernels import _word, read_chunk, unpack_address, unpack_chunk
 from cellfeed.sources.soma.tiles.zstd import find_zstd
 
 
@@ -60,7 +60,9 @@ def seconds(uri: str, n_threads: int) -> tuple[float, int]:
     def run(piece: tuple) -> int:
         context = zstd.new_context()
         try:
-            return unpack_all(*piece, Decoder(zstd.decompress, context, np.empty(CHUNK_BYTES, np.uint8)))
+            return unpack_all(
+                *piece, Decoder(unpack_address(), zstd.decompress, context, np.empty(CHUNK_BYTES, np.uint8))
+            )
         finally:
             zstd.free_context(context)
 

@@ -19,6 +19,9 @@ from cellfeed.sources.soma.experiment import open_experiment, retrying
 from cellfeed.sources.soma.query import is_axis_query
 from cellfeed.stats import Meter
 
+METADATA = ("zarr.json", ".zgroup", ".zattrs")
+"""Files of a group of zarr."""
+
 MEASUREMENT = "RNA"
 """The default of ``measurement_name``."""
 
@@ -109,9 +112,10 @@ def is_anndata(source: Any) -> bool:
     if "://" in place and not place.startswith("file://"):
         return place.endswith((".zarr", ".h5ad"))
     path = Path(place.removeprefix("file://"))
-    return path.suffix in (".h5ad", ".h5") or any(
-        (path / name).exists() for name in ("zarr.json", ".zgroup", ".zattrs")
-    )
+    try:
+        return path.suffix in (".h5ad", ".h5") or any((path / name).exists() for name in METADATA)
+    except (OSError, ValueError):  # no path has this text
+        return False
 
 
 def _select_from_anndata(
