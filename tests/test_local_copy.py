@@ -15,7 +15,15 @@ import scipy.sparse as sp
 import torch
 
 import cellfeed
-from cellfeed import ExperimentDataset, PlanError, ReadError, SelectionError, StateError, experiment_dataloader
+from cellfeed import (
+    ExperimentDataset,
+    LabelEncoder,
+    PlanError,
+    ReadError,
+    SelectionError,
+    StateError,
+    experiment_dataloader,
+)
 from cellfeed.sources.anndata.copies.layout import Layout
 from cellfeed.sources.anndata.copies.part_writer import PartWriter
 from tests.support.processes import torchrun
@@ -80,6 +88,15 @@ def test_the_first_epoch_writes_and_the_next_ones_read(make):
     again = make()
     again.set_epoch(1)
     assert joinids_of(again) == second  # in another process, too: the order depends on seed, epoch and copy
+
+
+def test_codes_of_joinids_are_codes_in_a_copy(make):
+    """An encoder of ``soma_joinid`` is an encoder like any other: its codes are not replaced by the joinids."""
+    dataset = make(obs_column_names=(), encoders=[LabelEncoder("soma_joinid")])
+    for medium in ("source", "copy"):
+        assert medium_of(dataset) == medium
+        codes = [code for _, obs in dataset for code in obs[:, 0].tolist()]
+        assert sorted(codes) == list(range(len(ALL)))
 
 
 def test_the_source_is_not_read_when_the_copy_is_complete(make):

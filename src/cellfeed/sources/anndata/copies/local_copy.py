@@ -149,7 +149,6 @@ class LocalCopy:
             source=make_source(str(self.path), files, "X", selection.geometry.dtype),
             joinids=JoinIds.from_sorted(own[order]),
             soma_joinids=wanted[order],
-            codes={name: wanted[order] if name == JOINID else codes for name, codes in copied.codes.items()},
             var_joinids=columns.astype(np.int64),
             raw_sum=None,  # checksums show damage
             raw_squares=None,
