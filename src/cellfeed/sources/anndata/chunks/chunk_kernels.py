@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from cellfeed.rows.compiled import compiled
-from cellfeed.rows.kernels import WIDE, array_at, copy_into, is_disordered
+from cellfeed.rows.kernels import _UINT8, WIDE, array_at, call_at, copy_into, is_disordered
 from cellfeed.rows.page_kernels import DROP, narrow_float32
 from cellfeed.sources.anndata.chunks.chunk_layout import Codec
 
@@ -22,34 +17,6 @@ OK, NOT_COUNTS, BAD_COLUMN, BAD_READ, BAD_CHECKSUM, BAD_SIZE, BAD_CODE = range(7
 CHECKSUM_BYTES, HEADER_BYTES = 4, 16
 """Sizes of a checksum, and of the header of Blosc, which has the unpacked size at byte 4 and the packed one at 12."""
 
-_UINT8 = np.empty(0, np.uint8)
-
-
-def _call(builder: Any, words: Any, n_bits: int) -> Any:
-    """Call a function of C, whose address is the first word, with the others; it returns ``n_bits``.
-
-    All arguments are integers, so that compiled code can be cached. A function that takes 32 bits reads the lower half
-    of a register.
-    """
-    word = ir.IntType(64)
-    kind = ir.FunctionType(ir.IntType(n_bits), [word] * (len(words) - 1)).as_pointer()
-    return builder.call(builder.inttoptr(words[0], kind), words[1:])
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _pread(typing_context: Any, function: Any, file: Any, target: Any, n_bytes: Any, offset: Any) -> Any:
-    return types.int64(*[types.int64] * 5), lambda _c, builder, _s, words: _call(builder, words, 64)
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _decompress(typing_context: Any, function: Any, source: Any, target: Any, room: Any, n_threads: Any) -> Any:
-    return types.int32(*[types.int64] * 5), lambda _c, builder, _s, words: _call(builder, words, 32)
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _checksum(typing_context: Any, function: Any, source: Any, n_bytes: Any) -> Any:
-    return types.uint32(*[types.int64] * 3), lambda _c, builder, _s, words: _call(builder, words, 32)
-
 
 @compiled(inline="always")
 def _load(chunks, k, library):
@@ -59,7 +26,7 @@ def _load(chunks, k, library):
     n_done, size = np.int64(0), chunks.sizes[k]
     while n_done < size:
         target = np.int64(chunks.packed.ctypes.data) + n_done
-        n = _pread(library.pread, chunks.files[k], target, size - n_done, chunks.offsets[k] + n_done)
+        n = call_at(library.pread, (chunks.files[k], target, size - n_done, chunks.offsets[k] + n_done))
         if n <= 0:
             return np.int64(0)
         n_done += n
@@ -81,7 +48,7 @@ def unpack_chunk(chunks, k, target, n_bytes, library):
         if size < 0:
             return BAD_SIZE
         recorded = array_at(source + size, CHECKSUM_BYTES, _UINT8).view(np.uint32)[0]
-        if recorded != _checksum(library.checksum, source, size):
+        if recorded != np.uint32(call_at(library.checksum, (source, size))):
             return BAD_CHECKSUM
     if chunks.codec == PLAIN:
         if size != n_bytes:
@@ -93,7 +60,8 @@ def unpack_chunk(chunks, k, target, n_bytes, library):
     header = array_at(source, HEADER_BYTES, _UINT8).view(np.uint32)
     if header[1] != n_bytes or header[3] != size:
         return BAD_SIZE
-    return OK if _decompress(library.decompress, source, target, n_bytes, 1) == n_bytes else BAD_CODE
+    n_unpacked = np.int32(call_at(library.decompress, (source, target, np.int64(n_bytes), np.int64(1))))
+    return OK if n_unpacked == n_bytes else BAD_CODE
 
 
 @compiled
@@ -119,8 +87,7 @@ def fill_rows(numbers, lows, sizes, columns, values, counts, n_columns, places, 
     columns, values
         The chunks of ``indices`` and of ``data``: :class:`PackedChunks`.
     counts
-        Memory for the values of a chunk as they are copied: ``values.unpacked``, or for float32 that must be counts
-        other memory, uint16.
+        ``None``, or for float32 that must be counts, memory for those of a chunk: uint16.
     places
         Table of the selected genes; empty if all are.
     rows

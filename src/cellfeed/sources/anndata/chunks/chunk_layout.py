@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+MISSING = 2**64 - 1
+"""Offset, in the index of a shard, of a chunk that is not stored."""
+
 DTYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float32", "float64")
 
 
@@ -26,14 +29,12 @@ class ChunkLayout:
     ----------
     prefix, separator
         The key of file ``i`` is ``prefix``, ``separator`` and ``i``.
-    size
-        Number of elements.
     dtype
         NumPy name of the type of the elements, little-endian.
     chunk_size
         Elements per chunk.
     chunks_per_file
-        1, or the number of chunks per shard.
+        Chunks per shard; 0 if a file is a chunk.
     index_at_end
         Whether the index of a shard is at the end of its file.
     index_has_checksum, has_checksum
@@ -46,7 +47,6 @@ class ChunkLayout:
 
     prefix: str
     separator: str
-    size: int
     dtype: str
     chunk_size: int
     chunks_per_file: int
@@ -97,7 +97,6 @@ def _layout_v2(array: Any) -> ChunkLayout | None:
     return ChunkLayout(
         prefix=f"{array.path}/",
         separator="",
-        size=int(array.shape[0]),
         dtype=array.dtype.name,
         chunk_size=int(metadata.chunks[0]),
         chunks_per_file=0,
@@ -131,7 +130,6 @@ def _layout_v3(array: Any) -> ChunkLayout | None:
     return ChunkLayout(
         prefix=f"{array.path}/c",
         separator=_plain(document["chunk_key_encoding"].get("configuration", {}).get("separator", "/")),
-        size=int(array.shape[0]),
         dtype=array.dtype.name,
         chunk_size=int(chunk_size),
         chunks_per_file=int(file_size) // int(chunk_size) if index_codecs else 0,

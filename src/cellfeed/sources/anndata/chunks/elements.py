@@ -12,12 +12,9 @@ import numpy.typing as npt
 from cellfeed._joinids import IntArray, merge_runs
 from cellfeed.errors import ReadError
 from cellfeed.rows.scratch import Scratch
-from cellfeed.sources.anndata.chunks.chunk_layout import ChunkLayout
+from cellfeed.sources.anndata.chunks.chunk_layout import MISSING, ChunkLayout
 from cellfeed.sources.anndata.chunks.packed_chunks import CLibrary, PackedChunks, checksum_of
 from cellfeed.sources.anndata.chunks.store_files import LocalStoreFiles, StoreFiles
-
-MISSING = 2**64 - 1
-"""Offset of a chunk that a shard does not hold."""
 
 MAX_GAP = 64 << 10
 """Largest gap between two chunks of a file that are read as one piece; in elements, between two slices of an array."""

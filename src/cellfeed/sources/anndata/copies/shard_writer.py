@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cellfeed.sources.anndata.chunks.chunk_layout import MISSING
 from cellfeed.sources.anndata.copies.layout import (
     CHECKSUM_SIZE,
     Array,
@@ -26,7 +27,6 @@ from cellfeed.sources.anndata.copies.layout import (
 )
 
 PARTIAL = ".partial"
-MISSING = 2**64 - 1
 
 ShardIndex = npt.NDArray[np.uint64]
 
