@@ -113,7 +113,6 @@ class AnnDataSource:
                 genes,
                 resources.pool_dtype,
                 name=self.name,
-                n_reads=resources.n_threads,
                 check=lambda k: self.parts[k].check(),
                 meter=meter,
             )

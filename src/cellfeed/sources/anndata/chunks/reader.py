@@ -57,8 +57,6 @@ class AnnDataReader:
         Type of values that are not small counts.
     name
         The store in errors.
-    n_reads
-        Number of reads that unpack chunks at the same time.
     check
         Raises an error if a part, by its number, is not any more what it was; called after each read.
     meter
@@ -73,7 +71,6 @@ class AnnDataReader:
         value_dtype: npt.DTypeLike,
         *,
         name: str,
-        n_reads: int,
         check: Callable[[int], None],
         meter: Meter,
     ) -> None:
@@ -84,7 +81,6 @@ class AnnDataReader:
         self._name = name
         self._check = check
         self._meter = meter
-        self._unpacking = threading.Semaphore(n_reads)
         self._may_be_counts = True  # until a read finds a value that is not a count
         self._lock = threading.Lock()
         self._free: list[ReadMemory] = []
@@ -96,7 +92,7 @@ class AnnDataReader:
             if self._closed:
                 raise ReadError(f"the reader of {self._name!r} is closed")
             memory = self._free.pop() if self._free else ReadMemory()
-        with self._unpacking, reraise_as(ReadError, failed_read(joinids, self._name), frozenset()):
+        with reraise_as(ReadError, failed_read(joinids, self._name), frozenset()):
             rows = self._read(joinids, allocator, memory)
         with self._lock:
             self._free.append(memory)
