@@ -15,6 +15,7 @@ from cellfeed._joinids import IntArray
 from cellfeed.errors import ReadError
 from cellfeed.rows.cell_rows import ValueWidth
 from cellfeed.rows.row_allocator import RowPointers
+from cellfeed.rows.row_sums import sums_of_rows
 from cellfeed.select.selection import Selection
 
 SUM_TOLERANCE = 1e-6
@@ -53,28 +54,17 @@ def check_rows(rows: RowPointers, positions: IntArray, joinids: IntArray, select
     raw_sum = selection.raw_sum if selection.all_genes else None
     if raw_sum is None and rows.value_dtype.kind != "f":
         return
-    width = ValueWidth.of(rows.value_dtype)
-    sums, squares = _add_up(rows, width)
+    sums, squares = sums_of_rows(rows.values, rows.sizes, rows.value_dtype)
     _check_finite(sums, rows.value_dtype, joinids, selection)
     if raw_sum is not None:
         _check_sums(sums, raw_sum[positions], joinids, selection)
         if selection.raw_squares is not None:
             expected = selection.raw_squares[positions].astype(np.float64)
-            if width < ValueWidth.WIDE:  # the kernel adds the squares of small integers modulo 2**32
+            if (
+                ValueWidth.of(rows.value_dtype) < ValueWidth.WIDE
+            ):  # the kernel adds the squares of small integers modulo 2**32
                 expected %= 2.0**32
             _check_squares(squares, expected, joinids, selection)
-
-
-def _add_up(rows: RowPointers, width: ValueWidth) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return the sum and the sum of squares of each row."""
-    from cellfeed.rows import kernels
-
-    sums, squares = np.empty(len(rows.sizes)), np.empty(len(rows.sizes))  # (n_rows,)
-    if width < ValueWidth.WIDE:
-        kernels.sum_counts(rows.values, rows.sizes, int(width), sums, squares)
-    else:
-        kernels.sum_values(rows.values, rows.sizes, rows.types[1], sums, squares)
-    return sums, squares
 
 
 def _check_sizes(sizes: IntArray, expected: IntArray, joinids: IntArray, selection: Selection) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cellfeed._joinids import IntArray
-from cellfeed.rows.cell_rows import CellRows, ValueWidth
+from cellfeed.rows.cell_rows import CellRows
+from cellfeed.rows.row_sums import sums_of_rows
 
 RowRecords = npt.NDArray[np.void]
 """Structured array, shape (n_rows,): ``position`` of the cell in the selection, ``nnz`` and ``sum`` of its row."""
@@ -19,15 +20,8 @@ RECORD = np.dtype([("position", "<i8"), ("nnz", "<i8"), ("sum", "<f8")])
 
 def row_records(rows: CellRows, values: npt.NDArray[Any], starts: IntArray) -> RowRecords:
     """Return the records of rows whose values lie in one array, each from its start on."""
-    from cellfeed.rows import kernels
-
     records = np.empty(len(rows), RECORD)
-    sums, squares = np.empty(len(rows)), np.empty(len(rows))
-    addresses, width = values.ctypes.data + starts * values.itemsize, ValueWidth.of(values.dtype)
-    if width == ValueWidth.WIDE:
-        kernels.sum_values(addresses, rows.sizes, values[:0], sums, squares)
-    else:
-        kernels.sum_counts(addresses, rows.sizes, int(width), sums, squares)
+    sums, _ = sums_of_rows(values.ctypes.data + starts * values.itemsize, rows.sizes, values.dtype)
     records["position"], records["nnz"], records["sum"] = rows.positions, rows.sizes, sums
     return records
 
