@@ -7,12 +7,11 @@ the GIL. The contexts of the functions live on the stack, so that any number of 
 from __future__ import annotations
 
 import ctypes
-import importlib.util
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
+
+from cellfeed.sources.bundled import bundled_libraries
 
 BLOSC_MODULE = ("numcodecs", "blosc.*")
 CRC32C_MODULE = ("google_crc32c", "_crc32c.*")
@@ -62,7 +61,7 @@ def find_blosc() -> Blosc | None:
 
 def _load(module: tuple[str, str], names: tuple[str, ...]) -> Any:
     """Return the first library of a module that has the functions, or ``None``."""
-    for path in _candidates(*module):
+    for path in bundled_libraries(*module):
         try:
             library = ctypes.CDLL(path)
         except OSError:
@@ -70,12 +69,6 @@ def _load(module: tuple[str, str], names: tuple[str, ...]) -> Any:
         if all(hasattr(library, name) for name in names):
             return library
     return None
-
-
-def _candidates(package: str, pattern: str) -> Iterator[str]:
-    spec = importlib.util.find_spec(package)
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        yield from (str(path) for path in Path(folder).glob(pattern) if path.suffix in (".so", ".pyd"))
 
 
 def _address(function: Any) -> int:

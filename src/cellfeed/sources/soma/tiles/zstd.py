@@ -7,13 +7,13 @@ call ``ZSTD_decompressDCtx`` at its address, with a context that is reused.
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
+
+from cellfeed.sources.bundled import bundled_libraries
 
 SYSTEM = {"linux": "libzstd.so.1", "darwin": "libzstd.1.dylib", "win32": "zstd.dll"}
 BUNDLED = (("numcodecs", "zstd.*"), ("zstandard", "_cffi.*"))
@@ -60,6 +60,4 @@ def _candidates() -> Iterator[str]:
     if sys.platform in SYSTEM:
         yield SYSTEM[sys.platform]
     for package, pattern in BUNDLED:
-        spec = importlib.util.find_spec(package)
-        for folder in (spec.submodule_search_locations or []) if spec else []:
-            yield from (str(path) for path in Path(folder).glob(pattern) if path.suffix in (".so", ".pyd"))
+        yield from bundled_libraries(package, pattern)
