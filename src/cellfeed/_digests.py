@@ -1,4 +1,4 @@
-"""Short hashes of arrays and of names, by which they are compared."""
+"""Short hashes of arrays, names and texts, by which they are compared."""
 
 from __future__ import annotations
 
@@ -20,4 +20,9 @@ def digest(array: npt.NDArray[Any] | None) -> str | None:
 
 def digest_of_names(names: Sequence[str]) -> str:
     """Return a digest of a list of names in this order."""
-    return hashlib.blake2b("\0".join(names).encode(), digest_size=8).hexdigest()
+    return digest_of_text("\0".join(names))
+
+
+def digest_of_text(text: str) -> str:
+    """Return a short hash of a text."""
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from cellfeed._digests import digest
+from cellfeed._digests import digest, digest_of_text
 from cellfeed._joinids import IntArray
 from cellfeed.errors import PlanError, StateError
 from cellfeed.loader.pipeline import Appender
@@ -98,7 +97,7 @@ class Medium:
     @property
     def digest(self) -> str:
         """A short hash of the fingerprint."""
-        return hashlib.blake2b(repr(self.fingerprint).encode(), digest_size=8).hexdigest()
+        return digest_of_text(repr(self.fingerprint))
 
 
 class Media:

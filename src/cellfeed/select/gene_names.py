@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from cellfeed._checks import abbreviate, missing_from, ordered, shortened, suggest, warn_user
-from cellfeed._joinids import JOINID, IntArray
+from cellfeed._joinids import IntArray
 from cellfeed.errors import PlanError, SelectionError
+from cellfeed.select.labels import known_columns
 from cellfeed.select.selection import Selection
 
 NAMES = ("feature_id", "var_id", "feature_name")
@@ -78,10 +80,13 @@ def read_genes(selection: Selection, var_column: str | None = None) -> npt.NDArr
             raise SelectionError(f"var has {absent}; give another var_column: {suggest(var_column or NAMES[0], known)}")
         return chosen
 
-    names = selection.source.read_var(selection.var_joinids, "names of genes", choose).astype(object)
-    return np.array(
-        [str(name) if there else None for name, there in zip(names, names.notna(), strict=True)], dtype=object
-    )
+    return as_names(selection.source.read_var(selection.var_joinids, "names of genes", choose))
+
+
+def as_names(column: pd.Series[Any]) -> npt.NDArray[Any]:
+    """Return a column as text, dtype object; ``None`` for a missing value."""
+    values = column.astype(object)
+    return np.array([str(name) if there else None for name, there in zip(values, values.notna(), strict=True)], object)
 
 
 def find_selected(
@@ -115,15 +120,8 @@ def find_selected(
 
 def _count_in_columns(selection: Selection, names: Sequence[str]) -> dict[str, int]:
     """Return how many of the names each column of var has, without columns that have none."""
-    columns: list[str] = []
-
-    def note(known: Sequence[str]) -> str:
-        columns.extend(name for name in known if name != JOINID)
-        return JOINID
-
-    selection.source.read_var(selection.var_joinids, "names of columns", note)
     counts = {}
-    for column in columns:
+    for column in known_columns(selection.source.read_var):
         values = selection.source.read_var(selection.var_joinids, "names of genes", lambda _, column=column: column)
         counts[column] = len(set(names) & set(values.dropna().astype(str)))
     return {column: n for column, n in counts.items() if n}

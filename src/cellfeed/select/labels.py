@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from cellfeed._checks import check_name, suggest, warn_user
+from cellfeed._joinids import JOINID, IntArray
 from cellfeed.errors import SelectionError
 from cellfeed.select.encoders import Encoder, LabelEncoder
 from cellfeed.select.selection import Selection
@@ -50,6 +52,24 @@ def _codes_are_not_values(classes: npt.NDArray[Any]) -> bool:
     if not numbers or not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in numbers):
         return False
     return numbers != list(range(len(numbers))) or any(isinstance(value, float) for value in numbers)
+
+
+def known_columns(read: Callable[[IntArray, str, Callable[[Sequence[str]], str]], object]) -> list[str]:
+    """Return the columns of obs or var but the joinids.
+
+    Parameters
+    ----------
+    read
+        The method ``read_obs`` or ``read_var`` of a source. No value is read.
+    """
+    known: list[str] = []
+
+    def note(names: Sequence[str]) -> str:
+        known.extend(name for name in names if name != JOINID)
+        return JOINID
+
+    read(np.empty(0, np.int64), "names of columns", note)
+    return known
 
 
 def read_obs_column(selection: Selection, column: str) -> pd.Series[Any]:

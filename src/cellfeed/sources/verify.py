@@ -60,9 +60,7 @@ def check_rows(rows: RowPointers, positions: IntArray, joinids: IntArray, select
         _check_sums(sums, raw_sum[positions], joinids, selection)
         if selection.raw_squares is not None:
             expected = selection.raw_squares[positions].astype(np.float64)
-            if (
-                ValueWidth.of(rows.value_dtype) < ValueWidth.WIDE
-            ):  # the kernel adds the squares of small integers modulo 2**32
+            if ValueWidth.of(rows.value_dtype) < ValueWidth.WIDE:  # squares are added modulo 2**32
                 expected %= 2.0**32
             _check_squares(squares, expected, joinids, selection)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cellfeed.sources.anndata.files import AnnDataFile, encoding_of, length_of
+from cellfeed.sources.anndata.files import AnnDataFile, encoding_of, is_group, length_of
+from cellfeed.sources.anndata.layers import layer_names
 from cellfeed.sources.anndata.tables import columns_of
 
 
@@ -16,12 +17,10 @@ def describe_files(files: Sequence[AnnDataFile]) -> dict[str, Any]:
         with file.open() as root:
             n_obs += length_of(root, "obs")
     with files[0].open() as root:
-        layers = [name for name in ("X", "raw/X") if name in root]
-        layers += [f"layers/{name}" for name in root.get("layers", ())]
         described = {
             "n_vars": length_of(root, "var"),
             "var": _columns(root, "var"),
-            "X": {name: _matrix(root[name]) for name in layers},
+            "X": {name: _matrix(root[name]) for name in layer_names(root)},
             "obsm": sorted(root["obsm"]) if "obsm" in root else [],
         }
         return {"n_obs": n_obs, "obs": _columns(root, "obs"), "measurements": {"RNA": described}}
@@ -38,5 +37,5 @@ def _columns(root: Any, axis: str) -> dict[str, str]:
 
 
 def _matrix(element: Any) -> str:
-    shape = element.attrs["shape"] if hasattr(element, "keys") else element.shape
+    shape = element.attrs["shape"] if is_group(element) else element.shape
     return f"{encoding_of(element)[0]} {tuple(int(size) for size in shape)}"

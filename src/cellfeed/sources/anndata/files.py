@@ -250,6 +250,11 @@ def is_group(element: Any) -> bool:
     return not hasattr(element, "shape")
 
 
+def var_of_layer(name: str) -> str:
+    """Return the data frame of a layer's genes: ``raw/X`` has another than the other layers."""
+    return "raw/var" if name == "raw/X" else "var"
+
+
 FRAME = ("dataframe", "0.2.0")
 """The encoding of obs and var since anndata 0.8."""
 

@@ -14,8 +14,10 @@ from cellfeed.sources.anndata.files import (
     attribute,
     describe_encoding,
     encoding_of,
+    is_group,
     length_of,
     rewriting,
+    var_of_layer,
 )
 from cellfeed.sources.redact import reraise_as
 
@@ -29,8 +31,8 @@ class Layer(NamedTuple):
 
     @property
     def var(self) -> str:
-        """The data frame of its genes: ``raw/X`` has another than the other layers."""
-        return "raw/var" if self.name == "raw/X" else "var"
+        """The data frame of its genes."""
+        return var_of_layer(self.name)
 
 
 def layer_names(root: Any) -> list[str]:
@@ -135,7 +137,7 @@ N_PLACES, VALUES_PER_PLACE = 8, 1024
 
 def _sample(element: Any) -> npt.NDArray[Any]:
     """Return some values other than 0 from places all over a layer."""
-    if hasattr(element, "shape"):  # dense: rows
+    if not is_group(element):  # dense: rows
         rows = np.unique(np.linspace(0, max(element.shape[0] - 1, 0), N_PLACES, dtype=np.int64))
         values = [np.asarray(element[int(row) : int(row) + 1]).ravel() for row in rows]
     else:

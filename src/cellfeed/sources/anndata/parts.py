@@ -14,7 +14,7 @@ from cellfeed.sources.anndata.chunks.h5_chunks import inflated
 from cellfeed.sources.anndata.chunks.matrices import CsrMatrix, DenseMatrix, Matrix
 from cellfeed.sources.anndata.chunks.packed_chunks import find_library
 from cellfeed.sources.anndata.chunks.store_files import LocalStoreFiles, RemoteStoreFiles, StoreFiles
-from cellfeed.sources.anndata.files import AnnDataFile
+from cellfeed.sources.anndata.files import AnnDataFile, is_group, var_of_layer
 from cellfeed.sources.anndata.sealing import check_stored, is_sealed
 from cellfeed.sources.redact import reraise_as
 
@@ -80,7 +80,7 @@ class Part:
 
     def table(self, axis: Axis) -> str:
         """Return the name of a data frame: the genes of the layer ``raw/X`` are in ``raw/var``."""
-        return "raw/var" if axis == "var" and self.layer == "raw/X" else axis
+        return var_of_layer(self.layer) if axis == "var" else axis
 
 
 def open_matrix(file: AnnDataFile, layer: str) -> Matrix:
@@ -88,7 +88,7 @@ def open_matrix(file: AnnDataFile, layer: str) -> Matrix:
     with contextlib.ExitStack() as stack, reraise_as(ReadError, f"{str(file)!r} cannot be read", file.secrets):
         root = stack.enter_context(file.open())
         element = root[layer]
-        if not hasattr(element, "keys"):
+        if not is_group(element):
             return DenseMatrix(element, stack.pop_all().close)
         n_rows, n_columns = map(int, element.attrs["shape"])
         nnz = int(element["data"].shape[0])

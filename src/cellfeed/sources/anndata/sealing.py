@@ -6,7 +6,6 @@ attribute. Each chunk of such a store is in a file, also one of zeros.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import math
@@ -14,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cellfeed._digests import digest_of_text
 from cellfeed.errors import ReadError
 
 CHECKSUM = "cellfeed_checksum"
@@ -75,8 +75,7 @@ def _is_own(document: Mapping[str, Any]) -> bool:
 
 
 def _checksum(document: Mapping[str, Any]) -> str:
-    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return digest_of_text(json.dumps(document, sort_keys=True, separators=(",", ":")))
 
 
 def check_stored(element: Any) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import numpy as np
 import numpy.typing as npt
 
 from cellfeed.errors import SelectionError
+from cellfeed.select.gene_names import as_names
 from cellfeed.sources.anndata.axes import JoinedTables
 from cellfeed.sources.anndata.files import AnnDataFile, anndata_files
 from cellfeed.sources.anndata.joins import How, check_same_var, join_genes, study_names
@@ -79,5 +79,4 @@ def source_of(
 def _names_of_genes(part: Part, var_column: str | None) -> npt.NDArray[Any]:
     if var_column is None:
         return read_names(part.file, part.table("var"))
-    column = read_table(part.file, part.table("var"), [var_column])[var_column].astype(object)
-    return np.array([str(name) if there else None for name, there in zip(column, column.notna(), strict=True)], object)
+    return as_names(read_table(part.file, part.table("var"), [var_column])[var_column])

@@ -12,6 +12,7 @@ import pandas as pd
 from cellfeed._checks import missing_from, suggest
 from cellfeed._joinids import JOINID, IntArray
 from cellfeed.errors import SelectionError
+from cellfeed.select.labels import known_columns
 from cellfeed.select.row_figures import NNZ, RAW_SUM
 from cellfeed.select.selection import Selection
 from cellfeed.sources.anndata.axes import INDEX
@@ -69,14 +70,14 @@ def _positions(ids: IntArray, wanted: IntArray) -> IntArray:
 
 def check_columns(selection: Selection, columns: Sequence[str]) -> None:
     """Raise a SelectionError if obs lacks a column."""
-    known = _known_columns(selection.source.read_obs)
+    known = known_columns(selection.source.read_obs)
     if missing := missing_from(columns, known):
         raise SelectionError(f"obs has no column {missing[0]!r}; {suggest(missing[0], known)}")
 
 
 def _read_table(source: Any, axis: Axis, rows: IntArray, columns: Sequence[str] | None) -> pd.DataFrame:
     read: ReadColumn = source.read_obs if axis == "obs" else source.read_var
-    known = _known_columns(read)
+    known = known_columns(read)
     is_anndata = isinstance(source, AnnDataSource)
     index = [source.tables.index_name(axis)] if is_anndata else [name for name in NAMES[axis] if name in known]
     wanted = dict.fromkeys([*(known if columns is None else columns), *index[:1]])
@@ -92,18 +93,6 @@ def _read_table(source: Any, axis: Axis, rows: IntArray, columns: Sequence[str] 
 
 def _read_column(read: ReadColumn, rows: IntArray, name: str) -> pd.Series[Any]:
     return read(rows, f"column {name!r}", lambda _: name)
-
-
-def _known_columns(read: ReadColumn) -> list[str]:
-    """Return the columns of obs or var but the joinids."""
-    known: list[str] = []
-
-    def note(names: Sequence[str]) -> str:
-        known.extend(name for name in names if name != JOINID)
-        return JOINID
-
-    read(np.empty(0, np.int64), "names of columns", note)
-    return known
 
 
 def _are_distinct(column: pd.Series[Any]) -> bool:
