@@ -10,6 +10,7 @@ from typing import Any
 
 from cellfeed._checks import format_bytes, parse_bytes
 from cellfeed.errors import SelectionError
+from cellfeed.loader.copying import bytes_of_files
 from cellfeed.loader.dataset import ExperimentDataset
 from cellfeed.loader.engine import Engine
 from cellfeed.plan.settings import Settings
@@ -103,7 +104,7 @@ def run(
         dataset = dataset.select_genes(_names(genes), var_column=var_column)
     path = dataset.write_copy(out, compression=compression, obs_columns=obs_columns, progress=progress)
     elapsed_s = time.perf_counter() - started
-    return CopyResult(str(path), selection.X_name, *dataset.shape, _count_values(path), _count_bytes(path), elapsed_s)
+    return CopyResult(str(path), selection.X_name, *dataset.shape, _count_values(path), bytes_of_files(path), elapsed_s)
 
 
 def _names(genes: str) -> list[str]:
@@ -116,7 +117,3 @@ def _count_values(path: Path) -> int:
     import zarr
 
     return int(zarr.open_array(path / "X" / "data", mode="r").shape[0])
-
-
-def _count_bytes(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -74,12 +74,17 @@ def check_space(engine: Engine, path: Path, compression: str) -> None:
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     wanted = int(engine.media.source.planner.copy_bytes * COMPRESSIONS[compression])
     free = shutil.disk_usage(folder).free
-    done = sum(file.stat().st_size for file in Path(f"{path}.partial").rglob("*") if file.is_file())
+    done = bytes_of_files(Path(f"{path}.partial"))
     if engine.selection.all_genes and wanted - done > free:
         raise SelectionError(
             f"path={str(path)!r}: the copy takes about {format_bytes(wanted - done)}, and {str(folder)!r} has "
             f"{format_bytes(free)} free; give a path on a larger disk, fewer cells (obs_query=) or compression='zstd'"
         )
+
+
+def bytes_of_files(folder: Path) -> int:
+    """Return the bytes of all files in a folder and below it."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def write_part(
@@ -100,15 +105,15 @@ def write_part(
     from cellfeed.sources.anndata.copies.written_tables import obs_of, var_of
     from cellfeed.sources.anndata.provenance import identity_of, record_of
 
-    selection = engine.selection
+    selection, identity = engine.selection, identity_of(engine.selection)
     order = repr(engine.media.source.planner.shuffle_plan())  # a copy is continued in the order in which it began
-    identity = {**identity_of(selection), "compression": compression, "order": order}
-    with _opened_writer(path, selection.n_vars, compression, identity, by_force=by_force) as writer:
+    begun = {**identity, "compression": compression, "order": order}
+    with _opened_writer(path, selection.n_vars, compression, begun, by_force=by_force) as writer:
         with tqdm(total=selection.n_obs, initial=writer.n_rows, unit=" cells", disable=hidden(progress)) as bar:
             for rows in _rows(engine, writer.n_rows):
                 writer.append(replace(rows, positions=selection.joinid_column[rows.positions]))
                 bar.update(len(rows))
-        record = record_of(selection, identity_of(selection))
+        record = record_of(selection, identity)
         obs = obs_of(selection, writer.records, obs_columns)
         return writer.finish(path, obs, var_of(selection), {"cellfeed": json.dumps(record)})
 
@@ -124,16 +129,13 @@ def _opened_writer(
 
     folder = Path(f"{path}.partial")
     try:
-        work = _take_part(folder, identity, by_force=by_force)
-        try:
+        with contextlib.ExitStack() as stack:
+            work = _take_part(folder, identity, by_force=by_force)
+            stack.callback(owner.release, work)
             layout = Layout(compression=compression)
             writer = PartWriter.recover(work) or PartWriter(work, n_vars=n_vars, layout=layout)
-            try:
-                yield writer
-            finally:
-                writer.abandon()
-        finally:
-            owner.release(work)
+            stack.callback(writer.abandon)
+            yield writer
         shutil.rmtree(folder, ignore_errors=True)
     except OSError as cause:
         raise SelectionError(
@@ -197,14 +199,14 @@ def _write_parts(engine: Engine, path: Path, compression: str, obs_columns: Sequ
     from cellfeed.sources.anndata.copies.local_copy import create_collection
     from cellfeed.sources.anndata.provenance import identity_of
 
-    work = Path(f"{path.absolute()}.partial")
-    _begin(work, {**identity_of(engine.selection), "compression": compression})
+    work, identity = Path(f"{path.absolute()}.partial"), identity_of(engine.selection)
+    _begin(work, {**identity, "compression": compression})
     tasks = [
         client.submit(_write_in_task, part, work / f"dataset_{k}", compression, obs_columns, pure=False)
         for k, part in enumerate(_parts_of(engine))
     ]
     client.gather(tasks)
-    create_collection(work, identity_of(engine.selection))
+    create_collection(work, identity)
     work.rename(path)
     for left in (path / "identity.json", *owner.unfinished(path)):
         shutil.rmtree(left) if left.is_dir() else left.unlink()

@@ -16,7 +16,7 @@ import pandas as pd
 from cellfeed._joinids import JoinIds
 from cellfeed.loader.epochs import EpochTracker, RankEpoch
 from cellfeed.loader.label_counts import HasObs, LabelCounter
-from cellfeed.loader.media import COPY, LocalCopy, Media
+from cellfeed.loader.media import LocalCopy, Media
 from cellfeed.loader.pipeline import Pipeline, Yielded
 from cellfeed.loader.workers import WorkerGroup
 from cellfeed.loader.world import available_threads, find_ranks, find_worker, refuse_fork, refuse_loader
@@ -24,6 +24,7 @@ from cellfeed.plan import budget, splits
 from cellfeed.plan.epoch import World
 from cellfeed.plan.permutation import check_seed
 from cellfeed.plan.settings import Settings
+from cellfeed.plan.state import COPY
 from cellfeed.plan.summary import Plan
 from cellfeed.rows.assemble import DenseBuffers
 from cellfeed.rows.minibatch import quiet_beta_warning

@@ -9,12 +9,13 @@ from typing import Any, Self, TypeVar
 
 from cellfeed._checks import is_integer
 from cellfeed.errors import PlanError, ReadError, StateError
-from cellfeed.loader.media import COPY, SOURCE, Media, Medium
+from cellfeed.loader.media import Media, Medium
 from cellfeed.loader.world import find_ranks, warn_of_unknown_rank
 from cellfeed.plan import state
 from cellfeed.plan.epoch import EpochOrder
 from cellfeed.plan.resume import ResumeSegment, ShardAssignment, WorldLayout, assign_shards, windows_of
 from cellfeed.plan.settings import Settings
+from cellfeed.plan.state import COPY, SOURCE
 from cellfeed.plan.windows import Window
 
 T = TypeVar("T")

@@ -16,11 +16,9 @@ from cellfeed.loader.world import all_ranks_agree
 from cellfeed.plan import state
 from cellfeed.plan.planner import Planner
 from cellfeed.plan.settings import Settings
+from cellfeed.plan.state import COPY, SOURCE
 from cellfeed.rows.half_precision import HALF_DTYPES
 from cellfeed.select.selection import Selection
-
-SOURCE, COPY = "source", "copy"
-"""Names of media in a state."""
 
 
 class LocalCopy(Protocol):
@@ -117,7 +115,7 @@ class Media:
         self.source = Medium(SOURCE, selection, settings, Planner(selection, settings, exact=writes))
         self._copy: Medium | None = None
         self._was_complete = self._find() is not None
-        self._writes = writes and not self._rounds
+        self._writes = writes and not self._rounds and settings.shuffle  # a copy is in random order
         if local_copy is not None and writes and self._rounds and not self._was_complete:
             local_copy.discard()
             raise PlanError(
@@ -173,9 +171,6 @@ class Media:
 
     def appender(self, medium: Medium) -> Appender | None:
         """Return an object that appends the cells of an epoch to the copy; ``None`` if the epoch appends nothing."""
-        is_shuffled = self.source.settings.shuffle  # a copy is in random order
-        if medium.name == COPY or self.local_copy is None or not is_shuffled:
-            return None
-        if not (self._writes and self.local_copy.is_writable):
+        if self.local_copy is None or medium.name == COPY or not (self._writes and self.local_copy.is_writable):
             return None
         return self.local_copy.appender(medium.selection)

@@ -13,6 +13,9 @@ from cellfeed.plan.epoch import check_size
 from cellfeed.plan.resume import ResumeSegment, WorldLayout
 from cellfeed.plan.schedule import MAX_SLICES, ShufflePlan
 
+SOURCE, COPY = "source", "copy"
+"""Names of the media of an epoch: a source, or a local copy of it."""
+
 VERSION = 2
 """Version of the state format and of the shuffling algorithm; states of another version are rejected."""
 
@@ -45,10 +48,10 @@ def pack(epoch: int, segments: Sequence[ResumeSegment], rank: int, fingerprint: 
 
 
 def medium_of(state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> str:
-    """Return the name of the medium to which the epoch of a state belongs: ``"source"`` or ``"copy"``."""
+    """Return the name of the medium to which the epoch of a state belongs."""
     one = state[0] if isinstance(state, (list, tuple)) and state else state
     fingerprint = one.get("fingerprint") if isinstance(one, Mapping) else None
-    return str(fingerprint.get("medium", "source")) if isinstance(fingerprint, Mapping) else "source"
+    return str(fingerprint.get("medium", SOURCE)) if isinstance(fingerprint, Mapping) else SOURCE
 
 
 def unpack(

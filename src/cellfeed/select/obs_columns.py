@@ -39,7 +39,18 @@ class ObsColumns:
 
     def needed(self, known: Collection[str]) -> list[str]:
         """Return the columns of obs that the encoders need; a column that is not known is an error."""
-        return _needed_columns(known, self.encoders)
+        encoders = [encoder for encoder in self.encoders if encoder]
+        columns = list(dict.fromkeys(column for encoder in encoders for column in encoder.columns))
+        if any(not isinstance(encoder, NamedEncoder) for encoder in encoders) and JOINID not in columns:
+            columns.append(JOINID)  # encoders of users may read it without naming it, as in tiledbsoma-ml
+        for column in columns:
+            if column not in known:
+                needed_by = next(encoder.name for encoder in encoders if column in encoder.columns)
+                raise SelectionError(
+                    f"obs has no column {column!r}, which encoder {needed_by!r} needs (obs_column_names or encoders); "
+                    f"{suggest(column, known)}"
+                )
+        return columns
 
     def encode(self, selection: Selection, frame: pd.DataFrame) -> Selection:
         """Return a selection with the fitted encoders and the codes of its cells.
@@ -82,18 +93,3 @@ def _choose_encoders(obs_column_names: Sequence[str], encoders: Sequence[Encoder
             f"dataset.obs_encoders"
         )
     return chosen
-
-
-def _needed_columns(known: Collection[str], encoders: Sequence[Encoder | None]) -> list[str]:
-    """Return the columns of obs that the encoders need; a column that obs lacks is an error."""
-    columns = list(dict.fromkeys(column for encoder in encoders if encoder for column in encoder.columns))
-    if any(encoder and not isinstance(encoder, NamedEncoder) for encoder in encoders) and JOINID not in columns:
-        columns.append(JOINID)  # encoders of users may read it without naming it, as in tiledbsoma-ml
-    for column in columns:
-        if column not in known:
-            needed_by = next(encoder.name for encoder in encoders if encoder and column in encoder.columns)
-            raise SelectionError(
-                f"obs has no column {column!r}, which encoder {needed_by!r} needs (obs_column_names or encoders); "
-                f"{suggest(column, known)}"
-            )
-    return columns

@@ -37,14 +37,17 @@ class PartAppender:
         """Append the rows of cells that the copy lacks."""
         if not self._copy.is_writable:
             return
-        wanted = rows.is_real & ~self._done[rows.positions]
-        if not wanted.any():
+        if not self._lacks(rows).any():
             return
         with self._failing():
-            writer = self._open()
-            missing = rows.take(np.flatnonzero(rows.is_real & ~self._done[rows.positions]))
+            writer = self._open()  # the rows of a part that is continued are not lacking any more
+            missing = rows.take(np.flatnonzero(self._lacks(rows)))
             self._done[missing.positions] = True
             writer.append(replace(missing, positions=self._selection.joinid_column[missing.positions]))
+
+    def _lacks(self, rows: CellRows) -> npt.NDArray[np.bool_]:
+        """Return which of the rows are those of cells that the copy lacks."""
+        return rows.is_real & ~self._done[rows.positions]
 
     def _open(self) -> PartWriter:
         """Return the writer; the rows of a part that is continued are done."""
