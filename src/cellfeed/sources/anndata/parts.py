@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
@@ -15,6 +16,7 @@ from cellfeed.sources.anndata.chunks.matrices import CsrMatrix, DenseMatrix, Mat
 from cellfeed.sources.anndata.chunks.packed_chunks import find_library
 from cellfeed.sources.anndata.chunks.store_files import LocalStoreFiles, RemoteStoreFiles, StoreFiles
 from cellfeed.sources.anndata.files import AnnDataFile, is_group, var_of_layer
+from cellfeed.sources.anndata.provenance import read_provenance
 from cellfeed.sources.anndata.sealing import check_stored, is_sealed
 from cellfeed.sources.redact import reraise_as
 
@@ -35,6 +37,8 @@ class Part:
         Rows and stored values of the matrix.
     stamp
         When the matrix was written; see :meth:`AnnDataFile.stamp`.
+    record
+        What cellfeed recorded of a copy; empty for other AnnData.
     columns
         int64, shape (n_columns,): the gene of the source that each column of the matrix is, -1 for a column that is
         left out; ``None`` if columns are genes.
@@ -45,12 +49,13 @@ class Part:
     n_rows: int
     nnz: int
     stamp: int
+    record: Mapping[str, Any]
     columns: IntArray | None = None
 
     @classmethod
     def of(cls, file: AnnDataFile, layer: str, matrix: Matrix) -> Self:
         """Return the part with a matrix that is open."""
-        return cls(file, layer, matrix.n_rows, matrix.nnz, file.stamp(layer))
+        return cls(file, layer, matrix.n_rows, matrix.nnz, file.stamp(layer), read_provenance(file))
 
     def open(self) -> Matrix:
         """Open the matrix; the caller closes it."""

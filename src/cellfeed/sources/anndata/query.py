@@ -21,7 +21,6 @@ from cellfeed.sources.anndata.axes import Tables, known_among
 from cellfeed.sources.anndata.files import AnnDataFile
 from cellfeed.sources.anndata.layers import find_layer
 from cellfeed.sources.anndata.parts import Part, open_matrix
-from cellfeed.sources.anndata.provenance import read_provenance
 from cellfeed.sources.anndata.source import AnnDataSource, MatrixShape, geometry_of
 
 
@@ -94,7 +93,7 @@ def make_source(
     """
     check_name(argument, layer)
     parts, shape = open_parts(files, [layer] * len(files), argument)
-    shape = shape._replace(dtype=np.dtype(dtype or read_provenance(files[0]).get("X_dtype") or shape.dtype))
+    shape = shape._replace(dtype=np.dtype(dtype or parts[0].record.get("X_dtype") or shape.dtype))
     is_remote = "://" in files[0].path
     identity = None if is_remote else digest_of_names([str(part.stamp) for part in parts])
     return AnnDataSource(name, parts, Tables(parts), geometry_of(parts, shape), is_remote, identity=identity)
@@ -120,9 +119,7 @@ def _figures(source: AnnDataSource, known: Sequence[str]) -> list[str]:
 
     Sums are not compared: the chunks have checksums.
     """
-    is_own = all(
-        part.columns is None and read_provenance(part.file).get("figures") == part.layer for part in source.parts
-    )
+    is_own = all(part.columns is None and part.record.get("figures") == part.layer for part in source.parts)
     return known_among([NNZ], known) if is_own else []
 
 
