@@ -8,7 +8,6 @@ An error must name a file, or say that the metadata are damaged.
 
 from __future__ import annotations
 
-import argparse
 import re
 import shutil
 import tempfile
@@ -118,11 +117,7 @@ def run(n: int, seed: int = 0, progress: bool = False) -> dict[str, dict[str, in
 
 def main() -> None:
     """Run and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--flips", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    options = flips.parse(__doc__)
     flips.report(run(options.flips, options.seed, progress=True), options)
 
 

@@ -8,11 +8,10 @@ import sys
 import numpy as np
 import pytest
 import tiledbsoma as soma
-import torch
 
 from cellfeed import ExperimentDataPipe, ExperimentDataset
 from cellfeed.errors import PlanError, ReadError
-from tests.support.stores import addressed, collect, labelled_obs, write_experiment
+from tests.support.stores import addressed, assert_canonical, collect, labelled_obs, write_experiment
 
 pytestmark = pytest.mark.usefixtures("reading_path")
 
@@ -98,13 +97,7 @@ def test_fragments_that_overlap_give_sorted_rows(tmp_path):
         dataset = ExperimentDataset(uri, batch_size=30, shuffle=False, return_sparse_X=True)
         (sparse, _) = next(iter(dataset))
         assert np.array_equal(sparse.to_dense().numpy(), X.toarray())
-        torch.sparse_csr_tensor(
-            sparse.crow_indices(),
-            sparse.col_indices(),
-            sparse.values(),
-            size=sparse.shape,
-            check_invariants=True,
-        )
+        assert_canonical(sparse)
 
 
 def test_duplicates_in_the_store_are_an_error_with_its_cause(tmp_path):

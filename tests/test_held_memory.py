@@ -40,12 +40,15 @@ def test_buffers_are_used_again(store):
     assert len(places) <= 5
 
 
+@pytest.fixture
 def ours():
-    return [t for t in threading.enumerate() if t.name.startswith("cellfeed")]
+    """A function that returns the threads of cellfeed which have begun during this test."""
+    earlier = set(threading.enumerate())
+    return lambda: [t for t in threading.enumerate() if t.name.startswith("cellfeed") and t not in earlier]
 
 
 @pytest.mark.parametrize("how", ["break", "exception", "garbage"])
-def test_no_thread_outlives_its_iterator(store, how):
+def test_no_thread_outlives_its_iterator(store, how, ours):
     dataset = ExperimentDataset(store, batch_size=2, soma_chunk_size=4, shuffle_chunk_count=2)
     if how == "break":
         for _ in dataset:
@@ -63,7 +66,7 @@ def test_no_thread_outlives_its_iterator(store, how):
     assert not ours()
 
 
-def test_a_store_that_is_gone_is_an_error_with_its_cause(tmp_path):
+def test_a_store_that_is_gone_is_an_error_with_its_cause(tmp_path, ours):
     import shutil
 
     uri = write_experiment(tmp_path / "gone", addressed(20, 3))

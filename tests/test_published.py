@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import IterDataPipe
 
 from cellfeed import ExperimentDataPipe, ExperimentDataset
-from tests.support.stores import addressed, collect, write_experiment
+from tests.support.stores import addressed, assert_canonical, collect, write_experiment
 
 pytestmark = pytest.mark.usefixtures("reading_path")
 
@@ -92,13 +92,7 @@ def test_sparse_equals_dense_and_is_canonical(store, use_eager_fetch):
     for (dense, _), (sparse, _) in zip(make(False), make(True), strict=True):
         assert sparse.layout == torch.sparse_csr
         assert torch.equal(sparse.to_dense(), dense)
-        torch.sparse_csr_tensor(
-            sparse.crow_indices(),
-            sparse.col_indices(),
-            sparse.values(),
-            size=sparse.shape,
-            check_invariants=True,
-        )
+        assert_canonical(sparse)
 
 
 def test_sparse_with_batch_size_one_keeps_both_dimensions(make_store):

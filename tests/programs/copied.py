@@ -19,6 +19,7 @@ from pathlib import Path
 
 import cellfeed
 from tests.support.copies import describe, make_layout_small
+from tests.support.training import train
 
 EPOCHS = 3
 
@@ -31,23 +32,14 @@ def make_dataset(uri, **options):
     )
 
 
-def train(uri, copy, folder, step_s, begun):
+def train_with_copy(uri, copy, folder, step_s, begun):
     dataset = make_dataset(uri, seed=11, local_copy=copy)
-    saved = folder / "state.json"
-    history = []
-    if saved.exists():
-        checkpoint = json.loads(saved.read_text())
-        history = checkpoint["history"]
-        dataset.load_state_dict(checkpoint["state"])
-    while dataset.epoch < EPOCHS:
-        epoch = dataset.epoch
-        for minibatch in dataset:
-            begun()
-            history.append([epoch, describe(minibatch)])
-            scratch = folder / "state.tmp"
-            scratch.write_text(json.dumps({"state": dataset.state_dict(), "history": history}))
-            os.replace(scratch, saved)  # noqa: PTH105
-            time.sleep(step_s if epoch == 0 else 0)
+
+    def receive(minibatch):
+        begun()
+        return describe(minibatch)
+
+    train(dataset, dataset, folder / "state.json", EPOCHS, receive, pause_s=lambda epoch: step_s if epoch == 0 else 0)
 
 
 def write(uri, copy, step_s, begun):
@@ -91,7 +83,7 @@ def begin(work):
 def main():
     uri, copy, folder, options = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4])
     make_layout_small()
-    work = partial(write, uri, copy) if options["writes"] else partial(train, uri, copy, folder)
+    work = partial(write, uri, copy) if options["writes"] else partial(train_with_copy, uri, copy, folder)
     chance = random.Random(options["seed"])
     kills = 0
     while True:

@@ -4,12 +4,11 @@ python -m tests.programs.killed URI FOLDER '{"num_workers": 0}'
 """
 
 import json
-import os
 import sys
-import time
 from pathlib import Path
 
 import cellfeed
+from tests.support.training import train
 
 EPOCHS = 3
 
@@ -20,20 +19,14 @@ def main():
         uri, obs_column_names=["soma_joinid"], seed=11, batch_size=5, soma_chunk_size=6, shuffle_chunk_count=4
     )
     loader = cellfeed.experiment_dataloader(dataset, num_workers=options["num_workers"])
-    saved = folder / "state.json"
-    history = []
-    if saved.exists():
-        checkpoint = json.loads(saved.read_text())
-        history = checkpoint["history"]
-        loader.load_state_dict(checkpoint["state"])
-    while dataset.epoch < EPOCHS:
-        epoch = dataset.epoch
-        for minibatch in loader:
-            history.append([epoch, minibatch.obs[:, 0].tolist()])
-            scratch = folder / "state.tmp"
-            scratch.write_text(json.dumps({"state": loader.state_dict(), "history": history}))
-            os.replace(scratch, saved)  # noqa: PTH105 - as a training loop would: a state is whole or not there
-            time.sleep(options.get("sleep_s", 0))
+    train(
+        dataset,
+        loader,
+        folder / "state.json",
+        EPOCHS,
+        describe=lambda minibatch: minibatch.obs[:, 0].tolist(),
+        pause_s=lambda epoch: options.get("sleep_s", 0),
+    )
     (folder / "done").touch()
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import scipy.sparse as sp
 import tiledbsoma as soma
+import torch
 
 from cellfeed.sources.soma import tiledb_private
 
@@ -159,3 +160,10 @@ def collect(dataset: Any, n_vars: int) -> tuple[np.ndarray, np.ndarray, list[int
     if not Xs:
         return np.empty((0, n_vars), np.float32), np.empty((0, 0), np.int64), []
     return np.concatenate(Xs), np.concatenate(rows), sizes
+
+
+def assert_canonical(sparse: torch.Tensor) -> None:
+    """Check that a CSR tensor is valid, and that its columns ascend in each row; PyTorch raises an error otherwise."""
+    torch.sparse_csr_tensor(
+        sparse.crow_indices(), sparse.col_indices(), sparse.values(), size=sparse.shape, check_invariants=True
+    )

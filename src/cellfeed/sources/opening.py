@@ -22,6 +22,10 @@ from cellfeed.stats import Meter
 METADATA = ("zarr.json", ".zgroup", ".zattrs")
 """Files of a group of zarr."""
 
+HDF5_SUFFIXES = (".h5ad", ".h5")
+SUFFIXES = (".zarr", *HDF5_SUFFIXES)
+"""Ends of the names of AnnData: the only sign of one on an object store."""
+
 MEASUREMENT = "RNA"
 """The default of ``measurement_name``."""
 
@@ -110,10 +114,10 @@ def is_anndata(source: Any) -> bool:
         return False
     place = os.fspath(source).rstrip("/")
     if "://" in place and not place.startswith("file://"):
-        return place.endswith((".zarr", ".h5ad"))
+        return place.endswith(SUFFIXES)
     path = Path(place.removeprefix("file://"))
     try:
-        return path.suffix in (".h5ad", ".h5") or any((path / name).exists() for name in METADATA)
+        return path.suffix in HDF5_SUFFIXES or any((path / name).exists() for name in METADATA)
     except (OSError, ValueError):  # no path has this text
         return False
 
@@ -208,7 +212,7 @@ def select_from_paths(
 
 def _is_experiment(path: str) -> bool:
     if "://" in path and not path.startswith("file://"):
-        return not path.rstrip("/").endswith((".zarr", ".h5ad", ".h5"))
+        return not is_anndata(path)
     from cellfeed.sources.anndata.files import identify
 
     return identify(path).kind == "soma"
