@@ -102,7 +102,8 @@ def test_kills_at_random_moments(tmp_path, writes):
     if not writes:
         history = copies.history_of(tmp_path)
         assert copies.epochs_of(history, 3) == [described(matrix)] * 3
-        assert names(tmp_path / "copy.zarr") == ["dataset_0", "zarr.json"]
+        parts = set(names(tmp_path / "copy.zarr")) - {"zarr.json"}  # a kill may lose rows that the next epoch appends
+        assert parts == {f"dataset_{k}" for k in range(len(parts))}
     assert_same_copy(tmp_path / "copy.zarr", tmp_path / "whole.zarr")
     assert not list(tmp_path.glob("*.partial"))
 
