@@ -17,12 +17,13 @@ test: $(STAMP)
 test-fast: $(STAMP)
 	$(PY) -m pytest -q -m "not slow" --numprocesses logical --maxprocesses 4 --dist worksteal
 
-# On the lowest versions that pyproject.toml permits, without the libraries around cellfeed. pandas 2.0 warns of NumPy.
+# On the lowest versions that pyproject.toml permits, without the libraries around cellfeed. pandas and h5py warn of NumPy.
 test-lowest: constraints-lowest.txt
 	test -x $(LOWEST)/bin/python || python3.11 -m venv $(LOWEST)
-	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable ".[demo,plot]" \
+	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable ".[dask,demo,plot]" \
 		boto3 hypothesis "moto[server]" psutil pytest pytest-timeout
-	$(LOWEST)/bin/python -m pytest -q -W "ignore:np.find_common_type:DeprecationWarning" --ignore tests/programs \
+	$(LOWEST)/bin/python -m pytest -q -W "ignore:np.find_common_type:DeprecationWarning" \
+		-W 'ignore:`product` is deprecated:DeprecationWarning' --ignore tests/programs \
 		--ignore tests/test_census.py --ignore tests/test_examples.py --ignore tests/test_pages.py
 
 lint: $(STAMP)

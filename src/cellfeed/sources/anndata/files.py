@@ -170,10 +170,8 @@ def _identify_h5(path: str) -> Found:
 
 def _identify_zarr(path: str) -> Found:
     """Return what a zarr store holds; raise a FileNotFoundError if there is no zarr."""
-    import zarr
-
     root = _open_zarr(path)
-    if not isinstance(root, zarr.Group):
+    if not is_group(root):
         return Found("other", message=f"is a single zarr array of shape {root.shape}; {_GIVE}")
     message = _why_not_anndata(root, path)
     if not message:
@@ -194,11 +192,10 @@ def _check_whole(root: Any, members: Mapping[str, Any], path: str) -> None:
         return
     wanted, found = root.attrs["cellfeed"]["n_obs"], sum(length_of(member, "obs") for member in members.values())
     if found != wanted:
-        lacks = "the copy is not complete, or a part is lost"
+        lacks, repeats = "the copy is not complete, or a part is lost", "several processes wrote it at the same time"
         raise SelectionError(
-            f"{public_uri(path)!r} has {found} rows of {wanted} cells: "
-            f"{lacks if found < wanted else 'several processes wrote the copy at the same time'}; give it as "
-            f"local_copy= of a dataset of its source, which reads each cell once"
+            f"{public_uri(path)!r} has {found} rows of {wanted} cells: {lacks if found < wanted else repeats}; give it "
+            f"as local_copy= of a dataset of its source, which reads each cell once"
         )
 
 
