@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from cellfeed._checks import format_bytes, parse_bytes
-from cellfeed.errors import SelectionError
+from cellfeed.errors import MissingDependencyError, SelectionError
 from cellfeed.loader.copying import bytes_of_files
 from cellfeed.loader.dataset import ExperimentDataset
 from cellfeed.loader.engine import Engine
@@ -66,6 +67,7 @@ def run(
     obs_columns: Sequence[str] | None = None,
     compression: str = "lz4",
     memory_budget: str = "384 MiB",
+    workers: int = 1,
     announce: Callable[[str], object] = print,
     progress: bool = True,
     **parameters: Any,
@@ -85,7 +87,9 @@ def run(
     obs_columns, compression, progress
         As for :meth:`cellfeed.ExperimentDataset.write_copy`.
     memory_budget
-        As for :class:`cellfeed.ExperimentDataset`.
+        As for :class:`cellfeed.ExperimentDataset`; each worker has it.
+    workers
+        Processes that write; more than one write a collection, and need dask.
     announce
         Receives a line per source that says which layer is read.
     parameters
@@ -102,9 +106,30 @@ def run(
     dataset = ExperimentDataset._of(Engine(selection, Settings(memory_budget=parse_bytes(memory_budget))))
     if genes is not None:
         dataset = dataset.select_genes(_names(genes), var_column=var_column)
-    path = dataset.write_copy(out, compression=compression, obs_columns=obs_columns, progress=progress)
+    with _client(workers) as client:
+        path = dataset.write_copy(
+            out, compression=compression, obs_columns=obs_columns, client=client, progress=progress
+        )
     elapsed_s = time.perf_counter() - started
     return CopyResult(str(path), selection.X_name, *dataset.shape, _count_values(path), bytes_of_files(path), elapsed_s)
+
+
+@contextlib.contextmanager
+def _client(workers: int) -> Iterator[Any]:
+    """Yield a client of dask for processes on this machine; ``None`` for one, which is this process."""
+    if workers == 1:
+        yield None
+        return
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError:
+        raise MissingDependencyError(
+            f'--workers={workers} needs dask, which is not installed: pip install "cellfeed[dask]"'
+        ) from None
+    # Dask would kill a process that takes its share of the memory; cellfeed bounds the memory itself.
+    options = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": None, "host": "127.0.0.1"}
+    with LocalCluster(n_workers=workers, **options) as cluster, Client(cluster) as client:
+        yield client
 
 
 def _names(genes: str) -> list[str]:
@@ -114,6 +139,7 @@ def _names(genes: str) -> list[str]:
 
 
 def _count_values(path: Path) -> int:
+    """Return the number of values of X, of all parts of a collection."""
     import zarr
 
-    return int(zarr.open_array(path / "X" / "data", mode="r").shape[0])
+    return sum(int(zarr.open_array(X / "data", mode="r").shape[0]) for X in path.glob("**/X"))

@@ -87,7 +87,11 @@ class CopyOptions:
     compression: Annotated[
         Literal["lz4", "zstd"], option("Output", "lz4 is read faster; zstd takes a fifth less space.")
     ] = "lz4"
-    memory_budget: Annotated[str, option("Reading", "Memory for reading and shuffling.")] = "384 MiB"
+    workers: Annotated[
+        int,
+        option("Output", "Processes that write parts of a million cells each: a collection. Needs dask.", min=1),
+    ] = 1
+    memory_budget: Annotated[str, option("Reading", "Memory for reading and shuffling, per process.")] = "384 MiB"
 
     def parameters(self, access: Access) -> dict[str, Any]:
         """Return all options of the command as parameters."""

@@ -59,7 +59,7 @@ def write_copy(
     check_space(engine, path, compression)
     if client is None:
         return write_part(engine, path, compression, obs_columns, progress=progress)
-    return _write_parts(engine, path, compression, obs_columns, client)
+    return _write_parts(engine, path, compression, obs_columns, client, progress=progress)
 
 
 _IN_RANDOM_ORDER = {
@@ -100,8 +100,6 @@ def write_part(
 
     ``by_force`` continues a part that another process writes, whose writing then ends with an error.
     """
-    from tqdm.auto import tqdm
-
     from cellfeed.sources.anndata.copies.written_tables import obs_of, var_of
     from cellfeed.sources.anndata.provenance import identity_of, record_of
 
@@ -109,13 +107,19 @@ def write_part(
     order = repr(engine.media.source.planner.shuffle_plan())  # a copy is continued in the order in which it began
     begun = {**identity, "compression": compression, "order": order}
     with _opened_writer(path, selection.n_vars, compression, begun, by_force=by_force) as writer:
-        with tqdm(total=selection.n_obs, initial=writer.n_rows, unit=" cells", disable=hidden(progress)) as bar:
+        with _bar(selection.n_obs, progress, initial=writer.n_rows) as bar:
             for rows in _rows(engine, writer.n_rows):
                 writer.append(replace(rows, positions=selection.joinid_column[rows.positions]))
                 bar.update(len(rows))
         record = record_of(selection, identity)
         obs = obs_of(selection, writer.records, obs_columns)
         return writer.finish(path, obs, var_of(selection), {"cellfeed": json.dumps(record)})
+
+
+def _bar(n_obs: int, progress: bool, *, initial: int = 0) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(total=n_obs, initial=initial, unit=" cells", disable=hidden(progress))
 
 
 @contextlib.contextmanager
@@ -193,19 +197,26 @@ def _rows(engine: Engine, n_done: int) -> Iterator[CellRows]:
         yield from batches
 
 
-def _write_parts(engine: Engine, path: Path, compression: str, obs_columns: Sequence[str] | None, client: Any) -> Path:
+def _write_parts(
+    engine: Engine, path: Path, compression: str, obs_columns: Sequence[str] | None, client: Any, *, progress: bool
+) -> Path:
     """Write a collection by the workers of a ``dask.distributed.Client``; a task that fails is repeated."""
+    from distributed import as_completed
+
     from cellfeed.sources.anndata.copies import owner
     from cellfeed.sources.anndata.copies.local_copy import create_collection
     from cellfeed.sources.anndata.provenance import identity_of
 
     work, identity = Path(f"{path.absolute()}.partial"), identity_of(engine.selection)
     _begin(work, {**identity, "compression": compression})
-    tasks = [
-        client.submit(_write_in_task, part, work / f"dataset_{k}", compression, obs_columns, pure=False)
-        for k, part in enumerate(_parts_of(engine))
-    ]
-    client.gather(tasks)
+    tasks = {}
+    for k, part in enumerate(_parts_of(engine)):
+        task = client.submit(_write_in_task, part, work / f"dataset_{k}", compression, obs_columns, pure=False)
+        tasks[task] = part.selection.n_obs
+    with _bar(engine.selection.n_obs, progress) as bar:
+        for task in as_completed(tasks):
+            task.result()
+            bar.update(tasks[task])
     create_collection(work, identity)
     work.rename(path)
     for left in (path / "identity.json", *owner.unfinished(path)):
