@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import anndata
@@ -17,6 +18,8 @@ import cellfeed
 from cellfeed.command.cli import main
 from cellfeed.sources.anndata.copies import layout
 from cellfeed.sources.anndata.copies.part_writer import PartWriter
+from cellfeed.sources.soma import layer as soma_layer
+from cellfeed.sources.soma import tables
 from tests.support.stores import addressed, labelled_obs
 from tests.support.studies import KINDS, make_adata, obs_of_every_type, write
 
@@ -98,6 +101,20 @@ def test_an_experiment_is_copied(tmp_path, store):
     by_row = copied[np.argsort(copied.obs["soma_joinid"])]
     assert by_row.obs["soma_joinid"].tolist() == chosen.tolist()
     assert (addressed(100, 30)[chosen] != by_row.X).nnz == 0
+
+
+def test_all_columns_of_obs_come_from_one_read(tmp_path, store, monkeypatch):
+    """A read opens obs, which takes longer than the values of a column."""
+    addresses = []
+
+    def read_columns(address, *arguments):
+        addresses.append(str(address))
+        return tables.read_columns(address, *arguments)
+
+    monkeypatch.setattr(soma_layer, "read_columns", read_columns)
+    copied = copy(store, out=tmp_path / "copy.zarr")
+    assert len(copied.obs.columns) > 3
+    assert [Path(address).name for address in addresses].count("obs") == 1
 
 
 def test_a_collection_is_copied(tmp_path, capsys):

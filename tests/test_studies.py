@@ -343,7 +343,7 @@ def test_a_damaged_chunk_is_named_by_its_rows(tmp_path):
 def test_a_source_of_joined_files_goes_to_other_processes(tmp_path):
     files = [write(make_adata(3, n), tmp_path, name=f"study{n}") for n in (2, 4)]
     source = pickle.loads(pickle.dumps(source_of(find_studies([file.path for file in files], None, "SOURCE"))))
-    genes = source.read_var(np.arange(4), "genes", lambda known: "var_id")
+    genes = source.read_var(np.arange(4), "genes", lambda known: ["var_id"])["var_id"]
     assert genes.tolist() == ["g0", "g1", "g2", "g3"]
-    studies = source.read_obs(np.array([2, 3]), "studies", lambda known: "study")
+    studies = source.read_obs(np.array([2, 3]), "studies", lambda known: ["study"])["study"]
     assert studies.tolist() == ["study2", "study4"]

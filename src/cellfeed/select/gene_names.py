@@ -10,9 +10,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from cellfeed._checks import abbreviate, missing_from, ordered, shortened, suggest, warn_user
-from cellfeed._joinids import IntArray
+from cellfeed._joinids import JOINID, IntArray
 from cellfeed.errors import PlanError, SelectionError
-from cellfeed.select.labels import known_columns
 from cellfeed.select.selection import Selection
 
 NAMES = ("feature_id", "var_id", "feature_name")
@@ -73,14 +72,14 @@ def read_genes(selection: Selection, var_column: str | None = None) -> npt.NDArr
     Text, dtype object, shape (n_vars,); ``None`` for a gene without a name.
     """
 
-    def choose(known: Sequence[str]) -> str:
+    def choose(known: Sequence[str]) -> list[str]:
         chosen = next((name for name in NAMES if name in known), None) if var_column is None else var_column
         if chosen is None or chosen not in known:
             absent = f"no column {chosen!r}" if chosen else f"none of the columns {', '.join(NAMES)}"
             raise SelectionError(f"var has {absent}; give another var_column: {suggest(var_column or NAMES[0], known)}")
-        return chosen
+        return [chosen]
 
-    return as_names(selection.source.read_var(selection.var_joinids, "names of genes", choose))
+    return as_names(selection.source.read_var(selection.var_joinids, "names of genes", choose).iloc[:, 0])
 
 
 def as_names(column: pd.Series[Any]) -> npt.NDArray[Any]:
@@ -120,11 +119,9 @@ def find_selected(
 
 def _count_in_columns(selection: Selection, names: Sequence[str]) -> dict[str, int]:
     """Return how many of the names each column of var has, without columns that have none."""
-    counts = {}
-    for column in known_columns(selection.source.read_var):
-        values = selection.source.read_var(selection.var_joinids, "names of genes", lambda _, column=column: column)
-        counts[column] = len(set(names) & set(values.dropna().astype(str)))
-    return {column: n for column, n in counts.items() if n}
+    var = selection.source.read_var(selection.var_joinids, "names of genes", lambda known: known)
+    counts = {name: len(set(names) & set(var[name].dropna().astype(str))) for name in var if name != JOINID}
+    return {name: n for name, n in counts.items() if n}
 
 
 def name_columns(selection: Selection, var_column: str | None = None) -> npt.NDArray[Any]:

@@ -54,7 +54,7 @@ def _codes_are_not_values(classes: npt.NDArray[Any]) -> bool:
     return numbers != list(range(len(numbers))) or any(isinstance(value, float) for value in numbers)
 
 
-def known_columns(read: Callable[[IntArray, str, Callable[[Sequence[str]], str]], object]) -> list[str]:
+def known_columns(read: Callable[[IntArray, str, Callable[[Sequence[str]], Sequence[str]]], object]) -> list[str]:
     """Return the columns of obs or var but the joinids.
 
     Parameters
@@ -64,9 +64,9 @@ def known_columns(read: Callable[[IntArray, str, Callable[[Sequence[str]], str]]
     """
     known: list[str] = []
 
-    def note(names: Sequence[str]) -> str:
+    def note(names: Sequence[str]) -> list[str]:
         known.extend(name for name in names if name != JOINID)
-        return JOINID
+        return []
 
     read(np.empty(0, np.int64), "names of columns", note)
     return known
@@ -76,10 +76,10 @@ def read_obs_column(selection: Selection, column: str) -> pd.Series[Any]:
     """Read one column of obs for the cells of a selection, in the order of their joinids."""
     check_name("a column of obs", column)
 
-    def choose(known: Sequence[str]) -> str:
+    def choose(known: Sequence[str]) -> list[str]:
         if column not in known:
             raise SelectionError(f"obs has no column {column!r}; {suggest(column, known)}")
-        return column
+        return [column]
 
-    values: pd.Series[Any] = selection.source.read_obs(selection.joinids[:], f"column {column!r}", choose)
+    values: pd.Series[Any] = selection.source.read_obs(selection.joinids[:], f"column {column!r}", choose)[column]
     return values

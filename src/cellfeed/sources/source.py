@@ -8,7 +8,7 @@ that makes a :class:`~cellfeed.select.selection.Selection` with an object of thi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import pandas as pd
 
@@ -20,8 +20,8 @@ from cellfeed.select.selection import Selection
 from cellfeed.sources.retry import Retries
 from cellfeed.stats import Meter
 
-ColumnChoice = Callable[[Sequence[str]], str]
-"""Receives the names of all columns of obs or var; returns the name of the column to read, or raises an error."""
+ColumnChoice = Callable[[Sequence[str]], Sequence[str]]
+"""Receives the names of all columns of obs or var; returns the names of those to read, or raises an error."""
 
 
 class OpenReader(NamedTuple):
@@ -55,11 +55,11 @@ class Source(Protocol):
     def identity(self) -> str | None:
         """Identifier of X, which changes if X is created again in its place; ``None`` if it is unknown."""
 
-    def read_obs(self, joinids: IntArray, what: str, choose: ColumnChoice) -> pd.Series[Any]:
-        """Return one column of obs for ascending joinids, in their order; ``what`` names the values in errors."""
+    def read_obs(self, joinids: IntArray, what: str, choose: ColumnChoice) -> pd.DataFrame:
+        """Return columns of obs for ascending joinids, in their order; ``what`` names the values in errors."""
 
-    def read_var(self, joinids: IntArray, what: str, choose: ColumnChoice) -> pd.Series[Any]:
-        """Return one column of var for ascending joinids, in their order; ``what`` names the values in errors."""
+    def read_var(self, joinids: IntArray, what: str, choose: ColumnChoice) -> pd.DataFrame:
+        """Return columns of var for ascending joinids, in their order; ``what`` names the values in errors."""
 
     def retries(self, *, n_threads: int, meter: Meter) -> Retries:
         """Return an object that makes the requests of one epoch; the caller closes it after the epoch.

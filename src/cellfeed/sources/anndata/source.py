@@ -80,19 +80,20 @@ class AnnDataSource:
         """Return an object that tries each request once: zarr's stores repeat requests themselves."""
         return NO_RETRY
 
-    def read_obs(self, joinids: IntArray, what: str, choose: ColumnChoice) -> pd.Series[Any]:
-        """Return one column of obs for ascending joinids, in their order; ``what`` names the values in errors."""
-        return self._read_column("obs", joinids, choose)
+    def read_obs(self, joinids: IntArray, what: str, choose: ColumnChoice) -> pd.DataFrame:
+        """Return columns of obs for ascending joinids, in their order; ``what`` names the values in errors."""
+        return self._read_columns("obs", joinids, choose)
 
-    def read_var(self, joinids: IntArray, what: str, choose: ColumnChoice) -> pd.Series[Any]:
-        """Return one column of var for ascending joinids, in their order; ``what`` names the values in errors."""
-        return self._read_column("var", joinids, choose)
+    def read_var(self, joinids: IntArray, what: str, choose: ColumnChoice) -> pd.DataFrame:
+        """Return columns of var for ascending joinids, in their order; ``what`` names the values in errors."""
+        return self._read_columns("var", joinids, choose)
 
-    def _read_column(self, axis: Axis, rows: IntArray, choose: ColumnChoice) -> pd.Series[Any]:
-        column = choose(list(dict.fromkeys([*self.tables.known(axis), JOINID])))
-        frame, joinids = self.tables.read(axis, [column])
-        values = pd.Series(joinids) if column == JOINID else frame[column]
-        return values.iloc[rows].reset_index(drop=True)
+    def _read_columns(self, axis: Axis, rows: IntArray, choose: ColumnChoice) -> pd.DataFrame:
+        columns = list(choose(list(dict.fromkeys([*self.tables.known(axis), JOINID]))))
+        if len(rows) == 0:
+            return pd.DataFrame(columns=columns, dtype=object)
+        frame, joinids = self.tables.read(axis, columns)
+        return frame.assign(**{JOINID: joinids})[columns].iloc[rows].reset_index(drop=True)
 
     def open_reader(
         self, selection: Selection, resources: Resources, *, verify: bool, meter: Meter, retries: Retries

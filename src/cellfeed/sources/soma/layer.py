@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import pandas as pd
 
@@ -21,7 +20,7 @@ from cellfeed.sources.redact import redacted, reraise_as
 from cellfeed.sources.retry import NO_RETRY, Retries
 from cellfeed.sources.soma.address import ArrayAddress
 from cellfeed.sources.soma.identity import check_count, check_same
-from cellfeed.sources.soma.tables import read_column
+from cellfeed.sources.soma.tables import read_columns
 from cellfeed.sources.soma.tiledb_reader import SomaReader
 from cellfeed.sources.soma.tiles.fragments import ConsolidatedLater, UnknownLayout
 from cellfeed.sources.soma.tiles.index import TileIndex, TileLayout, open_tiles
@@ -71,13 +70,13 @@ class SomaLayer:
         """Return an object that makes the requests of one epoch; the caller closes it after the epoch."""
         return self.X.retries(n_threads=n_threads, meter=meter)
 
-    def read_obs(self, joinids: IntArray, what: str, choose: ColumnChoice) -> pd.Series[Any]:
-        """Return one column of obs for ascending joinids, in their order; ``what`` names the values in errors."""
-        return read_column(self.obs, joinids, what, choose)
+    def read_obs(self, joinids: IntArray, what: str, choose: ColumnChoice) -> pd.DataFrame:
+        """Return columns of obs for ascending joinids, in their order; ``what`` names the values in errors."""
+        return read_columns(self.obs, joinids, what, choose)
 
-    def read_var(self, joinids: IntArray, what: str, choose: ColumnChoice) -> pd.Series[Any]:
-        """Return one column of var for ascending joinids, in their order; ``what`` names the values in errors."""
-        return read_column(self.var, joinids, what, choose)
+    def read_var(self, joinids: IntArray, what: str, choose: ColumnChoice) -> pd.DataFrame:
+        """Return columns of var for ascending joinids, in their order; ``what`` names the values in errors."""
+        return read_columns(self.var, joinids, what, choose)
 
     def open_reader(
         self, selection: Selection, resources: Resources, *, verify: bool, meter: Meter, retries: Retries

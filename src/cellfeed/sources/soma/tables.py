@@ -34,38 +34,38 @@ def read_frame(read: Any, columns: list[str], argument: str, secrets: frozenset[
     return ids, values
 
 
-def read_column(address: ArrayAddress, joinids: IntArray, what: str, choose: ColumnChoice) -> pd.Series[Any]:
-    """Read one column of a data frame for ascending joinids, in their order.
+def read_columns(address: ArrayAddress, joinids: IntArray, what: str, choose: ColumnChoice) -> pd.DataFrame:
+    """Read columns of a data frame for ascending joinids, in their order.
 
     Parameters
     ----------
     what
         Name of the values in errors.
     choose
-        Receives the names of all columns; returns the name of the column to read.
+        Receives the names of all columns; returns the names of those to read.
     """
     with (
         reraise_as(SelectionError, f"{what} of {str(address)!r} cannot be read", address.secrets),
         contextlib.closing(address.retries()) as retries,
     ):
-        return retries.call(partial(_read_column, address, joinids, what, choose))
+        return retries.call(partial(_read_columns, address, joinids, what, choose))
 
 
-def _read_column(address: ArrayAddress, wanted: IntArray, what: str, choose: ColumnChoice) -> pd.Series[Any]:
+def _read_columns(address: ArrayAddress, wanted: IntArray, what: str, choose: ColumnChoice) -> pd.DataFrame:
     import tiledbsoma as soma
 
     with soma.DataFrame.open(address.uri, context=address.context({}), tiledb_timestamp=address.timestamp_ms) as opened:
-        column = choose(opened.schema.names)
+        columns = list(choose(opened.schema.names))
         if len(wanted) == 0:
-            return pd.Series([], dtype=object)
+            return pd.DataFrame(columns=columns, dtype=object)
         indexed = tuple(opened.index_column_names) == (JOINID,)
         coords = (slice(int(wanted[0]), int(wanted[-1])),) if indexed else ()
 
         def read(column_names: list[str]) -> Any:
             return opened.read(coords, column_names=column_names)
 
-        joinids, frame = read_frame(read, [column], what, address.secrets)
+        joinids, frame = read_frame(read, columns, what, address.secrets)
     rows = np.minimum(np.searchsorted(joinids, wanted), len(joinids) - 1)
     if not bool(np.all(joinids[rows] == wanted)):
         raise SelectionError(f"{str(address)!r} has lost rows since they were selected")
-    return frame[column].iloc[rows].reset_index(drop=True)
+    return frame.iloc[rows].reset_index(drop=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,9 @@ from cellfeed.sources.anndata.axes import INDEX
 from cellfeed.sources.anndata.copies.journal import RowRecords
 from cellfeed.sources.anndata.parts import Axis
 from cellfeed.sources.anndata.source import AnnDataSource
-from cellfeed.sources.source import ColumnChoice
 
 NAMES: dict[Axis, tuple[str, ...]] = {"obs": ("obs_id", "observation_joinid"), "var": ("feature_id", "var_id")}
 """Columns of an experiment that become ``obs_names`` and ``var_names``: the first that has a distinct text per row."""
-
-ReadColumn = Callable[[IntArray, str, ColumnChoice], "pd.Series[Any]"]
 
 
 def obs_of(selection: Selection, records: RowRecords, columns: Sequence[str] | None = None) -> pd.DataFrame:
@@ -76,23 +73,21 @@ def check_columns(selection: Selection, columns: Sequence[str]) -> None:
 
 
 def _read_table(source: Any, axis: Axis, rows: IntArray, columns: Sequence[str] | None) -> pd.DataFrame:
-    read: ReadColumn = source.read_obs if axis == "obs" else source.read_var
-    known = known_columns(read)
+    """Return columns of obs or var, and the names of the rows as the index, from one read."""
     is_anndata = isinstance(source, AnnDataSource)
-    index = [source.tables.index_name(axis)] if is_anndata else [name for name in NAMES[axis] if name in known]
-    wanted = dict.fromkeys([*(known if columns is None else columns), *index[:1]])
-    frame = pd.DataFrame({name: _read_column(read, rows, name) for name in wanted})
-    chosen = next((name for name in index if is_anndata or (name in frame and _are_distinct(frame[name]))), None)
-    if chosen is None:
-        frame.index = pd.Index(rows.astype(str))
-        return frame
-    own_name = source.tables.own_name(axis) if is_anndata else chosen
-    names = pd.Index(frame[chosen].to_numpy(object), name=None if own_name == INDEX else own_name)
-    return frame.drop(columns={chosen, own_name} & set(frame)).set_index(names)
+    candidates = (source.tables.index_name(axis),) if is_anndata else NAMES[axis]
 
+    def choose(known: Sequence[str]) -> list[str]:
+        wanted = [name for name in known if name != JOINID] if columns is None else columns
+        return list(dict.fromkeys([*wanted, *[name for name in candidates if name in known][:1]]))
 
-def _read_column(read: ReadColumn, rows: IntArray, name: str) -> pd.Series[Any]:
-    return read(rows, f"column {name!r}", lambda _: name)
+    frame: pd.DataFrame = (source.read_obs if axis == "obs" else source.read_var)(rows, axis, choose)
+    names = next((name for name in candidates if name in frame and (is_anndata or _are_distinct(frame[name]))), None)
+    if names is None:
+        return frame.set_index(pd.Index(rows.astype(str)))
+    own_name = source.tables.own_name(axis) if is_anndata else names
+    index = pd.Index(frame[names].to_numpy(object), name=None if own_name == INDEX else own_name)
+    return frame.drop(columns={names, own_name} & set(frame)).set_index(index)
 
 
 def _are_distinct(column: pd.Series[Any]) -> bool:
