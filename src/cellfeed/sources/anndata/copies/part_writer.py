@@ -165,19 +165,28 @@ class PartWriter:
 
 
 def _write_elements(store: Path, elements: Mapping[str, Any]) -> None:
-    """Write elements beside X by anndata, each array with a checksum, and the metadata of the store."""
+    """Write elements beside X by anndata, each array with a checksum, and the metadata of the store.
+
+    They are encoded in memory first: zarr hands each access to a file to another thread, which takes longer than the
+    many small files themselves.
+    """
     import zarr
     from anndata.io import write_elem
     from zarr.codecs import Crc32cCodec, ZstdCodec
+    from zarr.storage import MemoryStore
 
-    group = zarr.open_group(store, mode="a", zarr_format=3)
+    files: dict[str, Any] = {}
+    group = zarr.open_group(MemoryStore(files), mode="a", zarr_format=3)
     group.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
     for name in MAPPINGS:
         group.require_group(name).attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
     with zarr.config.set({f"array.{name}": value for name, value in STORES_ALL_CHUNKS.items()}):
         for name, element in elements.items():
             write_elem(group, name, element, dataset_kwargs={"compressors": (ZstdCodec(level=3), Crc32cCodec())})
-    zarr.consolidate_metadata(group.store)
+    for name, content in files.items():
+        (store / name).parent.mkdir(parents=True, exist_ok=True)
+        (store / name).write_bytes(content.to_bytes())
+    zarr.consolidate_metadata(store)
     seal(store)
 
 
