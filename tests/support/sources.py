@@ -59,7 +59,7 @@ class Cells:
 
 
 @contextmanager
-def _writing(zarr_format: int, **settings: Any) -> Iterator[None]:
+def writing(zarr_format: int, **settings: Any) -> Iterator[None]:
     with warnings.catch_warnings(), anndata.settings.override(zarr_write_format=zarr_format, **settings):
         warnings.simplefilter("ignore")  # of zarr, about consolidated metadata, and of anndata, about its next version
         yield
@@ -70,7 +70,7 @@ def _soma(cells: Cells, folder: Path) -> dict[str, Any]:
 
 
 def _zarr2(cells: Cells, folder: Path) -> dict[str, Any]:
-    with _writing(2):
+    with writing(2):
         cells.to_anndata().write_zarr(folder / "cells.zarr")
     return {"experiment": folder / "cells.zarr"}
 
@@ -78,13 +78,13 @@ def _zarr2(cells: Cells, folder: Path) -> dict[str, Any]:
 def _zarr3(cells: Cells, folder: Path) -> dict[str, Any]:
     """Sharded by anndata, in another order than that of the joinids."""
     order = np.random.default_rng(1).permutation(len(cells.joinids))
-    with _writing(3, auto_shard_zarr_v3=True):
+    with writing(3, auto_shard_zarr_v3=True):
         cells.to_anndata(order).write_zarr(folder / "cells.zarr")
     return {"experiment": folder / "cells.zarr"}
 
 
 def _h5ad(cells: Cells, folder: Path) -> dict[str, Any]:
-    with _writing(2):
+    with writing(2):
         cells.to_anndata().write_h5ad(folder / "cells.h5ad")
     return {"experiment": folder / "cells.h5ad"}
 
@@ -96,7 +96,7 @@ def _collection(cells: Cells, folder: Path) -> dict[str, Any]:
     n_first = len(order) * 2 // 3
     for k, part in enumerate((order[:n_first], order[n_first:])):
         path = folder / "cells.zarr" / f"dataset_{k}"
-        with _writing(3):
+        with writing(3):
             cells.to_anndata(part).write_zarr(path)
         _shard(path / "X", chunk_size=7 + 4 * k, shard_chunks=5)
     return {"experiment": folder / "cells.zarr"}

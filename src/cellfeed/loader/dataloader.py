@@ -18,7 +18,7 @@ from cellfeed.loader.frameworks import EpochSampler, mark_last
 from cellfeed.loader.worker_monitor import Watchdog
 from cellfeed.loader.workers import WorkerGroup, check_sendable, sending
 from cellfeed.plan.epoch import MAX_WORKERS
-from cellfeed.rows.minibatch import Minibatch, PaddedMinibatch
+from cellfeed.rows.minibatch import AnyMinibatch
 
 _REFUSED = {
     "shuffle": "the dataset's shuffle=",
@@ -41,7 +41,7 @@ NOT_BEGUN = (
 )
 
 
-class ExperimentDataLoader(DataLoader[Minibatch | PaddedMinibatch]):
+class ExperimentDataLoader(DataLoader[AnyMinibatch]):
     """The class of the loaders that :func:`experiment_dataloader` makes."""
 
     made_by = "experiment_dataloader"
@@ -70,7 +70,7 @@ class ExperimentDataLoader(DataLoader[Minibatch | PaddedMinibatch]):
         # PyTorch accepts no sampler for an iterable dataset.
         self.__dict__["sampler"] = EpochSampler(self._engine.epochs)
 
-    def __iter__(self) -> Iterator[Minibatch | PaddedMinibatch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[AnyMinibatch]:  # type: ignore[override]
         # A generator, so that an epoch begins with its first minibatch: Lightning makes iterators that it does not
         # read, and sets the epoch after it has made one.
         if self._repeats_epoch:
@@ -85,7 +85,7 @@ class ExperimentDataLoader(DataLoader[Minibatch | PaddedMinibatch]):
         else:
             epochs.set(self._repeated_epoch)
 
-    def _minibatches(self) -> Iterator[Minibatch | PaddedMinibatch]:
+    def _minibatches(self) -> Iterator[AnyMinibatch]:
         """Begin the next epoch."""
         if self.num_workers == 0:
             # PyTorch's iterator would add a quarter of a millisecond to each minibatch, for its profiler.
@@ -94,11 +94,11 @@ class ExperimentDataLoader(DataLoader[Minibatch | PaddedMinibatch]):
         this = self._engine.epochs.begin(self.num_workers)
         return self._engine.counted(self._received(*self._begin(this)), this)
 
-    def _torch_iterator(self) -> Iterator[Minibatch | PaddedMinibatch]:
+    def _torch_iterator(self) -> Iterator[AnyMinibatch]:
         with torch.device("cpu"):  # PyTorch draws a seed, which the meta device could not return
             return super().__iter__()
 
-    def _begin(self, this: RankEpoch) -> tuple[Iterator[Minibatch | PaddedMinibatch], WorkerGroup]:
+    def _begin(self, this: RankEpoch) -> tuple[Iterator[AnyMinibatch], WorkerGroup]:
         """Start workers for an epoch, or make persistent workers begin it."""
         if self._iterator is not None and self._workers is not None:
             self._workers.monitor.forget()
@@ -114,9 +114,7 @@ class ExperimentDataLoader(DataLoader[Minibatch | PaddedMinibatch]):
         minibatches._timeout = 0  # type: ignore[attr-defined]
         return minibatches, workers
 
-    def _received(
-        self, minibatches: Iterator[Minibatch | PaddedMinibatch], workers: WorkerGroup
-    ) -> Iterator[Minibatch | PaddedMinibatch]:
+    def _received(self, minibatches: Iterator[AnyMinibatch], workers: WorkerGroup) -> Iterator[AnyMinibatch]:
         """Yield the minibatches that workers send; raise if a worker dies or none arrives within the timeout."""
         with self._guarded(minibatches, workers) as watchdog:
             while True:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch.utils.data import IterDataPipe
 from torch.utils.data.graph import traverse_dps
 
@@ -15,26 +16,29 @@ from cellfeed._checks import ordered, suggest, warn_user
 from cellfeed.errors import PlanError
 from cellfeed.loader.dataset import ExperimentDataset
 from cellfeed.plan.settings import Settings
-from cellfeed.rows.minibatch import Minibatch, PaddedMinibatch
+from cellfeed.rows.minibatch import AnyMinibatch, mapped
 from cellfeed.select.encoders import Encoder
 
 
 class _SingleCells(ExperimentDataset):
     """A dataset that yields single cells with ``batch_size=1``: dense ``X`` and ``obs`` without a first dimension."""
 
-    def __iter__(self) -> Iterator[Minibatch | PaddedMinibatch]:
-        settings = self._engine.settings
-        if settings.batch_size > 1:
+    def __iter__(self) -> Iterator[AnyMinibatch]:
+        if self._engine.settings.batch_size > 1:
             return super().__iter__()
         minibatches = self._engine.minibatches(self._workers, may_be_collated=True)
-        return _squeezed(minibatches, sparse=settings.return_sparse_X)
+        return _squeezed(minibatches)
 
 
-def _squeezed(minibatches: Iterator[Any], *, sparse: bool) -> Iterator[Any]:
+def _squeezed(minibatches: Iterator[Any]) -> Iterator[Any]:
     """Yield minibatches of one cell without their first dimension; CSR keeps it."""
 
+    def first(tensor: Any) -> Any:
+        return tensor if tensor.layout == torch.sparse_csr else tensor[0]
+
     def squeeze(minibatch: Any) -> Any:
-        return minibatch._replace(X=minibatch.X if sparse else minibatch.X[0], obs=minibatch.obs[0])
+        parts = minibatch._asdict()
+        return minibatch._replace(**{name: mapped(part, first) for name, part in parts.items() if name != "mask"})
 
     yield from map(squeeze, minibatches)
 

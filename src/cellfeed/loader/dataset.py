@@ -20,7 +20,8 @@ from cellfeed.loader.workers import Sendable
 from cellfeed.plan.epoch import Remainder
 from cellfeed.plan.settings import Settings, check_names
 from cellfeed.plan.summary import Plan
-from cellfeed.rows.minibatch import Minibatch, PaddedMinibatch
+from cellfeed.rows.minibatch import AnyMinibatch
+from cellfeed.select.content import Content
 from cellfeed.select.encoders import Encoder
 from cellfeed.select.gene_names import identify_columns, name_columns
 from cellfeed.sources.opening import open_local_copy, select_from_experiment, select_from_query
@@ -29,7 +30,7 @@ from cellfeed.stats import Meter, Stats
 from cellfeed.transforms import Transform
 
 
-class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMinibatch]):
+class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
     """Minibatches of cells from a SOMA experiment, for PyTorch.
 
     Cells are read from disk or S3 while the model trains; memory holds a bounded number of them. Every
@@ -55,6 +56,11 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
         on, whose codes differ from their values.
     encoders
         Instead of ``obs_column_names``: the encoders that make the columns of ``obs``.
+    obs_values
+        Numeric columns of obs to return as they are, in float32. A missing value is NaN, and a warning counts them.
+    joinids
+        Return the ``soma_joinid`` of each cell. With this or other further content, minibatches are of class
+        :class:`ExtendedMinibatch`.
     batch_size
         Cells per minibatch.
     shuffle
@@ -144,6 +150,8 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
         var_query: Any = None,
         obs_column_names: Sequence[str] = (),
         encoders: Sequence[Encoder] | None = None,
+        obs_values: Sequence[str] = (),
+        joinids: bool = Settings.joinids,
         batch_size: int = Settings.batch_size,
         shuffle: bool = Settings.shuffle,
         seed: int | None = Settings.seed,
@@ -166,6 +174,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
         allow_empty: bool = False,
     ) -> None:
         settings = Settings.from_mapping(locals())  # the parameters have the names of its fields
+        content = Content.from_arguments(obs_values=obs_values)
         meter = Meter()
         selection = select_from_experiment(
             experiment,
@@ -175,6 +184,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
             var_query=var_query,
             obs_column_names=obs_column_names,
             encoders=encoders,
+            content=content,
             retry_deadline_s=retry_deadline_s,
             context=context,
             allow_empty=allow_empty,
@@ -190,6 +200,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
         X_name: str = "raw",
         obs_column_names: Sequence[str] = (),
         encoders: Sequence[Encoder] | None = None,
+        obs_values: Sequence[str] = (),
         retry_deadline_s: float = RETRY_DEADLINE_S,
         allow_empty: bool = False,
         **parameters: Any,
@@ -200,7 +211,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
         ----------
         axis_query
             ``experiment.axis_query(measurement_name, obs_query=..., var_query=...)``, open.
-        X_name, obs_column_names, encoders, retry_deadline_s, allow_empty, parameters
+        X_name, obs_column_names, encoders, obs_values, retry_deadline_s, allow_empty, parameters
             As for the class.
 
         Returns
@@ -217,6 +228,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
         (182, 765)
         """
         check_names("from_query", parameters)
+        content = Content.from_arguments(obs_values=obs_values)
         settings = Settings(**parameters)
         meter = Meter()
         selection = select_from_query(
@@ -224,6 +236,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
             X_name=X_name,
             obs_column_names=obs_column_names,
             encoders=encoders,
+            content=content,
             retry_deadline_s=retry_deadline_s,
             allow_empty=allow_empty,
             meter=meter,
@@ -568,5 +581,5 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[Minibatch | PaddedMin
         """
         return self._engine.stats()
 
-    def __iter__(self) -> Iterator[Minibatch | PaddedMinibatch]:
+    def __iter__(self) -> Iterator[AnyMinibatch]:
         return self._engine.minibatches(self._workers)  # type: ignore[return-value] # no OrderedMinibatch for users

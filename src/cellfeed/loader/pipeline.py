@@ -23,7 +23,7 @@ from cellfeed.plan.windows import Window
 from cellfeed.rows.assemble import Assembler, DenseBuffers
 from cellfeed.rows.cell_rows import CellRows
 from cellfeed.rows.half_precision import HALF_DTYPES, round_to_half
-from cellfeed.rows.minibatch import Minibatch, PaddedMinibatch, moved
+from cellfeed.rows.minibatch import ExtendedMinibatch, Minibatch, PaddedMinibatch, moved
 from cellfeed.rows.row_allocator import Reader, RowAllocator, RowPointers
 from cellfeed.rows.slabs import choose_slab_bytes
 from cellfeed.select.selection import Selection
@@ -61,8 +61,12 @@ class OrderedMinibatch(NamedTuple):
         """Return the minibatch on a device; see :meth:`cellfeed.Minibatch.to`."""
         return OrderedMinibatch(*moved(self, device, non_blocking))
 
+    def as_dict(self) -> dict[str, torch.Tensor]:
+        """Return the tensors by name."""
+        return self._asdict()
 
-Yielded = Minibatch | PaddedMinibatch | OrderedMinibatch
+
+Yielded = Minibatch | PaddedMinibatch | OrderedMinibatch | ExtendedMinibatch
 
 
 class Appender(Protocol):
@@ -231,8 +235,26 @@ class Pipeline:
             X = apply(transform, X)
         check_result(settings.transform, X, len(rows))
         obs = torch.from_numpy(selection.obs_rows(rows.positions))
-        if self.with_joinids:
-            return OrderedMinibatch(X, obs, torch.from_numpy(selection.joinid_column[rows.positions]))
-        if settings.rank_remainder == "pad":
-            return PaddedMinibatch(X, obs, torch.from_numpy(rows.is_real.copy()))
-        return Minibatch(X, obs)
+        has_joinids = self.with_joinids or settings.joinids
+        joinids = torch.from_numpy(selection.joinid_column[rows.positions]) if has_joinids else None
+        mask = torch.from_numpy(rows.is_real.copy()) if settings.rank_remainder == "pad" else None
+        if selection.content or settings.joinids:
+            return self._extend(X, obs, joinids, mask, rows.positions)
+        if joinids is not None:
+            return OrderedMinibatch(X, obs, joinids)
+        return Minibatch(X, obs) if mask is None else PaddedMinibatch(X, obs, mask)
+
+    def _extend(
+        self, X: Any, obs: torch.Tensor, joinids: torch.Tensor | None, mask: torch.Tensor | None, positions: IntArray
+    ) -> ExtendedMinibatch:
+        values = self.selection.obs_values
+        return ExtendedMinibatch(
+            X=X,
+            obs=obs,
+            layers={},
+            obsm={},
+            obs_values=None if values is None else torch.from_numpy(values[positions]),
+            measurements={},
+            joinids=joinids,
+            mask=mask,
+        )

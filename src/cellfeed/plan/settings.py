@@ -55,6 +55,7 @@ class Settings:
     mixing: float | None = None
     use_eager_fetch: bool = True
     verify: bool = True
+    joinids: bool = False
     rank_remainder: Remainder = "drop"
     rank: int | None = None
     world_size: int | None = None
@@ -90,7 +91,7 @@ class Settings:
             self._set(name, int(value))
 
     def _check_choices(self) -> None:
-        for name in ("shuffle", "drop_last", "return_sparse_X", "use_eager_fetch", "verify"):
+        for name in ("shuffle", "drop_last", "return_sparse_X", "use_eager_fetch", "verify", "joinids"):
             if not isinstance(getattr(self, name), bool):
                 raise PlanError(f"{name}={getattr(self, name)!r} must be True or False")
         for name, choices in (("rank_remainder", get_args(Remainder)), ("X_dtype", X_DTYPES)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,6 +53,10 @@ class Minibatch(NamedTuple):
         """
         return Minibatch(*moved(self, device, non_blocking))
 
+    def as_dict(self) -> dict[str, torch.Tensor]:
+        """Return the tensors by name, for training loops that pass them as arguments: ``model(**minibatch)``."""
+        return self._asdict()
+
 
 class PaddedMinibatch(NamedTuple):
     """A minibatch under ``rank_remainder="pad"``: ``mask`` (bool, shape (B,)) is False for repeated cells.
@@ -74,12 +78,83 @@ class PaddedMinibatch(NamedTuple):
         """Return the minibatch on a device; see :meth:`Minibatch.to`."""
         return PaddedMinibatch(*moved(self, device, non_blocking))
 
+    def as_dict(self) -> dict[str, torch.Tensor]:
+        """Return the tensors by name."""
+        return self._asdict()
 
-def moved(tensors: tuple[torch.Tensor, ...], device: Any, non_blocking: bool | None) -> Iterator[torch.Tensor]:
-    """Yield the tensors on a device."""
+
+class ExtendedMinibatch(NamedTuple):
+    """A minibatch of a dataset with ``layers``, ``obsm``, ``obs_values``, ``measurements`` or ``joinids``.
+
+    Row ``i`` of each tensor belongs to the same cell. Take the content by its name: further fields may be added.
+
+    Attributes
+    ----------
+    X, obs
+        As in :class:`Minibatch`.
+    layers
+        Further layers by name: as X, but without ``transform``.
+    obsm
+        Embeddings by name: float32, shape (B, n_dims), dense. A cell that has no embedding has NaN.
+    obs_values
+        Numeric columns of obs: float32, shape (B, n_columns). A missing value is NaN.
+    measurements
+        X of further measurements by name, each with the genes of its measurement; without ``transform``.
+    joinids
+        int64, shape (B,): the ``soma_joinid`` of each row, with ``joinids=True`` and from an
+        :func:`~cellfeed.inference_dataloader`.
+    mask
+        bool, shape (B,), under ``rank_remainder="pad"``: False for repeated cells.
+
+    Examples
+    --------
+    >>> uri = cellfeed.datasets.pbmc700()
+    >>> dataset = cellfeed.ExperimentDataset(uri, obs_values=["n_genes", "percent_mito"], joinids=True, seed=0)
+    >>> minibatch = next(iter(dataset))
+    >>> minibatch.obs_values.shape, minibatch.joinids.shape
+    (torch.Size([128, 2]), torch.Size([128]))
+    >>> list(minibatch.as_dict())
+    ['X', 'obs', 'obs_values', 'joinids']
+    """
+
+    X: torch.Tensor
+    obs: torch.Tensor
+    layers: dict[str, torch.Tensor]
+    obsm: dict[str, torch.Tensor]
+    obs_values: torch.Tensor | None
+    measurements: dict[str, torch.Tensor]
+    joinids: torch.Tensor | None
+    mask: torch.Tensor | None
+
+    def to(self, device: Any, *, non_blocking: bool | None = None) -> ExtendedMinibatch:
+        """Return the minibatch on a device; see :meth:`Minibatch.to`."""
+        return ExtendedMinibatch(*moved(self, device, non_blocking))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the content by name, without what was not asked for; layers and so on are dicts in the dict."""
+        return {name: part for name, part in self._asdict().items() if part is not None and not _is_empty(part)}
+
+
+AnyMinibatch = Minibatch | PaddedMinibatch | ExtendedMinibatch
+"""What a dataset yields."""
+
+
+def _is_empty(part: Any) -> bool:
+    return isinstance(part, dict) and not part
+
+
+def mapped(part: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Apply a function to a tensor, or to those of a dict; ``None`` stays ``None``."""
+    if isinstance(part, dict):
+        return {name: function(tensor) for name, tensor in part.items()}
+    return None if part is None else function(part)
+
+
+def moved(parts: tuple[Any, ...], device: Any, non_blocking: bool | None) -> Iterator[Any]:
+    """Yield the tensors, or dicts of them, on a device."""
     if non_blocking is None:  # as Lightning chooses it for minibatches without a method ``to``
         non_blocking = torch.device(device).type == "cuda"
-    return (tensor.to(device, non_blocking=non_blocking) for tensor in tensors)
+    return (mapped(part, lambda tensor: tensor.to(device, non_blocking=non_blocking)) for part in parts)
 
 
 def array_of(rows: Any) -> npt.NDArray[Any]:

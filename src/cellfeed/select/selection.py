@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from cellfeed._geometry import ArrayGeometry
 from cellfeed._joinids import IntArray, JoinIds
+from cellfeed.select.content import NOTHING_MORE, Content
 from cellfeed.select.encoders import Encoder
 
 
@@ -45,6 +46,10 @@ class Selection:
     raw_squares
         uint32 or float64, shape (n_obs,): the sum of the squared counts of each cell, if obs has their variance and
         the store is local. See :mod:`cellfeed.select.row_figures`.
+    content
+        What minibatches have beside X and obs.
+    obs_values
+        float32, shape (n_obs, k): the numeric columns of obs of minibatches; ``None`` if there are none.
     column_transform
         Orders the columns of X, if the dataset has the genes of ``select_genes``; else ``None``.
     queries
@@ -67,6 +72,8 @@ class Selection:
     nnz: npt.NDArray[Any] | None = None
     raw_sum: npt.NDArray[Any] | None = None
     raw_squares: npt.NDArray[Any] | None = None
+    content: Content = NOTHING_MORE
+    obs_values: npt.NDArray[np.float32] | None = None
     column_transform: Any = None
     queries: tuple[Any, Any] = (None, None)
     splits: tuple[Mapping[str, Any], ...] = ()
@@ -125,4 +132,4 @@ class Selection:
         return rows
 
 
-_PER_CELL = ("soma_joinids", "nnz", "raw_sum", "raw_squares")
+_PER_CELL = ("soma_joinids", "nnz", "raw_sum", "raw_squares", "obs_values")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cellfeed.errors import SelectionError
+from cellfeed.select.content import NOTHING_MORE, Content
 from cellfeed.select.encoders import Encoder
 from cellfeed.select.selection import Selection
 from cellfeed.sources.redact import public_uri, redacted
@@ -48,6 +49,7 @@ def select_from_experiment(
     var_query: Any,
     obs_column_names: Sequence[str],
     encoders: Sequence[Encoder] | None,
+    content: Content = NOTHING_MORE,
     retry_deadline_s: float,
     context: Any,
     allow_empty: bool,
@@ -65,6 +67,7 @@ def select_from_experiment(
             as_axis_query("var_query", var_query),
             obs_column_names,
             encoders,
+            content=content,
             context=context,
             allow_empty=allow_empty,
         )
@@ -74,7 +77,9 @@ def select_from_experiment(
         open_experiment(experiment, context, retries) as opened,
     ):
         axis_query = query.make_axis_query(opened, measurement_name, obs_query, var_query, retries)
-        return query.select(axis_query, X_name, obs_column_names, encoders, retries, allow_empty=allow_empty)
+        return query.select(
+            axis_query, X_name, obs_column_names, encoders, retries, content=content, allow_empty=allow_empty
+        )
 
 
 def select_from_query(
@@ -83,6 +88,7 @@ def select_from_query(
     X_name: str,
     obs_column_names: Sequence[str],
     encoders: Sequence[Encoder] | None,
+    content: Content = NOTHING_MORE,
     retry_deadline_s: float,
     allow_empty: bool,
     meter: Meter,
@@ -100,7 +106,9 @@ def select_from_query(
         open_experiment(axis_query.experiment, None, retries) as opened,
     ):
         fitted = query.fit_axis_query(axis_query, opened, retries)
-        return query.select(fitted, X_name, obs_column_names, encoders, retries, allow_empty=allow_empty)
+        return query.select(
+            fitted, X_name, obs_column_names, encoders, retries, content=content, allow_empty=allow_empty
+        )
 
 
 def _check_allow_empty(allow_empty: Any) -> None:
@@ -131,6 +139,7 @@ def _select_from_anndata(
     obs_column_names: Sequence[str],
     encoders: Sequence[Encoder] | None,
     *,
+    content: Content,
     context: Any,
     allow_empty: bool,
 ) -> Selection:
@@ -142,7 +151,7 @@ def _select_from_anndata(
     files = anndata_files(source, "experiment")
     check_same_var(files)
     made = make_source(public_uri(os.fspath(source)), files, "X" if X_name is None else X_name)
-    return select(made, obs_query, var_query, obs_column_names, encoders, allow_empty=allow_empty)
+    return select(made, obs_query, var_query, obs_column_names, encoders, content=content, allow_empty=allow_empty)
 
 
 def _check_anndata(measurement_name: str, context: Any) -> None:

@@ -11,6 +11,7 @@ from cellfeed._checks import check_name, shortened
 from cellfeed._digests import digest_of_names
 from cellfeed._joinids import JOINID, IntArray, JoinIds
 from cellfeed.errors import SelectionError
+from cellfeed.select.content import NOTHING_MORE, Content
 from cellfeed.select.encoders import Encoder
 from cellfeed.select.filter_expression import columns_of_filter, given_filter
 from cellfeed.select.frame_filter import matching_rows
@@ -38,6 +39,7 @@ def select(
     obs_column_names: Sequence[str] = (),
     encoders: Sequence[Encoder] | None = None,
     *,
+    content: Content = NOTHING_MORE,
     allow_empty: bool = False,
 ) -> Selection:
     """Select cells and genes of a source.
@@ -51,7 +53,8 @@ def select(
     known = source.tables.known("obs")
     filtered = [column for column in columns_of_filter(obs_query.value_filter) if column != JOINID]
     figures = _figures(source, known)
-    wanted = list(dict.fromkeys([*columns.needed([*known, JOINID]), *figures, *known_among(filtered, known)]))
+    needed = [*columns.needed([*known, JOINID]), *content.needed([*known, JOINID])]
+    wanted = list(dict.fromkeys([*needed, *figures, *known_among(filtered, known)]))
     frame, joinids = source.tables.read("obs", wanted)
     rows = matching_rows(obs_query, frame, joinids, column_names=known)
     var_rows = _select_genes(source, var_query)
@@ -69,6 +72,8 @@ def select(
         codes={},
         soma_joinids=None if np.array_equal(joinids[rows], rows) else joinids[rows],
         nnz=nnz,
+        content=content,
+        obs_values=content.numbers(frame),
         queries=(_described(obs_query), _described(var_query)),
         all_genes=len(var_rows) == source.geometry.n_columns,
     )

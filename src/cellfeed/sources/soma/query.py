@@ -13,6 +13,7 @@ from cellfeed._checks import check_name, suggest
 from cellfeed._geometry import ArrayGeometry
 from cellfeed._joinids import IntArray, JoinIds
 from cellfeed.errors import SelectionError
+from cellfeed.select.content import NOTHING_MORE, Content
 from cellfeed.select.encoders import Encoder
 from cellfeed.select.filter_check import fit_query
 from cellfeed.select.obs_columns import ObsColumns
@@ -81,6 +82,7 @@ def select(
     encoders: Sequence[Encoder] | None,
     retries: Retries = NO_RETRY,
     *,
+    content: Content = NOTHING_MORE,
     allow_empty: bool = False,
 ) -> Selection:
     """Read the selected cells and genes, and encode the columns of obs.
@@ -94,24 +96,25 @@ def select(
     check_name("X_name", X_name)
     columns = ObsColumns.from_arguments(obs_column_names, encoders)
     with reading(experiment):
-        selection, frame = retries.call(lambda: _read(axis_query, X_name, columns, retries.deadline_s))
+        selection, frame = retries.call(lambda: _read(axis_query, X_name, columns, content, retries.deadline_s))
         if not allow_empty:
             retries.call(partial(check_not_empty, axis_query, selection.n_obs, selection.n_vars))
     return columns.encode(selection, frame)
 
 
 def _read(
-    axis_query: Any, X_name: str, obs_columns: ObsColumns, retry_deadline_s: float
+    axis_query: Any, X_name: str, obs_columns: ObsColumns, content: Content, retry_deadline_s: float
 ) -> tuple[Selection, pd.DataFrame]:
     """Return the selection without encoders and codes, and the columns of obs that the encoders need."""
     experiment = axis_query.experiment
     measurement = experiment.ms[axis_query.measurement_name]
     array = _layer(measurement, X_name)
-    columns = obs_columns.needed(experiment.obs.schema.names)
+    known = experiment.obs.schema.names
+    columns = [*obs_columns.needed(known), *content.needed(known)]
     config = tiledb_private.user_config(experiment.context)
     secrets = secrets_of(experiment.uri, config)
 
-    figures = columns_of(X_name, experiment.obs.schema.names, is_remote=is_remote(experiment.obs.uri))
+    figures = columns_of(X_name, known, is_remote=is_remote(experiment.obs.uri))
     joinids, frame = read_frame(axis_query.obs, list(dict.fromkeys([*columns, *figures])), "obs_query", secrets)
     nnz, raw_sum, raw_squares = figures_of(frame[figures])
     var_joinids, _ = read_frame(axis_query.var, [], "var_query", secrets)
@@ -132,6 +135,8 @@ def _read(
         nnz=nnz,
         raw_sum=raw_sum,
         raw_squares=raw_squares,
+        content=content,
+        obs_values=content.numbers(frame),
         queries=tiledb_private.describe_queries(axis_query),
         all_genes=len(var_joinids) == n_genes,
     )
