@@ -10,7 +10,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+import scipy.sparse as sp
+import tiledbsoma as soma
 import torch
 
 from cellfeed import (
@@ -18,12 +21,16 @@ from cellfeed import (
     ExperimentDataset,
     ExtendedMinibatch,
     Minibatch,
+    PlanError,
     SelectionError,
     experiment_dataloader,
     inference_dataloader,
 )
+from cellfeed.transforms import Log1p
 from tests.support.sources import Cells, writing
 from tests.support.stores import write_experiment
+
+pytestmark = pytest.mark.filterwarnings("ignore:obs_values:UserWarning")  # of missing values
 
 N = 100
 CELLS = Cells.make(N)
@@ -35,16 +42,51 @@ OBS = CELLS.obs.assign(
 )
 
 
+LAYERS = {"scaled": CELLS.X * 0.5, "dense": sp.csr_matrix(CELLS.X.toarray() + 3)}
+PROTEINS = sp.csr_matrix((np.arange(N * 5) % 7).reshape(N, 5).astype(np.float32))
+
+
+def add_layer(measurement: Any, name: str, X: sp.csr_matrix) -> None:
+    """Write a layer in tiles of other sizes than those of X."""
+    array = measurement["X"].add_new_sparse_ndarray(
+        name,
+        type=pa.float32(),
+        shape=(int(CELLS.joinids.max()) + 1, X.shape[1]),
+        platform_config={"tiledb": {"create": {"dims": {"soma_dim_0": {"tile": 32}, "soma_dim_1": {"tile": 3}}}}},
+    )
+    coo = X.tocoo()
+    table = {
+        "soma_dim_0": CELLS.joinids[coo.row],
+        "soma_dim_1": coo.col.astype(np.int64),
+        "soma_data": coo.data.astype(np.float32),
+    }
+    with array:
+        array.write(pa.table(table))
+
+
 def write_soma(folder: Path) -> Path:
     path = folder / "cells.soma"
     write_experiment(path, CELLS.X, OBS, var=CELLS.var, joinids=CELLS.joinids)
+    with soma.Experiment.open(str(path), "w") as experiment:
+        rna = experiment.ms["RNA"]
+        for name, X in LAYERS.items():
+            add_layer(rna, name, X)
+        protein = experiment.ms.add_new_collection("protein", soma.Measurement)
+        protein.add_new_collection("X", soma.Collection)
+        add_layer(protein, "counts", PROTEINS)
+        var = pa.table({"soma_joinid": np.arange(PROTEINS.shape[1]), "name": [f"P{j}" for j in range(5)]})
+        with protein.add_new_dataframe("var", schema=var.schema, domain=[(0, PROTEINS.shape[1])]) as frame:
+            frame.write(var)
     return path
 
 
 def write_zarr(folder: Path) -> Path:
     path = folder / "cells.zarr"
+    adata = Cells(CELLS.X, OBS, CELLS.var, CELLS.joinids).to_anndata()
+    adata.layers["scaled"] = LAYERS["scaled"]
+    adata.layers["dense"] = LAYERS["dense"].toarray()
     with writing(3):
-        Cells(CELLS.X, OBS, CELLS.var, CELLS.joinids).to_anndata().write_zarr(path)
+        adata.write_zarr(path)
     return path
 
 
@@ -57,7 +99,17 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def make(source: Path) -> Callable[..., ExperimentDataset]:
     """Make a dataset whose epoch has many windows and minibatches."""
     defaults = {"seed": 5, "batch_size": 7, "soma_chunk_size": 4, "shuffle_chunk_count": 3, "joinids": True}
-    return lambda **parameters: ExperimentDataset(source, **{**defaults, **parameters})
+
+    def make(*, everything: bool = False, **parameters: Any) -> ExperimentDataset:
+        return ExperimentDataset(source, **{**defaults, **(of(source) if everything else {}), **parameters})
+
+    return make
+
+
+def of(source: Path) -> dict[str, Any]:
+    """All further content of a store."""
+    content: dict[str, Any] = {"layers": list(LAYERS), "obs_values": VALUES}
+    return content | ({"measurements": {"protein": "counts"}} if source.suffix == ".soma" else {})
 
 
 def rows_of(minibatch: ExtendedMinibatch) -> np.ndarray:
@@ -69,6 +121,11 @@ def check(minibatch: ExtendedMinibatch) -> None:
     """Compare each part of a minibatch with that of its cells."""
     rows = rows_of(minibatch)
     assert np.array_equal(minibatch.X.to_dense().numpy(), CELLS.X[rows].toarray())
+    for name, X in minibatch.layers.items():
+        expected = LAYERS[name][rows].toarray()
+        assert np.array_equal(X.to_dense().numpy(), expected)
+    for X in minibatch.measurements.values():
+        assert np.array_equal(X.to_dense().numpy(), PROTEINS[rows].toarray())
     if minibatch.obs_values is not None:
         expected = OBS[VALUES].iloc[rows].to_numpy(np.float32, na_value=np.nan)
         assert minibatch.obs_values.dtype == torch.float32
@@ -76,48 +133,46 @@ def check(minibatch: ExtendedMinibatch) -> None:
 
 
 VALUES = ["score", "flag", "number"]
-EVERYTHING: dict[str, Any] = {"obs_values": VALUES}
 
 
-@pytest.mark.filterwarnings("ignore:obs_values")
 def test_minibatches_have_two_fields_unless_more_is_asked_for(make):
     assert type(next(iter(make(joinids=False)))) is Minibatch
     assert type(next(iter(make()))) is ExtendedMinibatch
-    minibatch = next(iter(make(**EVERYTHING, joinids=False)))
+    minibatch = next(iter(make(everything=True, joinids=False)))
     assert minibatch._fields[:8] == (
         "X", "obs", "layers", "obsm", "obs_values", "measurements", "joinids", "mask"
     )  # fmt: skip
     assert minibatch.joinids is None
 
 
-@pytest.mark.filterwarnings("ignore:obs_values")
 @pytest.mark.parametrize("parameters", [{}, {"return_sparse_X": True}, {"shuffle": False, "soma_chunk_size": None}])
 def test_each_row_is_that_of_its_cell(make, parameters):
     if "shuffle" in parameters:
         parameters = {**parameters, "shuffle_chunk_count": None}
-    dataset = make(**EVERYTHING, **parameters)
+    dataset = make(everything=True, **parameters)
     for _ in range(2):
         minibatches = list(dataset)
         for minibatch in minibatches:
             check(minibatch)
+            matrices = (*minibatch.layers.values(), *minibatch.measurements.values())
+            assert {X.layout for X in matrices} == {minibatch.X.layout}
         assert sorted(itertools.chain(*map(rows_of, minibatches))) == list(range(N))
 
 
-@pytest.mark.filterwarnings("ignore:obs_values")
 def test_rows_stay_with_their_cells_over_ranks_splits_and_resume(make):
     for rank in range(3):
-        for minibatch in make(**EVERYTHING, rank=rank, world_size=3, rank_remainder="pad"):
+        for minibatch in make(everything=True, rank=rank, world_size=3, rank_remainder="pad"):
             check(minibatch)
             assert len(minibatch.mask) == len(minibatch.X)
-    for part in make(**EVERYTHING).random_split([0.5, 0.5], seed=1):
+    for part in make(everything=True).random_split([0.5, 0.5], seed=1):
         for minibatch in part:
             check(minibatch)
-    dataset = make(**EVERYTHING)
+    dataset = make(everything=True)
     whole = [rows_of(minibatch).tolist() for minibatch in dataset]
-    dataset = make(**EVERYTHING)
+    dataset = make(everything=True)
     iterator = iter(dataset)
     for k in range(len(whole)):
-        restored = make(**EVERYTHING)
+        restored = make(everything=True)
         restored.load_state_dict(dataset.state_dict())
         rest = list(restored)
         assert [rows_of(minibatch).tolist() for minibatch in rest] == whole[k:]
@@ -126,43 +181,112 @@ def test_rows_stay_with_their_cells_over_ranks_splits_and_resume(make):
         next(iterator)
 
 
-@pytest.mark.filterwarnings("ignore:obs_values")
 def test_inference_yields_the_content_in_order(make):
-    minibatches = list(inference_dataloader(make(**EVERYTHING, joinids=False)))
+    minibatches = list(inference_dataloader(make(everything=True, joinids=False)))
     for minibatch in minibatches:
         check(minibatch)
     assert list(itertools.chain(*map(rows_of, minibatches))) == list(range(N))
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:obs_values")
 @pytest.mark.parametrize("return_sparse_X", [True, False])
 def test_worker_processes_send_the_content(make, return_sparse_X):
-    minibatches = list(experiment_dataloader(make(**EVERYTHING, return_sparse_X=return_sparse_X), num_workers=2))
+    minibatches = list(experiment_dataloader(make(everything=True, return_sparse_X=return_sparse_X), num_workers=2))
     for minibatch in minibatches:
         check(minibatch)
     assert sorted(itertools.chain(*map(rows_of, minibatches))) == list(range(N))
 
 
-@pytest.mark.filterwarnings("ignore:obs_values")
 def test_a_minibatch_is_pickled_moved_and_made_a_dict(make):
-    minibatch = next(iter(make(**EVERYTHING)))
+    minibatch = next(iter(make(everything=True)))
     check(pickle.loads(pickle.dumps(minibatch)))
     check(minibatch.to("cpu"))
     moved = minibatch.to("meta")
     assert type(moved) is ExtendedMinibatch
     assert moved.obs_values.device.type == moved.X.device.type == "meta"
     named = minibatch.as_dict()
-    assert list(named) == ["X", "obs", "obs_values", "joinids"]
+    assert {"X", "obs", "layers", "obs_values", "joinids"} <= set(named)
+    assert not {"obsm", "mask"} & set(named)
     assert named["X"] is minibatch.X
     assert list(next(iter(make(joinids=False))).as_dict()) == ["X", "obs"]
 
 
-@pytest.mark.filterwarnings("ignore:obs_values")
 def test_single_cells_of_a_datapipe_have_no_first_dimension(source):
-    cell = next(iter(ExperimentDataPipe(source, X_name=None, seed=0, **EVERYTHING)))
+    cell = next(iter(ExperimentDataPipe(source, X_name=None, seed=0, **of(source))))
     assert cell.obs_values.shape == (len(VALUES),)
     assert cell.X.shape == (CELLS.X.shape[1],)
+
+
+# Layers and measurements
+
+
+def test_genes_are_selected_in_layers_too(make):
+    chosen = make(everything=True).select_genes(["G7", "G0", "G11"])
+    for minibatch in chosen:
+        rows = rows_of(minibatch)
+        assert np.array_equal(minibatch.X.numpy(), CELLS.X[rows].toarray()[:, [7, 0, 11]])
+        for name, X in minibatch.layers.items():
+            assert np.array_equal(X.numpy(), LAYERS[name][rows].toarray()[:, [7, 0, 11]])
+        for X in minibatch.measurements.values():
+            assert np.array_equal(X.numpy(), PROTEINS[rows].toarray())
+
+
+@pytest.mark.parametrize("return_sparse_X", [True, False])
+def test_a_transform_changes_X_only(make, return_sparse_X):
+    dataset = make(everything=True, transform=Log1p(), return_sparse_X=return_sparse_X)
+    for minibatch in dataset:
+        expected = np.log1p(CELLS.X[rows_of(minibatch)].toarray())
+        assert np.allclose(minibatch.X.to_dense().numpy(), expected)
+        check(minibatch._replace(X=torch.from_numpy(np.expm1(expected).round())))
+
+
+@pytest.mark.parametrize("X_dtype", ["float16", "stored"])
+def test_matrices_have_the_type_of_X(make, X_dtype):
+    for minibatch in make(everything=True, X_dtype=X_dtype, transform=None):
+        dtypes = {tensor.dtype for tensor in (*minibatch.layers.values(), *minibatch.measurements.values())}
+        assert dtypes == {torch.float16 if X_dtype == "float16" else torch.float32}
+
+
+def test_X_itself_can_be_a_layer_beside_its_transform(make, source):
+    name = "raw" if source.suffix == ".soma" else "X"
+    for minibatch in make(layers=[name], transform=Log1p()):
+        assert np.array_equal(minibatch.layers[name].numpy(), CELLS.X[rows_of(minibatch)].toarray())
+
+
+def test_all_matrices_are_planned_and_held_within_the_budget(make):
+    alone, dataset = make(memory_budget="64 MiB").plan(), make(everything=True, memory_budget="64 MiB")
+    plan = dataset.plan()
+    assert alone.pool_bytes < plan.pool_bytes < plan.peak_memory_bytes <= 64 << 20
+    for _ in dataset:
+        pass
+    assert 0 < dataset.stats().peak_pool_bytes <= 64 << 20
+
+
+def test_a_layer_may_have_more_values_than_nnz_of_obs(tmp_path):
+    """The number of values of X is known per cell, and is not that of a layer."""
+    path = tmp_path / "cells.soma"
+    obs = OBS.assign(nnz=np.diff(CELLS.X.indptr))
+    write_experiment(path, CELLS.X, obs, var=CELLS.var, joinids=CELLS.joinids)
+    alone = ExperimentDataset(path, seed=0)
+    with soma.Experiment.open(str(path), "w") as experiment:
+        add_layer(experiment.ms["RNA"], "dense", LAYERS["dense"])
+    dataset = ExperimentDataset(path, layers=["dense"], joinids=True, seed=0)
+    for minibatch in dataset:
+        check(minibatch)
+    n_values = CELLS.X.nnz + LAYERS["dense"].nnz
+    assert dataset.plan().pool_bytes == pytest.approx(alone.plan().pool_bytes * n_values / CELLS.X.nnz, rel=0.5)
+
+
+def test_a_local_copy_holds_X_only(source, tmp_path):
+    with pytest.raises(PlanError, match="local_copy= holds X only.* dataset.write_copy"):
+        ExperimentDataset(source, local_copy=tmp_path / "copy", layers=["scaled"])
+    dataset = ExperimentDataset(source, local_copy=tmp_path / "copy", obs_values=["score"], joinids=True, seed=0)
+    for _ in range(2):
+        for minibatch in dataset:
+            assert np.array_equal(
+                minibatch.obs_values[:, 0].numpy(), OBS["score"].iloc[rows_of(minibatch)], equal_nan=True
+            )
+    assert dataset.stats().n_obs_from_copy == N
 
 
 # obs_values
@@ -192,11 +316,40 @@ def test_categories_that_are_numbers_are_numbers(make):
         ({"obs_values": [1]}, "a name=1 must be a name, as text"),
         ({"obs_values": ["wide"]}, r"'wide' holds 1e\+300, which float32 cannot hold"),
         ({"obs_values": ["soma_joinid"]}, "give joinids=True"),
+        ({"layers": ["skaled"]}, "layers: .*'skaled' is not a layer of .*did you mean '(layers/)?scaled'"),
+        ({"layers": "scaled"}, r"layers='scaled' must be a list of names: \['scaled'\]"),
+        ({"layers": ["scaled", "scaled"]}, "holds 'scaled' more than once"),
+        ({"measurements": ["protein"]}, r"measurements=\['protein'\] must be a dict of layers by measurement"),
+        ({"measurements": {"protein": None}}, "the layer of 'protein'=None must be a name, as text"),
     ],
 )
 def test_bad_names_are_errors(make, parameters, message):
     with pytest.raises(SelectionError, match=message):
         make(**parameters)
+
+
+@pytest.mark.parametrize(
+    ("measurements", "message"),
+    [
+        ({"proteins": "counts"}, "measurements: 'proteins' is not in the experiment; did you mean 'protein'"),
+        ({"protein": "raw"}, "measurements: 'raw' of 'protein' is not a layer of X; There are: 'counts'"),
+        ({"RNA": "scaled"}, r"'RNA' is the measurement of X; give its layers by name: layers=\['scaled'\]"),
+    ],
+)
+def test_bad_measurements_are_errors(make, source, measurements, message):
+    if source.suffix == ".zarr":
+        message = "an AnnData has one measurement; leave it out"
+    with pytest.raises(SelectionError, match=message):
+        make(measurements=measurements)
+
+
+def test_layers_with_other_genes_are_refused(tmp_path):
+    adata = Cells.make(20).to_anndata()
+    adata.raw = adata
+    with writing(2):
+        adata.write_zarr(tmp_path / "cells.zarr")
+    with pytest.raises(SelectionError, match="'raw/X' has other genes than 'X', which is X; give it as X_name"):
+        ExperimentDataset(tmp_path / "cells.zarr", layers=["raw"])
 
 
 def test_joinids_is_a_switch(make):

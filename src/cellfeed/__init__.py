@@ -15,9 +15,8 @@ from cellfeed.loader.datapipe import ExperimentDataPipe
 from cellfeed.loader.dataset import ExperimentDataset
 from cellfeed.loader.highly_variable import highly_variable_genes
 from cellfeed.loader.inference import gather_ordered, inference_dataloader
-from cellfeed.loader.pipeline import OrderedMinibatch
 from cellfeed.plan.summary import Plan
-from cellfeed.rows.minibatch import ExtendedMinibatch, Minibatch, PaddedMinibatch
+from cellfeed.rows.minibatch import ExtendedMinibatch, Minibatch, OrderedMinibatch, PaddedMinibatch
 from cellfeed.rows.slabs import keep_freed_memory
 from cellfeed.select.batch_encoder import BatchEncoder
 from cellfeed.select.encoders import Encoder, LabelEncoder

@@ -56,6 +56,10 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
         on, whose codes differ from their values.
     encoders
         Instead of ``obs_column_names``: the encoders that make the columns of ``obs``.
+    layers
+        Further layers to return, each as X, with the same genes, but without ``transform``.
+    measurements
+        Further measurements to return: for each, its layer, as in ``{"protein": "raw"}``. They have all their genes.
     obs_values
         Numeric columns of obs to return as they are, in float32. A missing value is NaN, and a warning counts them.
     joinids
@@ -150,6 +154,8 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
         var_query: Any = None,
         obs_column_names: Sequence[str] = (),
         encoders: Sequence[Encoder] | None = None,
+        layers: Sequence[str] = (),
+        measurements: Mapping[str, str] | None = None,
         obs_values: Sequence[str] = (),
         joinids: bool = Settings.joinids,
         batch_size: int = Settings.batch_size,
@@ -174,7 +180,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
         allow_empty: bool = False,
     ) -> None:
         settings = Settings.from_mapping(locals())  # the parameters have the names of its fields
-        content = Content.from_arguments(obs_values=obs_values)
+        content = Content.from_arguments(layers=layers, obs_values=obs_values, measurements=measurements)
         meter = Meter()
         selection = select_from_experiment(
             experiment,
@@ -200,6 +206,8 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
         X_name: str = "raw",
         obs_column_names: Sequence[str] = (),
         encoders: Sequence[Encoder] | None = None,
+        layers: Sequence[str] = (),
+        measurements: Mapping[str, str] | None = None,
         obs_values: Sequence[str] = (),
         retry_deadline_s: float = RETRY_DEADLINE_S,
         allow_empty: bool = False,
@@ -211,7 +219,9 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
         ----------
         axis_query
             ``experiment.axis_query(measurement_name, obs_query=..., var_query=...)``, open.
-        X_name, obs_column_names, encoders, obs_values, retry_deadline_s, allow_empty, parameters
+        X_name, obs_column_names, encoders, layers, measurements, obs_values
+            As for the class.
+        retry_deadline_s, allow_empty, parameters
             As for the class.
 
         Returns
@@ -228,7 +238,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
         (182, 765)
         """
         check_names("from_query", parameters)
-        content = Content.from_arguments(obs_values=obs_values)
+        content = Content.from_arguments(layers=layers, obs_values=obs_values, measurements=measurements)
         settings = Settings(**parameters)
         meter = Meter()
         selection = select_from_query(

@@ -13,10 +13,9 @@ from cellfeed._joinids import IntArray, in_order
 from cellfeed.errors import PlanError
 from cellfeed.loader.dataloader import ExperimentDataLoader, make_dataloader
 from cellfeed.loader.dataset import ExperimentDataset
-from cellfeed.loader.pipeline import OrderedMinibatch
 from cellfeed.loader.world import find_ranks
 from cellfeed.plan.settings import IN_ORDER
-from cellfeed.rows.minibatch import array_of
+from cellfeed.rows.minibatch import OrderedMinibatch, array_of
 
 
 class InferenceDataLoader(ExperimentDataLoader):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -14,6 +15,7 @@ import torch
 from cellfeed._checks import format_bytes
 from cellfeed._joinids import IntArray, read_bounds
 from cellfeed.errors import CellfeedError, ReadError
+from cellfeed.loader.content import extended
 from cellfeed.loader.feed import load_windows, rebatch
 from cellfeed.loader.prefetch import Prefetch
 from cellfeed.plan import budget
@@ -23,7 +25,7 @@ from cellfeed.plan.windows import Window
 from cellfeed.rows.assemble import Assembler, DenseBuffers
 from cellfeed.rows.cell_rows import CellRows
 from cellfeed.rows.half_precision import HALF_DTYPES, round_to_half
-from cellfeed.rows.minibatch import ExtendedMinibatch, Minibatch, PaddedMinibatch, moved
+from cellfeed.rows.minibatch import AnyMinibatch, Minibatch, OrderedMinibatch, PaddedMinibatch
 from cellfeed.rows.row_allocator import Reader, RowAllocator, RowPointers
 from cellfeed.rows.slabs import choose_slab_bytes
 from cellfeed.select.selection import Selection
@@ -33,40 +35,26 @@ from cellfeed.sources.verify import check_rows
 from cellfeed.stats import Meter
 from cellfeed.transforms import Transform, apply, check_result, split_scaling
 
-
-class OrderedMinibatch(NamedTuple):
-    """The class of the minibatches of an :func:`~cellfeed.inference_dataloader`.
-
-    Attributes
-    ----------
-    X
-        As in :class:`~cellfeed.Minibatch`.
-    obs
-        int64, shape (B, n_columns): the columns of the dataset.
-    joinids
-        int64, shape (B,): the ``soma_joinid`` of each row.
-
-    Examples
-    --------
-    >>> dataset = cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), batch_size=4, seed=0)
-    >>> next(iter(cellfeed.inference_dataloader(dataset))).joinids
-    tensor([0, 1, 2, 3])
-    """
-
-    X: torch.Tensor
-    obs: torch.Tensor
-    joinids: torch.Tensor
-
-    def to(self, device: Any, *, non_blocking: bool | None = None) -> OrderedMinibatch:
-        """Return the minibatch on a device; see :meth:`cellfeed.Minibatch.to`."""
-        return OrderedMinibatch(*moved(self, device, non_blocking))
-
-    def as_dict(self) -> dict[str, torch.Tensor]:
-        """Return the tensors by name."""
-        return self._asdict()
+Yielded = AnyMinibatch | OrderedMinibatch
 
 
-Yielded = Minibatch | PaddedMinibatch | OrderedMinibatch | ExtendedMinibatch
+class MatrixAssembler(NamedTuple):
+    """Makes the tensors of one matrix."""
+
+    assembler: Assembler
+    transforms: tuple[Transform, ...]
+    sparse: bool
+
+    def tensor(self, rows: CellRows) -> torch.Tensor:
+        """Return rows as a tensor, transformed."""
+        X = self.assembler.sparse_X(rows) if self.sparse else self.assembler.dense_X(rows)
+        for transform in self.transforms:
+            X = apply(transform, X)
+        return X
+
+    def close(self) -> None:
+        """End the threads."""
+        self.assembler.close()
 
 
 class Appender(Protocol):
@@ -114,18 +102,48 @@ class Pipeline:
     appender: Appender | None = None
     reads_copy: bool = False
 
+    @cached_property
+    def _pipelines(self) -> list[Pipeline]:
+        """A pipeline per matrix of minibatches, X first: further ones read the same windows from other arrays."""
+        further = zip(self.selection.further, self.resources.further, strict=True)
+        return [
+            self,
+            *(
+                Pipeline(
+                    replace(selection, nnz=None),  # of X, with which rows are compared
+                    self.settings.replace(transform=None),
+                    resources,
+                    DenseBuffers(keep=budget.MINIBATCHES_HELD),
+                    self.meter,
+                )
+                for selection, resources in further
+            ),
+        ]
+
+    def retries(self) -> list[Retries]:
+        """Return what makes the requests of each matrix; the caller closes them after the epoch."""
+        return [
+            each.selection.source.retries(n_threads=each.resources.n_requests, meter=self.meter)
+            for each in self._pipelines
+        ]
+
     def minibatches(self, windows: Iterable[Window]) -> Generator[Yielded, None, None]:
         """Yield the minibatches of some windows; closing the generator ends all threads and closes all handles."""
         meter = self.meter
-        retries = self.selection.source.retries(n_threads=self.resources.n_requests, meter=meter)
+        retries = self.retries()
+
+        def close() -> None:
+            for each in retries:
+                each.close()
+
         produced = self._produce(windows, retries)
         ahead: Generator[Yielded, None, None] | Prefetch[Yielded] = produced
         if self.settings.use_eager_fetch:
-            ahead = Prefetch(
-                produced, depth=1, ending=retries.close, waited=lambda seconds: meter.add(producer_wait_s=seconds)
-            )
+            ahead = Prefetch(produced, depth=1, ending=close, waited=lambda seconds: meter.add(producer_wait_s=seconds))
         first = True
-        with contextlib.closing(ahead), contextlib.closing(retries):
+        with contextlib.ExitStack() as stack:
+            stack.callback(close)
+            stack.enter_context(contextlib.closing(ahead))
             while True:
                 started = time.perf_counter()
                 minibatch = next(ahead, None)
@@ -141,28 +159,37 @@ class Pipeline:
                 del minibatch  # a reference here would prevent the reuse of its memory
                 meter.add(elapsed_s=time.perf_counter() - yielded)
 
-    def _produce(self, windows: Iterable[Window], retries: Retries) -> Generator[Yielded, None, None]:
-        selection, settings = self.selection, self.settings
-        dtype = selection.geometry.dtype if settings.X_dtype == "stored" else settings.X_dtype
-        # The kernels that copy values to a minibatch can scale them, but in float32 only.
-        scaling, transform = split_scaling(settings.transform) if dtype == "float32" else (None, settings.transform)
-        transforms = [step for step in (selection.column_transform, transform) if step is not None]
-        assembler = Assembler(
-            selection.n_vars, dtype, n_threads=self.resources.n_threads, buffers=self.buffers, scaling=scaling
-        )
-        with (
-            contextlib.closing(self.batches(windows, retries)) as batches,
-            contextlib.closing(assembler),
-            self._copying() as copy,
-            self._memory_errors(),
-        ):
+    def _produce(self, windows: Iterable[Window], retries: Sequence[Retries]) -> Generator[Yielded, None, None]:
+        with contextlib.ExitStack() as stack:
+            batches = stack.enter_context(self.reading(windows, retries))
+            assemblers = [stack.enter_context(contextlib.closing(each.assembler())) for each in self._pipelines]
+            copy = stack.enter_context(self._copying())
+            stack.enter_context(self._memory_errors())
             for rows in batches:
-                copy(rows)
+                copy(rows[0])
                 with self.meter.timing("assemble_s"):
-                    minibatch = self._assemble(rows, assembler, transforms)
-                del rows  # it keeps whole slabs in memory
+                    minibatch = self._assemble(rows, assemblers)
+                del rows  # they keep whole slabs in memory
                 yield minibatch
                 del minibatch
+
+    @contextlib.contextmanager
+    def reading(self, windows: Iterable[Window], retries: Sequence[Retries]) -> Iterator[Iterator[list[CellRows]]]:
+        """Yield an iterator over minibatches: their rows of X, and of each further matrix, of the same cells.
+
+        It holds no reference to what it has returned.
+        """
+        pipelines = self._pipelines
+        with contextlib.ExitStack() as stack:
+            batches = [
+                stack.enter_context(contextlib.closing(each.batches(own, requests)))
+                for each, own, requests in zip(pipelines, itertools.tee(windows, len(pipelines)), retries, strict=True)
+            ]
+
+            def next_rows() -> list[Any]:
+                return [next(each, None) for each in batches]
+
+            yield iter(next_rows, [None] * len(batches))
 
     def batches(self, windows: Iterable[Window], retries: Retries) -> Generator[CellRows, None, None]:
         """Yield the cells of each minibatch with their rows; closing the generator closes the reader."""
@@ -228,33 +255,28 @@ class Pipeline:
                 f"batch_size={self.settings.batch_size} need; reduce memory_budget or batch_size"
             ) from cause
 
-    def _assemble(self, rows: CellRows, assembler: Assembler, transforms: Iterable[Transform]) -> Yielded:
+    def assembler(self) -> MatrixAssembler:
+        """Return what makes tensors of rows; the caller closes it."""
         selection, settings = self.selection, self.settings
-        X = assembler.sparse_X(rows) if settings.return_sparse_X else assembler.dense_X(rows)
-        for transform in transforms:
-            X = apply(transform, X)
+        dtype = selection.geometry.dtype if settings.X_dtype == "stored" else settings.X_dtype
+        # The kernels that copy values to a minibatch can scale them, but in float32 only.
+        scaling, transform = split_scaling(settings.transform) if dtype == "float32" else (None, settings.transform)
+        assembler = Assembler(
+            selection.n_vars, dtype, n_threads=self.resources.n_threads, buffers=self.buffers, scaling=scaling
+        )
+        steps = tuple(step for step in (selection.column_transform, transform) if step is not None)
+        return MatrixAssembler(assembler, steps, sparse=settings.return_sparse_X)
+
+    def _assemble(self, matrices: Sequence[CellRows], assemblers: Sequence[MatrixAssembler]) -> Yielded:
+        selection, settings, rows = self.selection, self.settings, matrices[0]
+        X, *further = (assembler.tensor(own) for own, assembler in zip(matrices, assemblers, strict=True))
         check_result(settings.transform, X, len(rows))
         obs = torch.from_numpy(selection.obs_rows(rows.positions))
         has_joinids = self.with_joinids or settings.joinids
         joinids = torch.from_numpy(selection.joinid_column[rows.positions]) if has_joinids else None
         mask = torch.from_numpy(rows.is_real.copy()) if settings.rank_remainder == "pad" else None
         if selection.content or settings.joinids:
-            return self._extend(X, obs, joinids, mask, rows.positions)
+            return extended(selection, rows.positions, X, obs, further, joinids, mask)
         if joinids is not None:
             return OrderedMinibatch(X, obs, joinids)
         return Minibatch(X, obs) if mask is None else PaddedMinibatch(X, obs, mask)
-
-    def _extend(
-        self, X: Any, obs: torch.Tensor, joinids: torch.Tensor | None, mask: torch.Tensor | None, positions: IntArray
-    ) -> ExtendedMinibatch:
-        values = self.selection.obs_values
-        return ExtendedMinibatch(
-            X=X,
-            obs=obs,
-            layers={},
-            obsm={},
-            obs_values=None if values is None else torch.from_numpy(values[positions]),
-            measurements={},
-            joinids=joinids,
-            mask=mask,
-        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -78,15 +78,15 @@ SAFETY = 3.0
 
 
 @dataclass(frozen=True, eq=False)
-class ProcessBudget:
-    """The memory of one process, divided among reads, minibatches and the pool.
+class ReadBudget:
+    """The memory of the reads of one matrix.
 
     No property depends on the number of cores, or orders would differ between machines.
 
     Attributes
     ----------
     n_bytes
-        The budget of the process.
+        The budget, of which reads take a quarter, or one query.
     geometry
         Geometry of the array.
     is_remote
@@ -95,12 +95,6 @@ class ProcessBudget:
         Bytes per value in the pool, its gene included.
     nnz, max_nnz_per_row
         Total nnz of the selected cells, and nnz per cell of the row-block in which it is highest.
-    chunk_bytes
-        float64, shape (n_chunks,): bytes of each chunk in the pool.
-    minibatch_bytes
-        Bytes of all minibatches in memory.
-    prefetch
-        Whether chunks are read before their window begins.
     """
 
     n_bytes: int
@@ -109,11 +103,6 @@ class ProcessBudget:
     value_bytes: int
     nnz: float
     max_nnz_per_row: float
-    chunk_bytes: npt.NDArray[np.float64]
-    minibatch_bytes: int
-    prefetch: bool
-
-    # ------------------------------------------------------------------ reads
 
     def _max_nnz(self, n_rows: int) -> float:
         return min(self.max_nnz_per_row * n_rows, self.nnz)
@@ -166,12 +155,45 @@ class ProcessBudget:
         nnz = self._max_nnz(max(self.rows_per_file_read, self.rows_per_query))
         return int(nnz * PACKED_BYTES_PER_VALUE) + SCRATCH_BYTES
 
-    # ------------------------------------------------------------------ pool
+
+@dataclass(frozen=True, eq=False)
+class ProcessBudget(ReadBudget):
+    """The memory of one process, divided among reads, minibatches and the pool.
+
+    Attributes
+    ----------
+    chunk_bytes
+        float64, shape (n_chunks,): bytes of each chunk in the pool, over all matrices.
+    minibatch_bytes
+        Bytes of all minibatches in memory.
+    prefetch
+        Whether chunks are read before their window begins.
+    further
+        The matrices that are read beside X. Their reads share another quarter of the budget.
+    held_bytes
+        Bytes of embeddings and numeric columns of obs, which stay in memory.
+    """
+
+    chunk_bytes: npt.NDArray[np.float64]
+    minibatch_bytes: int
+    prefetch: bool
+    further: tuple[ReadBudget, ...] = ()
+    held_bytes: int = 0
+
+    @cached_property
+    def further_reads(self) -> tuple[ReadBudget, ...]:
+        """The budgets of the reads of the further matrices."""
+        return tuple(replace(matrix, n_bytes=self.n_bytes // len(self.further)) for matrix in self.further)
+
+    @property
+    def all_reads_bytes(self) -> int:
+        """Bytes reserved for running reads of all matrices."""
+        return self.reads_bytes + sum(matrix.reads_bytes for matrix in self.further_reads)
 
     @property
     def pool_bytes(self) -> int:
-        """Bytes that reads and minibatches leave for the pool; negative if the budget is too small for them."""
-        return self.n_bytes - self.reads_bytes - self.minibatch_bytes
+        """Bytes that all else leaves for the pool; negative if the budget is too small for it."""
+        return self.n_bytes - self.peak_bytes(0)
 
     @cached_property
     def min_pool_bytes(self) -> float:
@@ -185,7 +207,7 @@ class ProcessBudget:
 
     def peak_bytes(self, pool_bytes: float) -> int:
         """Return the most bytes in memory with a pool of ``pool_bytes``."""
-        return int(pool_bytes) + self.reads_bytes + self.minibatch_bytes
+        return int(pool_bytes) + self.all_reads_bytes + self.minibatch_bytes + self.held_bytes
 
     @cached_property
     def chunks_that_fit(self) -> float:

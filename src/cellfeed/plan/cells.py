@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -37,6 +38,14 @@ class Cells(Protocol):
     @property
     def n_vars(self) -> int:
         """Number of selected genes."""
+
+    @property
+    def further(self) -> Sequence[Cells]:
+        """The same cells in each matrix that is read beside X."""
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of embeddings and numeric columns of obs, which stay in memory."""
 
 
 def nnz_of_chunks(cells: Cells, bounds: IntArray) -> npt.NDArray[np.float64]:

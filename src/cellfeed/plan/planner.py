@@ -13,9 +13,10 @@ from cellfeed._checks import format_bytes
 from cellfeed._joinids import IntArray
 from cellfeed.errors import PlanError
 from cellfeed.plan import budget, mixing_target
-from cellfeed.plan.budget import ProcessBudget
-from cellfeed.plan.cells import Cells, nnz_of_chunks
+from cellfeed.plan.budget import ProcessBudget, ReadBudget
+from cellfeed.plan.cells import Cells
 from cellfeed.plan.epoch import EpochOrder, World, chunk_bounds
+from cellfeed.plan.matrices import Matrix
 from cellfeed.plan.schedule import ShufflePlan, best_shuffle_plan
 from cellfeed.plan.settings import Settings
 from cellfeed.plan.summary import Plan, evenly, summarize
@@ -50,6 +51,8 @@ class Resources:
         Windows that have cells in the pool.
     pool_dtype
         Type of values in the pool that do not fit in a small integer type.
+    further
+        The resources for each matrix that is read beside X.
     """
 
     n_threads: int
@@ -63,6 +66,7 @@ class Resources:
     pool_bytes: float
     n_windows: int
     pool_dtype: np.dtype[Any]
+    further: tuple[Resources, ...] = ()
 
 
 class Planner:
@@ -79,7 +83,8 @@ class Planner:
     def __init__(self, cells: Cells, settings: Settings, *, exact: bool = False) -> None:
         self._cells = cells
         self._settings = settings
-        self._exact = exact
+        self._X = Matrix(cells, settings, exact=exact)
+        self._matrices = [self._X, *(Matrix.further(matrix, cells, settings) for matrix in cells.further)]
         self._shuffle_plans: dict[int, ShufflePlan] = {}
 
     # ------------------------------------------------------------------ chunks
@@ -109,86 +114,65 @@ class Planner:
         bounds = self._cells.joinids.row_block_bounds(chunk_rows)
         sampled = [np.arange(bounds[k], bounds[k + 1]) for k in evenly(len(bounds) - 1, CHUNKS_SAMPLED)]
         amplification = budget.decode_amplification(self._cells.joinids, sampled, self._cells.geometry)
-        process = self._process_budget(bounds, nnz_of_chunks(self._cells, bounds))
+        process = self._process_budget(bounds)
         return mixing_target.Candidate(chunk_rows, bounds, process, amplification)
 
     @cached_property
     def _chunk_nnz(self) -> npt.NDArray[np.float64]:
-        return nnz_of_chunks(self._cells, self.bounds)
+        return self._X.chunk_nnz(self.bounds)
 
     # ------------------------------------------------------------------ memory
 
-    @property
-    def pool_dtype(self) -> np.dtype[Any]:
-        """Type of values in the pool that do not fit in a small integer type."""
-        stored = np.dtype(self._cells.geometry.dtype)
-        if self._settings.X_dtype == "stored" or stored.itemsize < 4 or (self._exact and stored.kind in "iu"):
-            return stored
-        return np.dtype(np.float32)
-
-    @property
-    def _X_bytes(self) -> int:
-        """Bytes per value of X in a minibatch."""
-        if self._settings.X_dtype in ("float16", "bfloat16"):
-            return 2
-        return self.pool_dtype.itemsize if self._settings.X_dtype == "stored" else 4
-
-    @cached_property
-    def _row_block_nnz(self) -> tuple[float, float]:
-        """Total nnz of the selected cells, and nnz per cell of the row-block in which it is highest."""
-        bounds = self._cells.joinids.row_block_bounds(self._cells.geometry.row_extent)
-        nnz = nnz_of_chunks(self._cells, bounds)
-        return float(nnz.sum()), float((nnz / np.maximum(np.diff(bounds), 1)).max(initial=0.0))
-
     def budget(self, num_workers: int = 1) -> ProcessBudget:
         """Return the budget of each of ``num_workers`` processes."""
-        return self._process_budget(self.bounds, self._chunk_nnz, num_workers)
+        return self._process_budget(self.bounds, num_workers)
 
-    def _process_budget(
-        self, bounds: IntArray, chunk_nnz: npt.NDArray[np.float64], num_workers: int = 1
-    ) -> ProcessBudget:
+    def _process_budget(self, bounds: IntArray, num_workers: int = 1) -> ProcessBudget:
         settings, cells = self._settings, self._cells
-        nnz, max_nnz_per_row = self._row_block_nnz
         n_cells = max(cells.n_obs, 1)
-        bytes_per_cell = cells.n_vars * self._X_bytes
-        if settings.return_sparse_X:
-            bytes_per_cell = int(nnz / n_cells * (4 + self._X_bytes))
-        value_bytes = (2 if cells.n_vars <= 1 << 16 else 4) + self.pool_dtype.itemsize  # a gene and a value
+        bytes_per_cell = sum(matrix.bytes_per_cell for matrix in self._matrices) + cells.held_bytes // n_cells
         n_minibatches = budget.MINIBATCHES_HELD - (not settings.use_eager_fetch)
+        X, *further = (matrix.reads() for matrix in self._matrices)
         return ProcessBudget(
-            n_bytes=settings.memory_budget // num_workers,
-            geometry=cells.geometry,
-            is_remote=cells.is_remote,
-            value_bytes=value_bytes,
-            nnz=nnz,
-            max_nnz_per_row=max_nnz_per_row,
-            chunk_bytes=chunk_nnz * value_bytes + np.diff(bounds) * float(budget.BYTES_PER_CELL),
+            **{**vars(X), "n_bytes": settings.memory_budget // num_workers},
+            chunk_bytes=np.sum([matrix.chunk_bytes(bounds) for matrix in self._matrices], axis=0),
             minibatch_bytes=min(settings.batch_size, n_cells) * bytes_per_cell * n_minibatches,
             prefetch=settings.use_eager_fetch,
+            further=tuple(further),
+            held_bytes=cells.held_bytes // num_workers,  # workers share them
         )
 
     @property
     def copy_bytes(self) -> int:
         """Bytes of a copy of all cells on disk."""
-        return int(self._row_block_nnz[0] * budget.COPY_BYTES_PER_VALUE)
+        nnz = sum(matrix.row_block_nnz[0] for matrix in self._matrices)
+        return int(nnz * budget.COPY_BYTES_PER_VALUE) + self._cells.held_bytes
 
     def resources(self, num_workers: int, n_cores: int) -> Resources:
         """Return the resources of each of ``num_workers`` processes on a machine with ``n_cores``."""
-        process, plan = self.budget(num_workers), self.shuffle_plan(num_workers)
+        process = self.budget(num_workers)
         cores = max(1, n_cores // num_workers)
-        n_reads = budget.REMOTE_READS if self._cells.is_remote else cores
+        X, *further = (
+            self._resources(matrix, reads, self.shuffle_plan(num_workers), cores)
+            for matrix, reads in zip(self._matrices, (process, *process.further_reads), strict=True)
+        )
+        return replace(X, further=tuple(further))
+
+    def _resources(self, matrix: Matrix, reads: ReadBudget, plan: ShufflePlan, cores: int) -> Resources:
+        n_reads = budget.REMOTE_READS if reads.is_remote else cores
+        chunk_bytes = matrix.chunk_bytes(self.bounds)
         return Resources(
             n_threads=cores,
-            n_file_reads=max(1, min(n_reads, process.reads_bytes // process.file_read_bytes)),
-            n_queries=max(1, min(n_reads, process.reads_bytes // process.query_bytes)),
+            n_file_reads=max(1, min(n_reads, reads.reads_bytes // reads.file_read_bytes)),
+            n_queries=max(1, min(n_reads, reads.reads_bytes // reads.query_bytes)),
             n_requests=max(budget.MIN_REQUESTS, min(budget.MAX_REQUESTS, budget.REQUESTS_PER_CORE * cores)),
-            rows_per_file_read=process.rows_per_file_read,
-            buffer_bytes=process.buffer_bytes,
-            rows_per_read=process.rows_per_query,
+            rows_per_file_read=reads.rows_per_file_read,
+            buffer_bytes=reads.buffer_bytes,
+            rows_per_read=reads.rows_per_query,
             windows_ahead=plan.windows_ahead if self._settings.use_eager_fetch else 0,
-            pool_bytes=plan.chunks_held * float(process.chunk_bytes.mean()) if len(process.chunk_bytes) else 0.0,
+            pool_bytes=plan.chunks_held * float(chunk_bytes.mean()) if len(chunk_bytes) else 0.0,
             n_windows=plan.n_slices + plan.windows_ahead,
-            pool_dtype=self.pool_dtype,
+            pool_dtype=matrix.pool_dtype,
         )
 
     # ------------------------------------------------------------------ mixing
@@ -231,7 +215,7 @@ class Planner:
         enough = budget.smallest_budget(lambda n_bytes: replace(process, n_bytes=n_bytes // num_workers).is_enough)
         return (
             f"memory_budget of {format_bytes(process.n_bytes)}{workers} is too small for a chunk of "
-            f"{np.diff(self.bounds).max():,} cells: reads take {format_bytes(process.reads_bytes)}, minibatches "
+            f"{np.diff(self.bounds).max():,} cells: reads take {format_bytes(process.all_reads_bytes)}, minibatches "
             f"{format_bytes(process.minibatch_bytes)}, and {'two' if process.prefetch else 'one'} of the largest chunk "
             f"{format_bytes(process.min_pool_bytes)}; give at least {enough}, or a smaller batch_size, soma_chunk_size "
             f"or var_query"

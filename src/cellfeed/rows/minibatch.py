@@ -83,6 +83,38 @@ class PaddedMinibatch(NamedTuple):
         return self._asdict()
 
 
+class OrderedMinibatch(NamedTuple):
+    """The class of the minibatches of an :func:`~cellfeed.inference_dataloader`.
+
+    Attributes
+    ----------
+    X
+        As in :class:`Minibatch`.
+    obs
+        int64, shape (B, n_columns): the columns of the dataset.
+    joinids
+        int64, shape (B,): the ``soma_joinid`` of each row.
+
+    Examples
+    --------
+    >>> dataset = cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), batch_size=4, seed=0)
+    >>> next(iter(cellfeed.inference_dataloader(dataset))).joinids
+    tensor([0, 1, 2, 3])
+    """
+
+    X: torch.Tensor
+    obs: torch.Tensor
+    joinids: torch.Tensor
+
+    def to(self, device: Any, *, non_blocking: bool | None = None) -> OrderedMinibatch:
+        """Return the minibatch on a device; see :meth:`Minibatch.to`."""
+        return OrderedMinibatch(*moved(self, device, non_blocking))
+
+    def as_dict(self) -> dict[str, torch.Tensor]:
+        """Return the tensors by name."""
+        return self._asdict()
+
+
 class ExtendedMinibatch(NamedTuple):
     """A minibatch of a dataset with ``layers``, ``obsm``, ``obs_values``, ``measurements`` or ``joinids``.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,30 @@ from cellfeed._geometry import ArrayGeometry
 from cellfeed._joinids import IntArray, JoinIds
 from cellfeed.select.content import NOTHING_MORE, Content
 from cellfeed.select.encoders import Encoder
+
+
+@dataclass(frozen=True, eq=False)
+class FurtherMatrix:
+    """A matrix beside X over the same cells: a layer, or the X of a further measurement.
+
+    Attributes
+    ----------
+    kind, name
+        The dict of a minibatch that has it, and its key there.
+    measurement_name, X_name
+        Where it is in the store.
+    source
+        Reads it.
+    var_joinids
+        int64, shape (n_vars,): the genes of a measurement, ascending; ``None`` for a layer, which has those of X.
+    """
+
+    kind: Literal["layers", "measurements"]
+    name: str
+    measurement_name: str
+    X_name: str
+    source: Any
+    var_joinids: IntArray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +74,8 @@ class Selection:
         What minibatches have beside X and obs.
     obs_values
         float32, shape (n_obs, k): the numeric columns of obs of minibatches; ``None`` if there are none.
+    matrices
+        The matrices that are read beside X.
     column_transform
         Orders the columns of X, if the dataset has the genes of ``select_genes``; else ``None``.
     queries
@@ -74,6 +100,7 @@ class Selection:
     raw_squares: npt.NDArray[Any] | None = None
     content: Content = NOTHING_MORE
     obs_values: npt.NDArray[np.float32] | None = None
+    matrices: tuple[FurtherMatrix, ...] = ()
     column_transform: Any = None
     queries: tuple[Any, Any] = (None, None)
     splits: tuple[Mapping[str, Any], ...] = ()
@@ -104,6 +131,27 @@ class Selection:
     def joinid_column(self) -> JoinIds | IntArray:
         """The ``soma_joinid`` of each cell, to be indexed by positions."""
         return self.joinids if self.soma_joinids is None else self.soma_joinids
+
+    @property
+    def further(self) -> tuple[Selection, ...]:
+        """The same cells in each of the matrices that are read beside X, in their order."""
+        return tuple(self._in(matrix) for matrix in self.matrices)
+
+    def _in(self, matrix: FurtherMatrix) -> Selection:
+        """Return the same cells in another matrix. A layer keeps ``nnz``, of X, for planning."""
+        own: dict[str, Any] = {
+            **{name: getattr(matrix, name) for name in ("measurement_name", "X_name", "source")},
+            **dict.fromkeys(("raw_sum", "raw_squares", "obs_values")),
+            **{"encoders": {}, "codes": {}, "content": NOTHING_MORE, "matrices": ()},
+        }
+        if matrix.var_joinids is not None:
+            own |= {"var_joinids": matrix.var_joinids, "nnz": None, "column_transform": None, "all_genes": True}
+        return replace(self, **own)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of numeric columns of obs."""
+        return 0 if self.obs_values is None else self.obs_values.nbytes
 
     def take(self, positions: IntArray, split: Mapping[str, Any] | None = None) -> Selection:
         """Keep the cells at ascending positions; ``split`` is appended to the splits."""

@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from cellfeed.errors import SelectionError
+from cellfeed.errors import PlanError, SelectionError
 from cellfeed.select.content import NOTHING_MORE, Content
 from cellfeed.select.encoders import Encoder
 from cellfeed.select.selection import Selection
@@ -235,4 +235,9 @@ def open_local_copy(path: str | PathLike[str] | None, selection: Selection) -> A
 
     if not isinstance(path, (str, PathLike)) or "://" in os.fspath(path):
         raise SelectionError(f"local_copy={path!r} must be the path of a folder on a local disk")
+    if selection.matrices:
+        raise PlanError(
+            f"local_copy= holds X only, and layers= or measurements= ask for more: write the layers, too, with "
+            f"dataset.write_copy({os.fspath(path)!r}) of a dataset without local_copy=, and read this copy by its path"
+        )
     return LocalCopy(path, selection)

@@ -17,7 +17,7 @@ from cellfeed.select.filter_expression import columns_of_filter, given_filter
 from cellfeed.select.frame_filter import matching_rows
 from cellfeed.select.obs_columns import ObsColumns
 from cellfeed.select.row_figures import NNZ, figures_of
-from cellfeed.select.selection import Selection
+from cellfeed.select.selection import FurtherMatrix, Selection
 from cellfeed.sources.anndata.axes import Tables, known_among
 from cellfeed.sources.anndata.files import AnnDataFile
 from cellfeed.sources.anndata.layers import find_layer
@@ -73,6 +73,7 @@ def select(
         soma_joinids=None if np.array_equal(joinids[rows], rows) else joinids[rows],
         nnz=nnz,
         content=content,
+        matrices=_further(source, content),
         obs_values=content.numbers(frame),
         queries=(_described(obs_query), _described(var_query)),
         all_genes=len(var_rows) == source.geometry.n_columns,
@@ -80,6 +81,23 @@ def select(
     if not allow_empty:
         _check_not_empty(selection, obs_query, var_query)
     return columns.encode(selection, frame)
+
+
+def _further(source: AnnDataSource, content: Content) -> tuple[FurtherMatrix, ...]:
+    """Return the layers that are read beside X."""
+    if content.measurements:
+        raise SelectionError(
+            f"measurements={dict(content.measurements)!r}: an AnnData has one measurement; leave it out"
+        )
+    matrices = []
+    for name in content.layers:
+        made = make_source(source.name, [part.file for part in source.parts], name, argument="layers: a name")
+        if made.parts[0].table("var") != source.parts[0].table("var"):
+            raise SelectionError(
+                f"layers: {made.layer!r} has other genes than {source.layer!r}, which is X; give it as X_name"
+            )
+        matrices.append(FurtherMatrix("layers", name, "RNA", made.layer, made))
+    return tuple(matrices)
 
 
 def make_source(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from cellfeed.select.encoders import Encoder
 from cellfeed.select.filter_check import fit_query
 from cellfeed.select.obs_columns import ObsColumns
 from cellfeed.select.row_figures import columns_of, figures_of
-from cellfeed.select.selection import Selection
+from cellfeed.select.selection import FurtherMatrix, Selection
 from cellfeed.sources.redact import public_uri, secrets_of
 from cellfeed.sources.retry import NO_RETRY, Retries
 from cellfeed.sources.soma import tiledb_private
@@ -108,7 +109,7 @@ def _read(
     """Return the selection without encoders and codes, and the columns of obs that the encoders need."""
     experiment = axis_query.experiment
     measurement = experiment.ms[axis_query.measurement_name]
-    array = _layer(measurement, X_name)
+    array = _layer(measurement, X_name, f"X_name={X_name!r}")
     known = experiment.obs.schema.names
     columns = [*obs_columns.needed(known), *content.needed(known)]
     config = tiledb_private.user_config(experiment.context)
@@ -122,12 +123,14 @@ def _read(
     obs_joinids = JoinIds.from_sorted(joinids)
     _check_within(array, joinids, var_joinids)
 
-    source: Source = _source_of(array, experiment.obs, measurement.var, config, retry_deadline_s)
+    def source_of(array: Any, var: Any) -> Source:
+        return _source_of(array, experiment.obs, var, config, retry_deadline_s)
+
     selection = Selection(
         experiment_uri=public_uri(experiment.uri),
         measurement_name=axis_query.measurement_name,
         X_name=X_name,
-        source=source,
+        source=source_of(array, measurement.var),
         joinids=obs_joinids,
         var_joinids=JoinIds.from_sorted(var_joinids)[:],
         encoders={},
@@ -140,7 +143,49 @@ def _read(
         queries=tiledb_private.describe_queries(axis_query),
         all_genes=len(var_joinids) == n_genes,
     )
-    return selection, frame
+    matrices = (
+        *_layers(measurement, content.layers, selection, joinids, source_of),
+        *_measurements(experiment, content.measurements, selection, joinids, source_of, secrets),
+    )
+    return replace(selection, matrices=matrices), frame
+
+
+SourceOf = Callable[[Any, Any], Source]
+"""Receives an open layer, and var of its measurement; returns its source."""
+
+
+def _layers(
+    measurement: Any, names: Sequence[str], selection: Selection, joinids: IntArray, source_of: SourceOf
+) -> Iterator[FurtherMatrix]:
+    """Yield the layers that are read beside X."""
+    for name in names:
+        array = _layer(measurement, name, f"layers: {name!r}")
+        _check_within(array, joinids, selection.var_joinids)
+        yield FurtherMatrix("layers", name, selection.measurement_name, name, source_of(array, measurement.var))
+
+
+def _measurements(
+    experiment: Any,
+    layers: Mapping[str, str],
+    selection: Selection,
+    joinids: IntArray,
+    source_of: SourceOf,
+    secrets: frozenset[str],
+) -> Iterator[FurtherMatrix]:
+    """Yield the layers of further measurements, with all genes of each."""
+    for name, layer in layers.items():
+        if name == selection.measurement_name:
+            raise SelectionError(
+                f"measurements: {name!r} is the measurement of X; give its layers by name: layers=[{layer!r}]"
+            )
+        if name not in experiment.ms:
+            raise SelectionError(f"measurements: {name!r} is not in the experiment; {suggest(name, experiment.ms)}")
+        measurement = experiment.ms[name]
+        array = _layer(measurement, layer, f"measurements: {layer!r} of {name!r}")
+        var_joinids, _ = read_frame(measurement.var.read, [], f"var of {name!r}", secrets)
+        _check_within(array, joinids, var_joinids)
+        source = source_of(array, measurement.var)
+        yield FurtherMatrix("measurements", name, name, layer, source, JoinIds.from_sorted(var_joinids)[:])
 
 
 def _source_of(array: Any, obs: Any, var: Any, config: dict[str, str], retry_deadline_s: float) -> SomaLayer:
@@ -151,19 +196,20 @@ def _source_of(array: Any, obs: Any, var: Any, config: dict[str, str], retry_dea
     return SomaLayer(X_address, obs_address, var_address, *_layout_of(array), identity=read_array_id(X_address))
 
 
-def _layer(measurement: Any, X_name: str) -> Any:
+def _layer(measurement: Any, X_name: str, shown: str) -> Any:
+    """Return an open layer; ``shown`` names the argument in errors."""
     import tiledbsoma as soma
 
     if X_name not in measurement.X:
-        raise SelectionError(f"X_name={X_name!r} is not a layer of X; {suggest(X_name, measurement.X)}")
+        raise SelectionError(f"{shown} is not a layer of X; {suggest(X_name, measurement.X)}")
     array = measurement.X[X_name]
     if not isinstance(array, soma.SparseNDArray):
         raise SelectionError(
-            f"X_name={X_name!r} is a {type(array).__name__}; cellfeed reads sparse layers "
+            f"{shown} is a {type(array).__name__}; cellfeed reads sparse layers "
             f"(tiledbsoma.SparseNDArray) only: write the layer as a sparse array"
         )
     if len(array.shape) != 2:
-        raise SelectionError(f"X_name={X_name!r} has {len(array.shape)} dimensions; a layer has two, obs and var")
+        raise SelectionError(f"{shown} has {len(array.shape)} dimensions; a layer has two, obs and var")
     return array
 
 
