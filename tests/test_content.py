@@ -16,6 +16,7 @@ import scipy.sparse as sp
 import tiledbsoma as soma
 import torch
 
+import cellfeed
 from cellfeed import (
     ExperimentDataPipe,
     ExperimentDataset,
@@ -44,6 +45,21 @@ OBS = CELLS.obs.assign(
 
 LAYERS = {"scaled": CELLS.X * 0.5, "dense": sp.csr_matrix(CELLS.X.toarray() + 3)}
 PROTEINS = sp.csr_matrix((np.arange(N * 5) % 7).reshape(N, 5).astype(np.float32))
+
+
+EMBEDDINGS = {"scvi": np.arange(N * 3, dtype=np.float32).reshape(N, 3) / 4, "pca": -np.arange(N * 2.0).reshape(N, 2)}
+
+
+def add_embeddings(path: Path) -> None:
+    """Write one embedding as cellfeed does, and one as a dense array."""
+    cellfeed.write_obsm(path, "scvi", CELLS.joinids, EMBEDDINGS["scvi"])
+    cellfeed.write_obsm(path, "some", CELLS.joinids[::2], EMBEDDINGS["scvi"][::2])
+    rows = np.zeros((int(CELLS.joinids.max()) + 1, 2))
+    rows[CELLS.joinids] = EMBEDDINGS["pca"]
+    with soma.Experiment.open(str(path), "w") as experiment:
+        array = experiment.ms["RNA"].obsm.add_new_dense_ndarray("pca", type=pa.float64(), shape=rows.shape)
+        with array:
+            array.write((slice(None), slice(None)), pa.Tensor.from_numpy(rows))
 
 
 def add_layer(measurement: Any, name: str, X: sp.csr_matrix) -> None:
@@ -77,6 +93,7 @@ def write_soma(folder: Path) -> Path:
         var = pa.table({"soma_joinid": np.arange(PROTEINS.shape[1]), "name": [f"P{j}" for j in range(5)]})
         with protein.add_new_dataframe("var", schema=var.schema, domain=[(0, PROTEINS.shape[1])]) as frame:
             frame.write(var)
+    add_embeddings(path)
     return path
 
 
@@ -85,6 +102,10 @@ def write_zarr(folder: Path) -> Path:
     adata = Cells(CELLS.X, OBS, CELLS.var, CELLS.joinids).to_anndata()
     adata.layers["scaled"] = LAYERS["scaled"]
     adata.layers["dense"] = LAYERS["dense"].toarray()
+    some = EMBEDDINGS["scvi"].copy()
+    some[1::2] = np.nan
+    frame = pd.DataFrame(EMBEDDINGS["pca"], adata.obs_names, ["a", "b"])
+    adata.obsm.update({**EMBEDDINGS, "some": some, "sparse": sp.csr_matrix(some), "frame": frame})
     with writing(3):
         adata.write_zarr(path)
     return path
@@ -108,7 +129,7 @@ def make(source: Path) -> Callable[..., ExperimentDataset]:
 
 def of(source: Path) -> dict[str, Any]:
     """All further content of a store."""
-    content: dict[str, Any] = {"layers": list(LAYERS), "obs_values": VALUES}
+    content: dict[str, Any] = {"layers": list(LAYERS), "obsm": list(EMBEDDINGS), "obs_values": VALUES}
     return content | ({"measurements": {"protein": "counts"}} if source.suffix == ".soma" else {})
 
 
@@ -126,6 +147,9 @@ def check(minibatch: ExtendedMinibatch) -> None:
         assert np.array_equal(X.to_dense().numpy(), expected)
     for X in minibatch.measurements.values():
         assert np.array_equal(X.to_dense().numpy(), PROTEINS[rows].toarray())
+    for name, embedding in minibatch.obsm.items():
+        assert embedding.dtype == torch.float32
+        assert np.array_equal(embedding.numpy(), EMBEDDINGS[name][rows])
     if minibatch.obs_values is not None:
         expected = OBS[VALUES].iloc[rows].to_numpy(np.float32, na_value=np.nan)
         assert minibatch.obs_values.dtype == torch.float32
@@ -205,8 +229,8 @@ def test_a_minibatch_is_pickled_moved_and_made_a_dict(make):
     assert type(moved) is ExtendedMinibatch
     assert moved.obs_values.device.type == moved.X.device.type == "meta"
     named = minibatch.as_dict()
-    assert {"X", "obs", "layers", "obs_values", "joinids"} <= set(named)
-    assert not {"obsm", "mask"} & set(named)
+    assert {"X", "obs", "layers", "obsm", "obs_values", "joinids"} <= set(named)
+    assert list(next(iter(make(obsm=["pca"], joinids=False))).as_dict()) == ["X", "obs", "obsm"]
     assert named["X"] is minibatch.X
     assert list(next(iter(make(joinids=False))).as_dict()) == ["X", "obs"]
 
@@ -287,6 +311,56 @@ def test_a_local_copy_holds_X_only(source, tmp_path):
                 minibatch.obs_values[:, 0].numpy(), OBS["score"].iloc[rows_of(minibatch)], equal_nan=True
             )
     assert dataset.stats().n_obs_from_copy == N
+
+
+# obsm
+
+
+def test_cells_without_an_embedding_have_nan(make):
+    with pytest.warns(UserWarning, match="obsm: 'some' has no values for 50 of 100 cells, which are NaN"):
+        dataset = make(obsm=["some"])
+    for minibatch in dataset:
+        rows = rows_of(minibatch)
+        expected = np.where(rows[:, None] % 2 == 0, EMBEDDINGS["scvi"][rows], np.nan)
+        assert np.array_equal(minibatch.obsm["some"].numpy(), expected, equal_nan=True)
+
+
+def test_a_query_reads_the_embeddings_of_its_cells(make):
+    dataset = make(obsm=["pca", "scvi"], obs_query="flag == True")
+    minibatches = list(dataset)
+    for minibatch in minibatches:
+        check(minibatch)
+    assert sorted(itertools.chain(*map(rows_of, minibatches))) == list(range(0, N, 2))
+
+
+def test_embeddings_are_part_of_the_plan(make):
+    alone, more = make(memory_budget="64 MiB").plan(), make(obsm=["pca"], memory_budget="64 MiB").plan()
+    assert more.peak_memory_bytes - alone.peak_memory_bytes >= N * 2 * 4
+
+
+def test_embeddings_beyond_half_of_the_budget_are_an_error(make):
+    with pytest.raises(PlanError, match=r"obsm=\['scvi', 'pca'\] takes 1.95 KiB for 100 cells, .* give memory_budget="):
+        make(obsm=["scvi", "pca"], memory_budget=3000)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("scVI", "obsm: 'scVI' is not in obsm.*did you mean 'scvi'"),
+        ("sparse", r"'sparse' of .* is a csr_matrix, .* adata.obsm\['sparse'\] = adata.obsm\['sparse'\].toarray\(\)"),
+        ("frame", r"'frame' of .* is a dataframe, .* adata.obsm\['frame'\].to_numpy\(\)"),
+    ],
+)
+def test_other_embeddings_are_errors(make, source, name, message):
+    if source.suffix == ".soma" and name != "scVI":
+        message = f"obsm: '{name}' is not in obsm"
+    with pytest.raises(SelectionError, match=message):
+        make(obsm=[name])
+
+
+def test_a_store_without_embeddings(store):
+    with pytest.raises(SelectionError, match="obsm: 'scvi' is not in obsm; There are: none"):
+        ExperimentDataset(store, obsm=["scvi"])
 
 
 # obs_values

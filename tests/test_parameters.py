@@ -21,7 +21,8 @@ def test_parameters_are_those_of_settings(store):
     changed = {
         "batch_size": 7, "shuffle": False, "seed": 5, "drop_last": True, "return_sparse_X": True, "X_dtype": "float16",
         "soma_chunk_size": 3, "shuffle_chunk_count": 2, "memory_budget": 1 << 26, "use_eager_fetch": False,
-        "verify": False, "joinids": True, "rank_remainder": "uneven", "rank": 1, "world_size": 2, "transform": torch.neg,
+        "verify": False, "rank_remainder": "uneven", "rank": 1, "world_size": 2, "transform": torch.neg,
+        "joinids": True,
     }  # fmt: skip
     settings = ExperimentDataset(store, **changed)._engine.settings
     assert {name: getattr(settings, name) for name in changed} == changed

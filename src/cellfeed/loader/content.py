@@ -29,7 +29,7 @@ def extended(
         X=X,
         obs=obs,
         layers=named["layers"],
-        obsm={},
+        obsm={name: torch.from_numpy(rows[positions]) for name, rows in selection.obsm.items()},
         obs_values=None if values is None else torch.from_numpy(values[positions]),
         measurements=named["measurements"],
         joinids=joinids,

@@ -58,6 +58,9 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
         Instead of ``obs_column_names``: the encoders that make the columns of ``obs``.
     layers
         Further layers to return, each as X, with the same genes, but without ``transform``.
+    obsm
+        Embeddings to return, as dense float32. They are read when the dataset is made, and may take half of
+        ``memory_budget``. A cell without an embedding has NaN, and a warning counts such cells.
     measurements
         Further measurements to return: for each, its layer, as in ``{"protein": "raw"}``. They have all their genes.
     obs_values
@@ -155,6 +158,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
         obs_column_names: Sequence[str] = (),
         encoders: Sequence[Encoder] | None = None,
         layers: Sequence[str] = (),
+        obsm: Sequence[str] = (),
         measurements: Mapping[str, str] | None = None,
         obs_values: Sequence[str] = (),
         joinids: bool = Settings.joinids,
@@ -180,7 +184,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
         allow_empty: bool = False,
     ) -> None:
         settings = Settings.from_mapping(locals())  # the parameters have the names of its fields
-        content = Content.from_arguments(layers=layers, obs_values=obs_values, measurements=measurements)
+        content = Content.from_arguments(layers, obsm, obs_values, measurements, memory_budget=settings.memory_budget)
         meter = Meter()
         selection = select_from_experiment(
             experiment,
@@ -207,6 +211,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
         obs_column_names: Sequence[str] = (),
         encoders: Sequence[Encoder] | None = None,
         layers: Sequence[str] = (),
+        obsm: Sequence[str] = (),
         measurements: Mapping[str, str] | None = None,
         obs_values: Sequence[str] = (),
         retry_deadline_s: float = RETRY_DEADLINE_S,
@@ -219,7 +224,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
         ----------
         axis_query
             ``experiment.axis_query(measurement_name, obs_query=..., var_query=...)``, open.
-        X_name, obs_column_names, encoders, layers, measurements, obs_values
+        X_name, obs_column_names, encoders, layers, obsm, measurements, obs_values
             As for the class.
         retry_deadline_s, allow_empty, parameters
             As for the class.
@@ -238,8 +243,8 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
         (182, 765)
         """
         check_names("from_query", parameters)
-        content = Content.from_arguments(layers=layers, obs_values=obs_values, measurements=measurements)
         settings = Settings(**parameters)
+        content = Content.from_arguments(layers, obsm, obs_values, measurements, memory_budget=settings.memory_budget)
         meter = Meter()
         selection = select_from_query(
             axis_query,

@@ -212,12 +212,13 @@ class Planner:
 
     def _too_small(self, process: ProcessBudget, num_workers: int) -> str:
         workers = f" for each of {num_workers} workers" if num_workers > 1 else ""
+        held = f", embeddings {format_bytes(process.held_bytes)}" if process.held_bytes else ""
         enough = budget.smallest_budget(lambda n_bytes: replace(process, n_bytes=n_bytes // num_workers).is_enough)
         return (
             f"memory_budget of {format_bytes(process.n_bytes)}{workers} is too small for a chunk of "
             f"{np.diff(self.bounds).max():,} cells: reads take {format_bytes(process.all_reads_bytes)}, minibatches "
-            f"{format_bytes(process.minibatch_bytes)}, and {'two' if process.prefetch else 'one'} of the largest chunk "
-            f"{format_bytes(process.min_pool_bytes)}; give at least {enough}, or a smaller batch_size, soma_chunk_size "
+            f"{format_bytes(process.minibatch_bytes)}{held}, and {'two' if process.prefetch else 'one'} of the largest "
+            f"chunk {format_bytes(process.min_pool_bytes)}; give at least {enough}, or a smaller batch_size, soma_chunk_size "
             f"or var_query"
         )
 

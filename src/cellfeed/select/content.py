@@ -25,6 +25,8 @@ class Content:
         Names of layers, of embeddings and of columns of obs.
     measurements
         The layer of each further measurement.
+    memory_budget
+        Bytes of which embeddings may take half.
 
     Examples
     --------
@@ -36,6 +38,7 @@ class Content:
     obsm: tuple[str, ...] = ()
     obs_values: tuple[str, ...] = ()
     measurements: Mapping[str, str] = field(default_factory=dict)
+    memory_budget: int = 0
 
     @classmethod
     def from_arguments(
@@ -44,6 +47,8 @@ class Content:
         obsm: Sequence[str] = (),
         obs_values: Sequence[str] = (),
         measurements: Mapping[str, str] | None = None,
+        *,
+        memory_budget: int = 0,
     ) -> Self:
         """Make the content of arguments of a dataset; raise a SelectionError if they are invalid."""
         measurements = {} if measurements is None else measurements
@@ -57,7 +62,7 @@ class Content:
             check_name(f"measurements: the layer of {name!r}", layer)
         return cls(
             _distinct("layers", layers), _distinct("obsm", obsm), _distinct("obs_values", obs_values),
-            dict(measurements),
+            dict(measurements), memory_budget,
         )  # fmt: skip
 
     def __bool__(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -73,7 +73,9 @@ class Selection:
     content
         What minibatches have beside X and obs.
     obs_values
-        float32, shape (n_obs, k): the numeric columns of obs of minibatches; ``None`` if there are none.
+        float32, shape (n_obs, k): the numeric columns of obs of minibatches; ``None`` without such columns.
+    obsm
+        float32, shape (n_obs, n_dims): the embeddings of minibatches by name.
     matrices
         The matrices that are read beside X.
     column_transform
@@ -100,6 +102,7 @@ class Selection:
     raw_squares: npt.NDArray[Any] | None = None
     content: Content = NOTHING_MORE
     obs_values: npt.NDArray[np.float32] | None = None
+    obsm: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     matrices: tuple[FurtherMatrix, ...] = ()
     column_transform: Any = None
     queries: tuple[Any, Any] = (None, None)
@@ -142,7 +145,7 @@ class Selection:
         own: dict[str, Any] = {
             **{name: getattr(matrix, name) for name in ("measurement_name", "X_name", "source")},
             **dict.fromkeys(("raw_sum", "raw_squares", "obs_values")),
-            **{"encoders": {}, "codes": {}, "content": NOTHING_MORE, "matrices": ()},
+            **{"encoders": {}, "codes": {}, "obsm": {}, "content": NOTHING_MORE, "matrices": ()},
         }
         if matrix.var_joinids is not None:
             own |= {"var_joinids": matrix.var_joinids, "nnz": None, "column_transform": None, "all_genes": True}
@@ -150,8 +153,9 @@ class Selection:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of numeric columns of obs."""
-        return 0 if self.obs_values is None else self.obs_values.nbytes
+        """Bytes of embeddings and numeric columns of obs."""
+        values = 0 if self.obs_values is None else self.obs_values.nbytes
+        return values + sum(rows.nbytes for rows in self.obsm.values())
 
     def take(self, positions: IntArray, split: Mapping[str, Any] | None = None) -> Selection:
         """Keep the cells at ascending positions; ``split`` is appended to the splits."""
@@ -160,8 +164,9 @@ class Selection:
         figures: dict[str, Any] = {
             name: None if getattr(self, name) is None else getattr(self, name)[positions] for name in _PER_CELL
         }
+        obsm = {name: rows[positions] for name, rows in self.obsm.items()}
         splits = self.splits if split is None else (*self.splits, split)
-        return replace(self, joinids=joinids, codes=codes, splits=splits, **figures)
+        return replace(self, joinids=joinids, codes=codes, obsm=obsm, splits=splits, **figures)
 
     def take_vars(self, positions: IntArray, column_transform: Any) -> Selection:
         """Keep the genes at ascending positions; ``column_transform`` orders them."""

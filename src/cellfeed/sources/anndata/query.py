@@ -19,6 +19,7 @@ from cellfeed.select.obs_columns import ObsColumns
 from cellfeed.select.row_figures import NNZ, figures_of
 from cellfeed.select.selection import FurtherMatrix, Selection
 from cellfeed.sources.anndata.axes import Tables, known_among
+from cellfeed.sources.anndata.embeddings import read_obsm
 from cellfeed.sources.anndata.files import AnnDataFile
 from cellfeed.sources.anndata.layers import find_layer
 from cellfeed.sources.anndata.parts import Part, open_matrix
@@ -73,6 +74,7 @@ def select(
         soma_joinids=None if np.array_equal(joinids[rows], rows) else joinids[rows],
         nnz=nnz,
         content=content,
+        obsm=read_obsm(source.parts, content, rows),
         matrices=_further(source, content),
         obs_values=content.numbers(frame),
         queries=(_described(obs_query), _described(var_query)),

@@ -25,6 +25,7 @@ from cellfeed.sources.retry import NO_RETRY, Retries
 from cellfeed.sources.soma import tiledb_private
 from cellfeed.sources.soma.address import ArrayAddress, is_remote
 from cellfeed.sources.soma.axis_query import as_axis_query
+from cellfeed.sources.soma.embeddings import read_obsm
 from cellfeed.sources.soma.empty_query import check_not_empty
 from cellfeed.sources.soma.experiment import check_experiment, reading
 from cellfeed.sources.soma.identity import read_array_id
@@ -123,8 +124,12 @@ def _read(
     obs_joinids = JoinIds.from_sorted(joinids)
     _check_within(array, joinids, var_joinids)
 
+    def address_of(array: Any) -> ArrayAddress:
+        return ArrayAddress(array.uri, array.tiledb_timestamp_ms, config, retry_deadline_s)
+
     def source_of(array: Any, var: Any) -> Source:
-        return _source_of(array, experiment.obs, var, config, retry_deadline_s)
+        X, obs, own_var = (address_of(opened) for opened in (array, experiment.obs, var))
+        return SomaLayer(X, obs, own_var, *_layout_of(array), identity=read_array_id(X))
 
     selection = Selection(
         experiment_uri=public_uri(experiment.uri),
@@ -140,6 +145,7 @@ def _read(
         raw_squares=raw_squares,
         content=content,
         obs_values=content.numbers(frame),
+        obsm=read_obsm(measurement, content, joinids, address_of),
         queries=tiledb_private.describe_queries(axis_query),
         all_genes=len(var_joinids) == n_genes,
     )
@@ -186,14 +192,6 @@ def _measurements(
         _check_within(array, joinids, var_joinids)
         source = source_of(array, measurement.var)
         yield FurtherMatrix("measurements", name, name, layer, source, JoinIds.from_sorted(var_joinids)[:])
-
-
-def _source_of(array: Any, obs: Any, var: Any, config: dict[str, str], retry_deadline_s: float) -> SomaLayer:
-    """Return the source of an open layer, obs and var."""
-    X_address, obs_address, var_address = (
-        ArrayAddress(opened.uri, opened.tiledb_timestamp_ms, config, retry_deadline_s) for opened in (array, obs, var)
-    )
-    return SomaLayer(X_address, obs_address, var_address, *_layout_of(array), identity=read_array_id(X_address))
 
 
 def _layer(measurement: Any, X_name: str, shown: str) -> Any:
