@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anndata
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -27,6 +28,9 @@ from cellfeed import (
     experiment_dataloader,
     inference_dataloader,
 )
+from cellfeed.loader import copying
+from cellfeed.sources.anndata.copies.layout import Layout
+from cellfeed.sources.anndata.copies.part_writer import PartWriter
 from cellfeed.transforms import Log1p
 from tests.support.sources import Cells, writing
 from tests.support.stores import write_experiment
@@ -361,6 +365,64 @@ def test_other_embeddings_are_errors(make, source, name, message):
 def test_a_store_without_embeddings(store):
     with pytest.raises(SelectionError, match="obsm: 'scvi' is not in obsm; There are: none"):
         ExperimentDataset(store, obsm=["scvi"])
+
+
+# Copies
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    """A part that is not complete keeps the rows of its complete shards."""
+    monkeypatch.setattr(Layout.__init__, "__defaults__", ("lz4", 16, 3))
+
+
+def test_a_copy_has_the_content_of_its_dataset(make, source, tmp_path, small_shards):
+    dataset = make(everything=True, obs_query="flag == True", measurements=None)
+    path = dataset.write_copy(tmp_path / "copy.zarr", obs_columns=["label"])
+    written = anndata.read_zarr(path)
+    rows = (written.obs["soma_joinid"].to_numpy() - 2) // 3
+    assert sorted(rows) == list(range(0, N, 2))
+    for name, X in LAYERS.items():
+        assert (written.layers[name] != X[rows]).nnz == 0
+    for name, embedding in EMBEDDINGS.items():
+        assert np.array_equal(written.obsm[name], embedding[rows])
+    assert {"label", *VALUES} <= set(written.obs)
+    copied = ExperimentDataset(path, joinids=True, seed=0, **{**of(source), "measurements": None})
+    for minibatch in copied:
+        check(minibatch)
+        assert {X.dtype for X in minibatch.layers.values()} == {torch.float32}
+    alone = ExperimentDataset(path, joinids=True, seed=0)
+    assert alone.shape == copied.shape == (N // 2, CELLS.X.shape[1])
+
+
+def test_a_copy_that_was_interrupted_is_continued_with_its_layers(make, tmp_path, small_shards, monkeypatch):
+    dataset = make(layers=["scaled"])
+    append, calls = PartWriter.append, []
+
+    def fail(self: Any, rows: Any, layers: Any = None) -> None:
+        calls.append(len(rows))
+        if len(calls) == 8:
+            raise OSError("no space left")
+        append(self, rows, layers)
+
+    monkeypatch.setattr(copying, "_IN_RANDOM_ORDER", {**copying._IN_RANDOM_ORDER, "batch_size": 10})
+    monkeypatch.setattr(PartWriter, "append", fail)
+    with pytest.raises(SelectionError, match="no space left"):
+        dataset.write_copy(tmp_path / "copy.zarr")
+    with pytest.raises(SelectionError, match="is the beginning of a copy"):
+        make(layers=["dense"]).write_copy(tmp_path / "copy.zarr")
+    path = dataset.write_copy(tmp_path / "copy.zarr")
+    assert sum(calls) < N + 80  # of which 80 were tried before the error
+    minibatches = list(ExperimentDataset(path, joinids=True, layers=["scaled"], seed=0))
+    for minibatch in minibatches:
+        check(minibatch)
+    assert sorted(itertools.chain(*map(rows_of, minibatches))) == list(range(N))
+
+
+def test_a_copy_has_one_measurement(tmp_path):
+    dataset = ExperimentDataset(write_soma(tmp_path), measurements={"protein": "counts"})
+    with pytest.raises(SelectionError, match="one measurement, and the dataset has 'protein', too"):
+        dataset.write_copy(tmp_path / "copy.zarr")
 
 
 # obs_values

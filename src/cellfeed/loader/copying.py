@@ -22,6 +22,7 @@ from cellfeed.plan.epoch import World
 from cellfeed.plan.windows import ShardWindows
 from cellfeed.rows.assemble import DenseBuffers
 from cellfeed.rows.cell_rows import CellRows
+from cellfeed.select.selection import Selection
 from cellfeed.stats import hidden
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def write_copy(
         from cellfeed.sources.anndata.copies.written_tables import check_columns
 
         check_columns(engine.selection, obs_columns)
+        obs_columns = list(dict.fromkeys([*obs_columns, *engine.selection.content.obs_values]))
+    check_matrices(engine.selection)
     engine = Engine(engine.selection, engine.settings.replace(**_IN_RANDOM_ORDER))
     check_space(engine, path, compression)
     if client is None:
@@ -67,6 +70,16 @@ _IN_RANDOM_ORDER = {
     "soma_chunk_size": None, "shuffle_chunk_count": None, "mixing": None, "batch_size": ROWS_PER_STEP, "rank": 0,
     "world_size": 1, "rank_remainder": "uneven",
 }  # fmt: skip
+
+
+def check_matrices(selection: Selection) -> None:
+    """Raise an error if a dataset has matrices that an AnnData cannot have."""
+    for matrix in selection.matrices:
+        if matrix.kind != "layers":
+            raise SelectionError(
+                f"write_copy writes an AnnData, which has one measurement, and the dataset has {matrix.name!r}, too; "
+                f"write the copy of a dataset without measurements="
+            )
 
 
 def check_space(engine: Engine, path: Path, compression: str) -> None:
@@ -100,20 +113,29 @@ def write_part(
 
     ``by_force`` continues a part that another process writes, whose writing then ends with an error.
     """
-    from cellfeed.sources.anndata.copies.written_tables import obs_of, var_of
-    from cellfeed.sources.anndata.provenance import identity_of, record_of
+    from cellfeed.sources.anndata.copies.written_tables import obs_of, obsm_of, var_of
+    from cellfeed.sources.anndata.provenance import identity_of, record_of, written_name
 
     selection, identity = engine.selection, identity_of(engine.selection)
     order = repr(engine.media.source.planner.shuffle_plan())  # a copy is continued in the order in which it began
-    begun = {**identity, "compression": compression, "order": order}
-    with _opened_writer(path, selection.n_vars, compression, begun, by_force=by_force) as writer:
+    begun = {**identity, **_more(selection), "compression": compression, "order": order}
+    names = [written_name(matrix) for matrix in selection.matrices]
+    with _opened_writer(path, selection.n_vars, names, compression, begun, by_force=by_force) as writer:
         with _bar(selection.n_obs, progress, initial=writer.n_rows) as bar:
-            for rows in _rows(engine, writer.n_rows):
-                writer.append(replace(rows, positions=selection.joinid_column[rows.positions]))
+            for matrices in _rows(engine, writer.n_rows):
+                joinids = selection.joinid_column[matrices[0].positions]
+                rows, *layers = (replace(matrix, positions=joinids) for matrix in matrices)
+                writer.append(rows, dict(zip(names, layers, strict=True)))
                 bar.update(len(rows))
         record = record_of(selection, identity)
         obs = obs_of(selection, writer.records, obs_columns)
-        return writer.finish(path, obs, var_of(selection), {"cellfeed": json.dumps(record)})
+        uns = {"cellfeed": json.dumps(record)}
+        return writer.finish(path, obs, var_of(selection), uns, obsm_of(selection, writer.records))
+
+
+def _more(selection: Selection) -> dict[str, list[str]]:
+    """Return what a copy has beside X, as far as it can be continued with the same only."""
+    return {"layers": [matrix.X_name for matrix in selection.matrices], "obsm": list(selection.obsm)}
 
 
 def _bar(n_obs: int, progress: bool, *, initial: int = 0) -> Any:
@@ -124,7 +146,7 @@ def _bar(n_obs: int, progress: bool, *, initial: int = 0) -> Any:
 
 @contextlib.contextmanager
 def _opened_writer(
-    path: Path, n_vars: int, compression: Any, identity: dict[str, Any], *, by_force: bool
+    path: Path, n_vars: int, layers: Sequence[str], compression: Any, identity: dict[str, Any], *, by_force: bool
 ) -> Iterator[PartWriter]:
     """Yield a writer that continues the copy at a path, or begins it; it is closed, and removed with a copy."""
     from cellfeed.sources.anndata.copies import owner
@@ -137,7 +159,7 @@ def _opened_writer(
             work = _take_part(folder, identity, by_force=by_force)
             stack.callback(owner.release, work)
             layout = Layout(compression=compression)
-            writer = PartWriter.recover(work) or PartWriter(work, n_vars=n_vars, layout=layout)
+            writer = PartWriter.recover(work) or PartWriter(work, n_vars=n_vars, layers=tuple(layers), layout=layout)
             stack.callback(writer.abandon)
             yield writer
         shutil.rmtree(folder, ignore_errors=True)
@@ -185,16 +207,16 @@ def _begin(folder: Path, identity: dict[str, Any]) -> None:
         )
 
 
-def _rows(engine: Engine, n_done: int) -> Iterator[CellRows]:
-    """Yield the rows in the order of epoch 0, after the first ``n_done``."""
-    selection, planner = engine.selection, engine.media.source.planner
+def _rows(engine: Engine, n_done: int) -> Iterator[list[CellRows]]:
+    """Yield the rows of X, and of each layer, in the order of epoch 0, after the first ``n_done``."""
+    planner = engine.media.source.planner
     order = planner.epoch_order(0)
     shard = ShardWindows(order, *order.shard(World()))
     resources = planner.resources(1, available_threads())
-    pipeline = Pipeline(selection, engine.settings, resources, DenseBuffers(keep=0), engine.meter)
-    retries = selection.source.retries(n_threads=resources.n_requests, meter=engine.meter)
-    with contextlib.closing(retries), contextlib.closing(pipeline.batches(shard.windows(n_done), retries)) as batches:
-        yield from batches
+    pipeline = Pipeline(engine.selection, engine.settings, resources, DenseBuffers(keep=0), engine.meter)
+    with contextlib.ExitStack() as stack:
+        retries = [stack.enter_context(contextlib.closing(each)) for each in pipeline.retries()]
+        yield from stack.enter_context(pipeline.reading(shard.windows(n_done), retries))
 
 
 def _write_parts(
@@ -208,7 +230,7 @@ def _write_parts(
     from cellfeed.sources.anndata.provenance import identity_of
 
     work, identity = Path(f"{path.absolute()}.partial"), identity_of(engine.selection)
-    _begin(work, {**identity, "compression": compression})
+    _begin(work, {**identity, **_more(engine.selection), "compression": compression})
     tasks = {}
     for k, part in enumerate(_parts_of(engine)):
         task = client.submit(_write_in_task, part, work / f"dataset_{k}", compression, obs_columns, pure=False)

@@ -492,6 +492,8 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
     ) -> Path:
         """Write all cells of the dataset, in random order, to an AnnData in zarr on a local disk.
 
+        The copy has X, and the ``layers``, ``obsm`` and ``obs_values`` of the dataset.
+
         :class:`ExperimentDataset` reads the copy more than twice as fast as the experiment, by its path or as
         ``local_copy=``. It also opens with ``anndata.read_zarr``, without cellfeed. A call that was interrupted is
         continued by the same call.
@@ -516,7 +518,8 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
         Raises
         ------
         SelectionError
-            If something is at the path, or the disk is too small for the copy or cannot be written.
+            If something is at the path, the disk is too small for the copy or cannot be written, or the dataset has
+            further measurements.
         PlanError
             If ``compression`` is unknown.
 

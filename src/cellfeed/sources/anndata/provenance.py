@@ -11,7 +11,7 @@ from typing import Any
 from cellfeed._digests import digest, digest_of_names
 from cellfeed.errors import ReadError
 from cellfeed.select.gene_names import identify_columns
-from cellfeed.select.selection import Selection
+from cellfeed.select.selection import FurtherMatrix, Selection
 from cellfeed.sources.anndata.files import AnnDataFile
 from cellfeed.sources.anndata.sealing import is_sealed
 from cellfeed.sources.redact import public_uri
@@ -60,6 +60,18 @@ def record_of(selection: Selection, identity: Mapping[str, Any]) -> dict[str, An
         "splits": [dict(split) for split in selection.splits],
         "genes": digest_of_names(identify_columns(replace(selection, column_transform=None))),
         "X_dtype": selection.geometry.dtype,
+        "layers": {written_name(matrix): matrix.source.geometry.dtype for matrix in selection.matrices},
         "figures": "X",
         "versions": {name: version(name) for name in ("cellfeed", "zarr", "anndata")},
     }
+
+
+def written_name(matrix: FurtherMatrix) -> str:
+    """Return the name of a layer in a copy; AnnData names those of others ``layers/counts``, for example."""
+    return matrix.X_name.removeprefix("layers/").replace("/", "_")
+
+
+def recorded_dtype(record: Mapping[str, Any], layer: str) -> str | None:
+    """Return the type that a copy records for a layer, whose values may be stored in a smaller one."""
+    dtypes = {f"layers/{name}": dtype for name, dtype in record.get("layers", {}).items()}
+    return {**dtypes, "X": record.get("X_dtype")}.get(layer)

@@ -23,6 +23,7 @@ from cellfeed.sources.anndata.embeddings import read_obsm
 from cellfeed.sources.anndata.files import AnnDataFile
 from cellfeed.sources.anndata.layers import find_layer
 from cellfeed.sources.anndata.parts import Part, open_matrix
+from cellfeed.sources.anndata.provenance import recorded_dtype
 from cellfeed.sources.anndata.source import AnnDataSource, MatrixShape, geometry_of
 
 
@@ -118,7 +119,7 @@ def make_source(
     """
     check_name(argument, layer)
     parts, shape = open_parts(files, [layer] * len(files), argument)
-    shape = shape._replace(dtype=np.dtype(dtype or parts[0].record.get("X_dtype") or shape.dtype))
+    shape = shape._replace(dtype=np.dtype(dtype or recorded_dtype(parts[0].record, parts[0].layer) or shape.dtype))
     is_remote = "://" in files[0].path
     identity = None if is_remote else digest_of_names([str(part.stamp) for part in parts])
     return AnnDataSource(name, parts, Tables(parts), geometry_of(parts, shape), is_remote, identity=identity)

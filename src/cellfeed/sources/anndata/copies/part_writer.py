@@ -128,13 +128,26 @@ class PartWriter:
         for name, part in ((X, rows), *((f"layers/{name}", part) for name, part in (layers or {}).items())):
             self._matrices[name].append(part)
 
-    def finish(self, path: Path, obs: pd.DataFrame, var: pd.DataFrame, uns: Mapping[str, Any] | None = None) -> Path:
-        """Write obs, var and uns, and rename the store to a path; return the path."""
-        self.complete(obs, var, uns)
+    def finish(
+        self,
+        path: Path,
+        obs: pd.DataFrame,
+        var: pd.DataFrame,
+        uns: Mapping[str, Any] | None = None,
+        obsm: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Write obs, var, uns and obsm, and rename the store to a path; return the path."""
+        self.complete(obs, var, uns, obsm)
         return self.put(path)
 
-    def complete(self, obs: pd.DataFrame, var: pd.DataFrame, uns: Mapping[str, Any] | None = None) -> None:
-        """Write obs, var and uns."""
+    def complete(
+        self,
+        obs: pd.DataFrame,
+        var: pd.DataFrame,
+        uns: Mapping[str, Any] | None = None,
+        obsm: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write obs, var, uns and obsm."""
         if len(obs) != self.n_rows:
             raise ValueError(f"obs has {len(obs)} rows, and {self.n_rows} rows were appended")
         for matrix in self._matrices.values():
@@ -142,7 +155,8 @@ class PartWriter:
         with _settings_lock, warnings.catch_warnings():
             for message in HARMLESS_WARNINGS:
                 warnings.filterwarnings("ignore", message=message)
-            _write_elements(self.work / "store", {"obs": obs, "var": var, "uns": dict(uns or {})})
+            embeddings = {f"obsm/{name}": rows for name, rows in (obsm or {}).items()}
+            _write_elements(self.work / "store", {"obs": obs, "var": var, "uns": dict(uns or {}), **embeddings})
 
     def put(self, path: Path) -> Path:
         """Rename the store, which is complete, to a path where nothing is; return the path.

@@ -49,6 +49,12 @@ def obs_of(selection: Selection, records: RowRecords, columns: Sequence[str] | N
     return frame
 
 
+def obsm_of(selection: Selection, records: RowRecords) -> dict[str, npt.NDArray[np.float32]]:
+    """Return the embeddings of the rows of a copy."""
+    positions = _positions(selection.joinid_column[:], records["position"])
+    return {name: rows[positions] for name, rows in selection.obsm.items()}
+
+
 def var_of(selection: Selection) -> pd.DataFrame:
     """Return var of the genes of a copy, with their ``soma_joinid``."""
     frame = _read_table(selection.source, "var", selection.var_joinids, None)
