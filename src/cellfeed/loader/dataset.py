@@ -15,6 +15,7 @@ from cellfeed._joinids import IntArray
 from cellfeed._tabular import Tabular
 from cellfeed.loader.copying import write_copy
 from cellfeed.loader.engine import Engine
+from cellfeed.loader.parts import folds, leave_one_out, split_by
 from cellfeed.loader.provenance import make_record, summarize
 from cellfeed.loader.workers import Sendable
 from cellfeed.plan.epoch import Remainder
@@ -423,6 +424,105 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
         ((560, 765), (140, 765))
         """
         return [self._of(part) for part in self._engine.split(weights, seed, stratify=stratify, group=group)]
+
+    def split_by(self, column: str, parts: Mapping[str, Sequence[Any] | None] | None = None) -> dict[Any, Self]:
+        """Split the cells by the values of a column of obs into disjoint datasets that together hold all cells.
+
+        Parameters
+        ----------
+        column
+            A column of obs, such as ``"split"`` or ``"perturbation"``.
+        parts
+            The values of each part, by its name. ``None`` instead of a list stands for all values that no part lists;
+            ``None`` in a list, for cells without a value. By default each value has a part of its own.
+
+        Returns
+        -------
+        The datasets by name: in the order of ``parts``, or of the values, ascending.
+
+        Raises
+        ------
+        PlanError
+            If a value is in two parts, in no part, or no cell has it; or, without ``parts``, if cells have no value.
+        SelectionError
+            If obs has no such column.
+
+        Examples
+        --------
+        >>> dataset = cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), seed=0)
+        >>> parts = dataset.split_by("phase", {"train": None, "test": ["G2M", "S"]})
+        >>> parts["train"].shape, parts["test"].shape
+        ((501, 765), (199, 765))
+        >>> list(dataset.split_by("phase"))
+        ['G1', 'G2M', 'S']
+        """
+        return {name: self._of(part) for name, part in split_by(self._engine, column, parts).items()}
+
+    def folds(
+        self, k: int, *, group: str | None = None, stratify: str | None = None, seed: int = 0
+    ) -> Iterator[tuple[Self, Self]]:
+        """Yield the training part and the test part of each of ``k`` folds, for cross-validation.
+
+        Each cell is in the test part of one fold, and in the training parts of all others. The test parts are those of
+        :meth:`random_split` with ``k`` equal weights.
+
+        Parameters
+        ----------
+        k
+            Number of folds, at least 2.
+        group, stratify, seed
+            As for :meth:`random_split`.
+
+        Yields
+        ------
+        ``(train, test)``; each pair is made when it is reached.
+
+        Raises
+        ------
+        PlanError
+            If there are fewer cells or groups than folds.
+        SelectionError
+            If obs has no such column.
+
+        Examples
+        --------
+        >>> dataset = cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), seed=0)
+        >>> [(len(train.obs_joinids), len(test.obs_joinids)) for train, test in dataset.folds(3, stratify="phase")]
+        [(466, 234), (467, 233), (467, 233)]
+        """
+        pairs = folds(self._engine, k, seed, stratify=stratify, group=group)
+        return ((self._of(train), self._of(test)) for train, test in pairs)
+
+    def leave_one_out(self, group: str) -> Iterator[tuple[Any, Self, Self]]:
+        """Yield each value of a column of obs, the cells with other values for training, and its own cells as a test.
+
+        Parameters
+        ----------
+        group
+            A column of obs, such as ``"donor_id"``; cells without a value are a group of their own, ``None``.
+
+        Yields
+        ------
+        ``(value, train, test)`` in ascending order of the values; each is made when it is reached.
+
+        Raises
+        ------
+        PlanError
+            If the column has a single value.
+        SelectionError
+            If obs has no such column.
+
+        Examples
+        --------
+        >>> dataset = cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), seed=0)
+        >>> for phase, train, test in dataset.leave_one_out("phase"):
+        ...     print(phase, len(train.obs_joinids), len(test.obs_joinids))
+        G1 199 501
+        G2M 683 17
+        S 518 182
+        """
+        triples = leave_one_out(self._engine, group)
+        return ((value, self._of(train), self._of(test)) for value, train, test in triples)
 
     def gene_names(self, var_column: str | None = None) -> npt.NDArray[Any]:
         """Read the names of the columns of ``X`` before ``transform``.
