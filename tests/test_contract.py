@@ -296,6 +296,45 @@ def test_splits_are_disjoint_complete_and_the_same_in_every_epoch(make):
     check_rows(parts[1], cells[1])
 
 
+def test_rows_of_obs_are_those_of_the_cells_that_were_yielded(make):
+    """In the order asked, also of a part, of cells that repeat, and from a tensor."""
+    dataset, _ = make().split_by("label", {"first": ["type 0", "type 2"], "others": None}).values()
+    for minibatch in itertools.islice(dataset, 3):
+        joinids = torch.cat([minibatch.obs[:, 0], minibatch.obs[:2, 0]])
+        frame = dataset.obs_frame(joinids, ["text", "soma_joinid", "fraction"])
+        assert list(frame.columns) == ["text", "soma_joinid", "fraction"]
+        assert frame["soma_joinid"].tolist() == joinids.tolist()
+        expected = CELLS.obs.iloc[(joinids.numpy() - 2) // 3]
+        assert frame["text"].tolist() == expected["text"].tolist()
+        assert frame["fraction"].tolist() == expected["fraction"].tolist()
+    whole = make().obs_frame(ALL[::-1])
+    assert {"soma_joinid", *CELLS.obs} <= set(whole)
+    assert whole["donor"].tolist() == CELLS.obs["donor"].tolist()[::-1]
+    assert len(dataset.obs_frame([], ["label"])) == 0
+
+
+def test_rows_of_other_cells_are_refused_by_their_joinids(make):
+    dataset, _ = make().split_by("label", {"first": ["type 0", "type 2"], "others": None}).values()
+    with pytest.raises(SelectionError, match="joinids: 2 are not cells of this dataset: 3, 5"):
+        dataset.obs_frame([5, 3, 2])  # 5 is a cell of the other part, and 3 is none
+    with pytest.raises(SelectionError, match="columns: obs has no column 'labels'; did you mean 'label'"):
+        dataset.obs_frame([2], ["labels"])
+    with pytest.raises(SelectionError, match="joinids must be integers in one dimension"):
+        dataset.obs_frame([[2.0]])
+
+
+def test_labels_are_counted_in_the_order_of_their_codes(make):
+    """Of an encoder and of any other column, in the whole and in a part that lacks a label."""
+    dataset = make()
+    assert dataset.class_counts("label").to_dict() == {"type 0": 34, "type 1": 33, "type 2": 33}
+    assert dataset.class_counts("donor").to_dict() == {f"donor {k}": 20 for k in range(5)}
+    part = dataset.split_by("label", {"first": ["type 0", "type 2"], "others": None})["first"]
+    counts = part.class_counts("label")
+    assert counts.to_dict() == {"type 0": 34, "type 1": 0, "type 2": 33}
+    assert counts.index.tolist() == part.obs_encoders["label"].classes_.tolist()
+    assert torch.allclose(part.class_weights("label"), torch.tensor([67 / 68, 0, 67 / 66]))
+
+
 def test_provenance_is_plain_and_names_the_genes(make):
     record = make().provenance()
     assert json.loads(json.dumps(record)) == record

@@ -26,6 +26,15 @@ def test_joinids_of_a_census_take_four_bytes():
     assert JoinIds.from_sorted(np.arange(10**9, 10**9 + 1000)).offsets.itemsize == 4
 
 
+@given(st.one_of(ascending, far_apart), st.lists(st.integers(-5, 1 << 62)))
+def test_each_joinid_is_found_at_its_position_and_no_other_is_found(ids, others):
+    joinids = JoinIds.from_sorted(ids)
+    assert joinids.find(ids).tolist() == list(range(len(ids)))
+    position = {joinid: k for k, joinid in enumerate(ids.tolist())}
+    around = np.concatenate([ids - 1, ids + 1, np.array(others, np.int64)])
+    assert joinids.find(around).tolist() == [position.get(joinid, -1) for joinid in around.tolist()]
+
+
 def test_a_joinid_that_comes_twice_is_an_error():
     with pytest.raises(SelectionError, match="more than once"):
         JoinIds.from_sorted(np.array([1, 2, 2]))

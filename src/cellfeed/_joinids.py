@@ -55,6 +55,22 @@ class JoinIds:
         """Return the joinids at ascending positions."""
         return JoinIds(self.base, self.offsets[positions])
 
+    def find(self, joinids: IntArray) -> IntArray:
+        """Return the position of each joinid, -1 if it is absent.
+
+        Examples
+        --------
+        >>> JoinIds.from_sorted(np.array([3, 5, 9])).find(np.array([9, 4, 3, -1])).tolist()
+        [2, -1, 0, -1]
+        """
+        if len(self) == 0:
+            return np.full(len(joinids), -1)
+        offsets = joinids - self.base
+        within = (joinids >= self.base) & (offsets <= int(self.offsets[-1]))
+        own = np.where(within, offsets, 0).astype(self.offsets.dtype)  # NumPy would copy offsets of another type
+        places = np.searchsorted(self.offsets, own)
+        return np.where(within & (self.offsets[places] == own), places, -1)
+
     def row_block_bounds(self, extent: int) -> IntArray:
         """Return the positions at which a row-block of the array begins.
 

@@ -9,6 +9,8 @@ from types import MappingProxyType
 from typing import Any, Self
 
 import numpy.typing as npt
+import pandas as pd
+import torch
 from torch.utils.data import IterableDataset
 
 from cellfeed._joinids import IntArray
@@ -21,10 +23,12 @@ from cellfeed.loader.workers import Sendable
 from cellfeed.plan.epoch import Remainder
 from cellfeed.plan.settings import Settings, check_names
 from cellfeed.plan.summary import Plan
-from cellfeed.rows.minibatch import AnyMinibatch
+from cellfeed.rows.minibatch import AnyMinibatch, array_of
+from cellfeed.select.class_counts import balanced_weights, count_classes
 from cellfeed.select.content import Content
 from cellfeed.select.encoders import Encoder
 from cellfeed.select.gene_names import identify_columns, name_columns
+from cellfeed.select.obs_rows import read_obs_rows
 from cellfeed.sources.opening import open_local_copy, select_from_experiment, select_from_query
 from cellfeed.sources.retry import RETRY_DEADLINE_S
 from cellfeed.stats import Meter, Stats
@@ -640,6 +644,92 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
             client=client,
             progress=progress,
         )
+
+    # ------------------------------------------------------------------ labels and obs
+
+    def class_counts(self, column: str) -> pd.Series[int]:
+        """Count the cells of each label.
+
+        Parameters
+        ----------
+        column
+            The name of an encoder, or any column of obs.
+
+        Returns
+        -------
+        The number of cells, int64, by label. Row *k* is the label of code *k*, also if no cell has it, as may happen
+        in a part of a split. The last label is ``None`` if cells have no value; cells with ``unknown_value`` are not
+        counted.
+
+        Raises
+        ------
+        SelectionError
+            If obs has no such column.
+
+        Examples
+        --------
+        >>> dataset = cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), obs_column_names=["phase"], seed=0)
+        >>> dataset.class_counts("phase").to_dict()
+        {'G1': 501, 'G2M': 17, 'S': 182}
+        """
+        return count_classes(self._engine.selection, column)
+
+    def class_weights(self, column: str) -> torch.Tensor:
+        """Return the weight of each label for a loss in which rare and frequent labels count the same.
+
+        A label of ``n_label`` cells has the weight ``n / (k * n_label)``, where ``n`` is the number of cells and ``k``
+        the number of labels with cells, as ``class_weight="balanced"`` in scikit-learn. A label without cells has the
+        weight 0.
+
+        Parameters
+        ----------
+        column
+            As for :meth:`class_counts`.
+
+        Returns
+        -------
+        float32, shape (n_labels,), in the order of the codes.
+
+        Examples
+        --------
+        >>> import torch
+        >>> dataset = cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), obs_column_names=["phase"], seed=0)
+        >>> dataset.class_weights("phase")
+        tensor([ 0.4657, 13.7255,  1.2821])
+        >>> loss = torch.nn.CrossEntropyLoss(weight=dataset.class_weights("phase"))
+        """
+        return torch.from_numpy(balanced_weights(self.class_counts(column).to_numpy()))
+
+    def obs_frame(self, joinids: Any, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """Read rows of obs, for example of the cells of a minibatch.
+
+        Parameters
+        ----------
+        joinids
+            Integers, shape (n,): the ``soma_joinid`` of cells of this dataset, in any order; they may repeat. A list,
+            an array, or a tensor on any device.
+        columns
+            Columns of obs; ``None`` reads all.
+
+        Returns
+        -------
+        One row per joinid, in their order.
+
+        Raises
+        ------
+        SelectionError
+            If a cell is not in the dataset, or obs has no such column; the message names them.
+
+        Examples
+        --------
+        >>> dataset = cellfeed.ExperimentDataset(
+        ...     cellfeed.datasets.pbmc700(), obs_column_names=["soma_joinid"], batch_size=3, seed=0
+        ... )
+        >>> X, obs = next(iter(dataset))
+        >>> dataset.obs_frame(obs[:, 0], ["soma_joinid", "phase"]).shape
+        (3, 2)
+        """
+        return read_obs_rows(self._engine.selection, array_of(joinids), columns)
 
     # ------------------------------------------------------------------ reports
 

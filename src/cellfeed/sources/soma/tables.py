@@ -16,6 +16,9 @@ from cellfeed.sources.redact import reraise_as
 from cellfeed.sources.soma.address import ArrayAddress
 from cellfeed.sources.source import ColumnChoice
 
+ROWS_PER_LOOKUP = 1000
+"""Rows that TileDB reads in the time in which it finds one row."""
+
 
 def read_frame(read: Any, columns: list[str], argument: str, secrets: frozenset[str]) -> tuple[IntArray, pd.DataFrame]:
     """Return the joinids of the selected rows, ascending, and columns of these rows; ``read`` reads the tables."""
@@ -59,13 +62,18 @@ def _read_columns(address: ArrayAddress, wanted: IntArray, what: str, choose: Co
         if len(wanted) == 0:
             return pd.DataFrame(columns=columns, dtype=object)
         indexed = tuple(opened.index_column_names) == (JOINID,)
-        coords = (slice(int(wanted[0]), int(wanted[-1])),) if indexed else ()
 
         def read(column_names: list[str]) -> Any:
-            return opened.read(coords, column_names=column_names)
+            return opened.read((_rows_to_read(wanted),) if indexed else (), column_names=column_names)
 
         joinids, frame = read_frame(read, columns, what, address.secrets)
     rows = np.minimum(np.searchsorted(joinids, wanted), len(joinids) - 1)
     if not bool(np.all(joinids[rows] == wanted)):
         raise SelectionError(f"{str(address)!r} has lost rows since they were selected")
     return frame.iloc[rows].reset_index(drop=True)
+
+
+def _rows_to_read(joinids: IntArray) -> slice | IntArray:
+    """Return the range of some joinids, or the joinids if they are few in that range: each is a lookup for TileDB."""
+    first, last = int(joinids[0]), int(joinids[-1])
+    return joinids if len(joinids) * ROWS_PER_LOOKUP <= last - first else slice(first, last)
