@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 
 import numpy as np
 import scipy.sparse as sp
 
-from cellfeed.plan.windows import ShardWindows
+from cellfeed.plan.copy_windows import windows_of_shard
 from cellfeed.rows import kernels
 from cellfeed.rows.assemble import CsrArrays
 from cellfeed.rows.row_allocator import RowAllocator, RowPointers
@@ -44,7 +45,7 @@ def chunks_leaving(windows):
 
 def shard_windows(plan, world):
     """The windows of one worker, from the beginning of an epoch."""
-    return ShardWindows(plan, *plan.shard(world))
+    return windows_of_shard(plan, *plan.shard(world))
 
 
 def cells(plan, world):
@@ -57,6 +58,11 @@ def real_cells(plan, world):
     """The positions of cells that are not repeated cells."""
     parts = [positions[is_real] for positions, is_real in leaving(shard_windows(plan, world).windows())]
     return np.concatenate([*parts, np.empty(0, np.int64)])
+
+
+def planned(plan):
+    """How often each cell comes in an epoch."""
+    return Counter((np.arange(plan.n_cells) if plan.cells is None else plan.cells).tolist())
 
 
 def row_allocator(part, *, slab_bytes=4096):

@@ -3,6 +3,7 @@
 import numpy as np
 from hypothesis import strategies as st
 
+from cellfeed.plan.copies import chunks_of_copies
 from cellfeed.plan.epoch import EpochOrder
 from cellfeed.plan.schedule import ShufflePlan
 
@@ -20,13 +21,17 @@ def mixings(draw):
 
 
 @st.composite
-def plans(draw, rank_remainder=("drop", "pad", "uneven"), shuffle=(True, False)):
-    """Plans over chunks of unequal size, as row-blocks of a selection are."""
+def plans(draw, rank_remainder=("drop", "pad", "uneven"), shuffle=(True, False), resampled=(False, True)):
+    """Plans over chunks of unequal size, as row-blocks of a selection are; cells come once, or as often as drawn."""
     kind = draw(st.sampled_from(rank_remainder))
     cells, shuffled = draw(sizes), draw(st.sampled_from(shuffle))
-    depths = st.lists(st.integers(0, 20), min_size=len(cells), max_size=len(cells))
+    bounds, behind = np.concatenate(([0], np.cumsum(cells))).astype(np.int64), None
+    if shuffled and draw(st.sampled_from(resampled)):
+        n_copies = st.lists(st.sampled_from([0, 1, 1, 2, 7]), min_size=int(bounds[-1]), max_size=int(bounds[-1]))
+        bounds, behind = chunks_of_copies(np.array(draw(n_copies), np.int64), bounds)
+    depths = st.lists(st.integers(0, 20), min_size=len(bounds) - 1, max_size=len(bounds) - 1)
     return EpochOrder(
-        bounds=np.concatenate(([0], np.cumsum(cells))).astype(np.int64),
+        bounds=bounds,
         seed=draw(st.integers(0, 2**32)),
         epoch=draw(st.integers(0, 5)),
         shuffle=shuffled,
@@ -35,6 +40,7 @@ def plans(draw, rank_remainder=("drop", "pad", "uneven"), shuffle=(True, False))
         drop_last=kind != "pad" and draw(st.booleans()),
         rank_remainder=kind,
         chunk_nnz=np.array(draw(depths), np.float64) if draw(st.booleans()) else None,
+        cells=behind,
     )
 
 

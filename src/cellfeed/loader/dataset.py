@@ -19,6 +19,7 @@ from cellfeed.loader.copying import write_copy
 from cellfeed.loader.engine import Engine
 from cellfeed.loader.parts import folds, leave_one_out, split_by
 from cellfeed.loader.provenance import make_record, summarize
+from cellfeed.loader.resample import resampling_of
 from cellfeed.loader.workers import Sendable
 from cellfeed.plan.epoch import Remainder
 from cellfeed.plan.settings import Settings, check_names
@@ -528,6 +529,67 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
         triples = leave_one_out(self._engine, group)
         return ((value, self._of(train), self._of(test)) for value, train, test in triples)
 
+    def resample(
+        self,
+        *,
+        balance: str | Sequence[str] | None = None,
+        weights: str | npt.ArrayLike | None = None,
+        max_per_label: Mapping[str, int] | None = None,
+        temperature: float = 0.0,
+        n_obs: int | None = None,
+    ) -> Self:
+        """Make a dataset of the same cells that come several times in an epoch, once, or not at all.
+
+        The number of copies of each cell in an epoch depends on the seed and the epoch only. It differs from the
+        expected number by less than 1, and the numbers of all cells have the exact sum ``n_obs``. A cell that is
+        expected less than once per epoch comes in some epochs, spread evenly, so that all cells are seen in time.
+        Every guarantee of an epoch holds for these copies: each comes once, to one rank, at any point of a resume.
+
+        A minibatch has a cell once only, if memory holds the cells of the epoch. Otherwise a cell may come twice in few
+        minibatches: those where a window of the shuffling ends, and at the beginning and the end of an epoch.
+
+        Split first, and resample the part to train on.
+
+        Parameters
+        ----------
+        balance
+            A column of obs, or several, whose labels get equal shares of the epoch. Cells without a value have a
+            label of their own.
+        weights
+            Relative weight of each cell: a column of obs, or numbers in the order of :attr:`obs_joinids`, at least 0.
+            With ``balance``, weights apply among the cells of a label.
+        max_per_label
+            A column and a number, such as ``{"cell_type": 10_000}``: an epoch has at most so many cells of each
+            label, other cells in each epoch.
+        temperature
+            With ``balance``: shares are proportional to ``n_cells ** temperature``, so 0 gives equal shares, and 1
+            the shares of the cells (Devlin et al., NAACL 2019, use it for languages).
+        n_obs
+            Cells of an epoch, copies included. By default the number of cells of the dataset, or as many as
+            ``max_per_label`` permits.
+
+        Returns
+        -------
+        The dataset. ``plan(label)`` predicts the share of each label.
+
+        Raises
+        ------
+        PlanError
+            If an argument is invalid, or a cell would have more copies than an epoch has minibatches.
+        SelectionError
+            If obs has no such column, or weights are not numbers of at least 0.
+
+        Examples
+        --------
+        >>> uri = cellfeed.datasets.pbmc700()
+        >>> dataset = cellfeed.ExperimentDataset(uri, obs_column_names=["phase"], batch_size=20, seed=0)
+        >>> balanced = dataset.resample(balance="phase", n_obs=600)
+        >>> sum(obs.bincount(minlength=3) for X, (obs,) in ((X, obs.T) for X, obs in balanced)).tolist()
+        [200, 200, 200]
+        """
+        resampling = resampling_of(self._engine, balance, weights, max_per_label, temperature, n_obs)
+        return self._of(self._engine.resample(resampling))
+
     def gene_names(self, var_column: str | None = None) -> npt.NDArray[Any]:
         """Read the names of the columns of ``X`` before ``transform``.
 
@@ -780,7 +842,8 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
         [{'weights': [0.8, 0.2], 'seed': 1, 'stratify': None, 'group': None, 'part': 'train'}]
         """
         selection = self._engine.selection
-        return make_record(selection, self._engine.settings, identify_columns(selection, var_column))
+        genes = identify_columns(selection, var_column)
+        return make_record(selection, self._engine.settings, genes, self._engine.resampling)
 
     def stats(self) -> Stats:
         """Return counters of what iterators of this dataset have done in this process.

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from cellfeed._joinids import JoinIds
+from cellfeed.errors import PlanError
 from cellfeed.loader.epochs import EpochTracker, RankEpoch
 from cellfeed.loader.label_counts import HasObs, LabelCounter
 from cellfeed.loader.media import LocalCopy, Media
@@ -23,6 +24,7 @@ from cellfeed.loader.world import available_threads, find_ranks, find_worker, re
 from cellfeed.plan import budget, splits
 from cellfeed.plan.epoch import World
 from cellfeed.plan.permutation import check_seed
+from cellfeed.plan.resampling import Resampling
 from cellfeed.plan.settings import Settings
 from cellfeed.plan.state import COPY
 from cellfeed.plan.summary import Plan
@@ -52,6 +54,8 @@ class Engine:
         Whether minibatches are of class :class:`~cellfeed.OrderedMinibatch`.
     local_copy
         The local copy that epochs write and read, if there is one.
+    resampling
+        How often each cell comes in an epoch; ``None`` if each comes once.
 
     Attributes
     ----------
@@ -71,14 +75,17 @@ class Engine:
         meter: Meter | None = None,
         with_joinids: bool = False,
         local_copy: LocalCopy | None = None,
+        resampling: Resampling | None = None,
     ) -> None:
         self.selection = selection
         self.settings = settings
         self.meter = meter or Meter()
         self.with_joinids = with_joinids
         labels = {name: None if isinstance(codes, JoinIds) else codes for name, codes in selection.codes.items()}
-        self.label_counter = LabelCounter(labels, settings.batch_size)
-        self.media = Media(selection, settings, local_copy)
+        self.resampling = resampling
+        expected = None if resampling is None else resampling.expected
+        self.label_counter = LabelCounter(labels, settings.batch_size, expected)
+        self.media = Media(selection, settings, local_copy, resampling)
         self.media.source.planner.epoch_order(0)  # raises now, and not later, if memory_budget is too small
         self.epochs = EpochTracker(settings, self.media)
         self._enter_process()
@@ -102,18 +109,34 @@ class Engine:
     def derive(
         self, *, selection: Selection | None = None, with_joinids: bool | None = None, **parameters: Any
     ) -> Engine:
-        """Return an engine of another selection or with other parameters; its epochs and counters start at 0."""
+        """Return an engine of another selection or with other parameters; its epochs and counters start at 0.
+
+        Cells in order come once each, also if those of this engine are resampled.
+        """
+        settings = self.settings.replace(**parameters)
         return Engine(
             self.selection if selection is None else selection,
-            self.settings.replace(**parameters),
+            settings,
             with_joinids=self.with_joinids if with_joinids is None else with_joinids,
             local_copy=self.media.local_copy,
+            resampling=self.resampling if settings.shuffle else None,
+        )
+
+    def resample(self, resampling: Resampling) -> Engine:
+        """Return an engine whose cells come as often as planned."""
+        return Engine(
+            self.selection,
+            self.settings,
+            with_joinids=self.with_joinids,
+            local_copy=self.media.local_copy,
+            resampling=resampling,
         )
 
     def split(
         self, weights: Mapping[str, float] | Sequence[float], seed: int, *, stratify: str | None, group: str | None
     ) -> list[Engine]:
         """Return an engine per part of the cells; see :meth:`cellfeed.ExperimentDataset.random_split`."""
+        self.refuse_resampled("random_split")
         fractions = splits.check_weights(weights)
         parts = splits.split(
             self.selection.n_obs,
@@ -128,6 +151,13 @@ class Engine:
             self.derive(selection=self.selection.take(positions, {**record, "part": name}))
             for name, positions in zip(names, parts, strict=True)
         ]
+
+    def refuse_resampled(self, method: str) -> None:
+        """Raise an error if cells are resampled: parts of them would not have the planned numbers."""
+        if self.resampling is not None:
+            raise PlanError(
+                f"{method}() of a resampled dataset: call {method}() first, and resample() the part to train on"
+            )
 
     def select_genes(self, genes: Sequence[str], var_column: str | None, missing: str) -> Engine:
         """Return an engine of some genes; see :meth:`cellfeed.ExperimentDataset.select_genes`."""
@@ -150,24 +180,39 @@ class Engine:
 
     def labels(self, column: str) -> npt.NDArray[np.int64]:
         """Read a column of obs, and return its values as codes: shape (n_obs,)."""
-        values = read_obs_column(self.selection, column)
-        return np.asarray(pd.factorize(values, use_na_sentinel=False)[0], dtype=np.int64)
+        return self.factorized(column)[0]
+
+    def factorized(self, column: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
+        """Read a column of obs, and return its values as codes, shape (n_obs,), and the value of each code."""
+        codes, values = pd.factorize(read_obs_column(self.selection, column), use_na_sentinel=False)
+        return np.asarray(codes, dtype=np.int64), np.asarray(values)
 
     def plan(self, label: str | None = None, codes: npt.NDArray[np.int64] | None = None) -> Plan:
         """Return the plan of the next epoch; see :meth:`cellfeed.ExperimentDataset.plan`.
 
         ``codes`` are the :meth:`labels` of the column ``label``, if they have been read already.
         """
+        shares = None
         if label is not None and codes is None:
-            codes = self.labels(label)
+            codes, values = self.factorized(label)
+            shares = self._shares(codes, values)
         world = World(*find_ranks(self.settings.rank, self.settings.world_size))
         medium = self.epochs.next_medium(world.rank, world.world_size)
         in_order = None if codes is None else medium.in_order(codes)
         plan = medium.planner.report(self.epochs.next, world, label, in_order)
+        plan = replace(plan, label_shares=shares)
+        if self.resampling is not None:
+            plan = replace(plan, effective_n_obs=self.resampling.effective_n_obs)
         if self.media.local_copy is None:
             return plan
         n_copied = self.media.local_copy.count(self.selection)
         return replace(plan, n_obs_copied=n_copied, copy_bytes=self.media.source.planner.copy_bytes)
+
+    def _shares(self, codes: npt.NDArray[np.int64], values: npt.NDArray[Any]) -> dict[Any, float]:
+        """Return the expected share of each label in an epoch, the largest first."""
+        totals = np.bincount(codes, None if self.resampling is None else self.resampling.expected)
+        order = np.argsort(-totals, kind="stable")
+        return {values[k]: float(totals[k] / totals.sum()) for k in order}
 
     def stats(self) -> Stats:
         """Return the counters as they stand."""

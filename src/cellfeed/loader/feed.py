@@ -64,7 +64,7 @@ def load_windows(
         bounds = read_bounds(wanted)
         for low, high in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
             allocator = RowAllocator(arenas, fetch.window_offset[low:high], pool.lock)
-            rows = threads.submit(read, fetch.positions[low:high], wanted[low:high], allocator)
+            rows = threads.submit(_read_once, read, fetch.positions[low:high], wanted[low:high], allocator)
             yield _Read(fetch, low, high, rows)
 
     try:
@@ -79,6 +79,15 @@ def load_windows(
             yield pool.next_window(*pending.popleft())
     finally:
         threads.shutdown(wait=True, cancel_futures=True)
+
+
+def _read_once(read: ReadRows, positions: IntArray, joinids: IntArray, allocator: RowAllocator) -> RowPointers:
+    """Read rows; a row of which there are several copies is read once and copied."""
+    is_first = np.diff(positions, prepend=-1) > 0
+    if is_first.all():
+        return read(positions, joinids, allocator)
+    rows = read(positions[is_first], joinids[is_first], allocator.take(np.flatnonzero(is_first)))
+    return rows.repeat(np.cumsum(is_first) - 1, allocator)
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,16 +50,23 @@ class LabelCounter:
         does not hold labels.
     batch_size
         Cells of a full minibatch; other minibatches are not counted. With 1, nothing is counted.
+    expected
+        float64, shape (n_obs,): expected copies of each cell; ``None`` if each comes once.
     """
 
-    def __init__(self, codes: Mapping[str, npt.NDArray[Any] | None], batch_size: int) -> None:
+    def __init__(
+        self,
+        codes: Mapping[str, npt.NDArray[Any] | None],
+        batch_size: int,
+        expected: npt.NDArray[np.float64] | None = None,
+    ) -> None:
         self._batch_size = batch_size
         self._waiting: list[bytes] = []  # int64, shape (batch_size, n_columns) each
         self._tallies: dict[str, tuple[int, Tally]] = {}  # by name: the index of the column in obs, its counts
         for k, (name, column) in enumerate(codes.items()):
             if column is None or len(column) == 0 or batch_size == 1:
                 continue
-            tally = Tally(column, batch_size)
+            tally = Tally(column, batch_size, expected)
             if tally.n_labels <= MAX_LABELS:
                 self._tallies[name] = k, tally
 

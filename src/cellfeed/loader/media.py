@@ -15,6 +15,7 @@ from cellfeed.loader.pipeline import Appender
 from cellfeed.loader.world import all_ranks_agree
 from cellfeed.plan import state
 from cellfeed.plan.planner import Planner
+from cellfeed.plan.resampling import Resampling
 from cellfeed.plan.settings import Settings
 from cellfeed.plan.state import COPY, SOURCE
 from cellfeed.rows.half_precision import HALF_DTYPES
@@ -90,6 +91,8 @@ class Medium:
             "soma_chunk_size": settings.soma_chunk_size,
             "shuffle_chunk_count": settings.shuffle_chunk_count,
         }
+        if self.planner.resampling is not None:
+            fingerprint["resampling"] = self.planner.resampling.digest
         return fingerprint if self.name == SOURCE else {"medium": self.name, **fingerprint}
 
     @property
@@ -107,12 +110,22 @@ class Media:
         Those of the dataset.
     local_copy
         The copy.
+    resampling
+        How often each cell comes; ``None`` if each comes once.
     """
 
-    def __init__(self, selection: Selection, settings: Settings, local_copy: LocalCopy | None) -> None:
+    def __init__(
+        self,
+        selection: Selection,
+        settings: Settings,
+        local_copy: LocalCopy | None,
+        resampling: Resampling | None = None,
+    ) -> None:
         self.local_copy = local_copy
         writes = local_copy is not None and local_copy.is_writable
-        self.source = Medium(SOURCE, selection, settings, Planner(selection, settings, exact=writes))
+        self.source = Medium(
+            SOURCE, selection, settings, Planner(selection, settings, exact=writes, resampling=resampling)
+        )
         self._copy: Medium | None = None
         self._was_complete = self._find() is not None
         self._writes = writes and not self._rounds and settings.shuffle  # a copy is in random order
@@ -138,7 +151,9 @@ class Media:
             found = self.local_copy.find(selection)
             if found is not None:
                 copied, order = found
-                self._copy = Medium(COPY, copied, settings, Planner(copied, settings), order)
+                resampling = self.source.planner.resampling
+                planner = Planner(copied, settings, resampling=resampling and resampling.take(order))
+                self._copy = Medium(COPY, copied, settings, planner, order)
         return self._copy
 
     @property

@@ -9,6 +9,7 @@ from typing import Any
 from cellfeed._checks import abbreviate, missing_from
 from cellfeed._digests import digest, digest_of_names
 from cellfeed.errors import StateError
+from cellfeed.plan.resampling import Resampling
 from cellfeed.plan.settings import Settings
 from cellfeed.select.selection import Selection
 from cellfeed.sources.redact import public_uri
@@ -18,7 +19,9 @@ VERSIONS = ("cellfeed", "tiledbsoma", "torch", "numpy")
 """Packages whose versions are recorded."""
 
 
-def make_record(selection: Selection, settings: Settings, genes: Sequence[str]) -> dict[str, Any]:
+def make_record(
+    selection: Selection, settings: Settings, genes: Sequence[str], resampling: Resampling | None = None
+) -> dict[str, Any]:
     """Describe the cells, genes and parameters of a dataset."""
     return {
         "versions": {name: _version(name) for name in VERSIONS},
@@ -29,6 +32,7 @@ def make_record(selection: Selection, settings: Settings, genes: Sequence[str]) 
         "obs_query": selection.queries[0],
         "var_query": selection.queries[1],
         "splits": [dict(split) for split in selection.splits],
+        "resampling": None if resampling is None else dict(resampling.record),
         "n_obs": selection.n_obs,
         "obs_joinids": digest(selection.joinid_column[:]),
         "n_genes": len(genes),

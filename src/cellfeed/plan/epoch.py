@@ -97,6 +97,9 @@ class EpochOrder:
     chunk_nnz
         float64, shape (n_chunks,): nnz of each chunk, or ``None`` if it is unknown. If it is given, every shard, and
         so every rank, gets nearly the same nnz per cell.
+    cells
+        int64, shape (n_cells,): the position of the cell behind each number in ``bounds``, if cells come several times
+        or not at all; ascending within a chunk. ``None`` if each cell comes once.
     """
 
     bounds: IntArray
@@ -108,10 +111,11 @@ class EpochOrder:
     drop_last: bool = False
     rank_remainder: Remainder = "drop"
     chunk_nnz: npt.NDArray[np.float64] | None = None
+    cells: IntArray | None = None
 
     @property
     def n_cells(self) -> int:
-        """Number of cells in the selection."""
+        """Number of cells in the epoch; copies of a cell count one by one."""
         return int(self.bounds[-1])
 
     @cached_property

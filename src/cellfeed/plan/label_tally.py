@@ -44,10 +44,15 @@ class Tally:
         shape (n_cells,): the label of each cell, integers.
     batch_size
         Cells per minibatch.
+    expected
+        float64, shape (n_cells,): expected copies of each cell; ``None`` if each comes once.
     """
 
-    def __init__(self, codes: npt.NDArray[np.integer], batch_size: int) -> None:
+    def __init__(
+        self, codes: npt.NDArray[np.integer], batch_size: int, expected: npt.NDArray[np.float64] | None = None
+    ) -> None:
         self._codes = codes
+        self._expected = expected
         self._batch_size = batch_size
         self._low = int(codes.min())
         self.n_labels = int(codes.max()) - self._low + 1
@@ -69,7 +74,9 @@ class Tally:
 
     def effective_batch_size(self) -> float:
         """Return the effective batch size of the minibatches so far, of which there must be at least one."""
-        p = np.bincount(self._codes.astype(np.int64) - self._low, minlength=self.n_labels) / len(self._codes)
+        labels = self._codes.astype(np.int64) - self._low
+        p = np.bincount(labels, self._expected, minlength=self.n_labels)
+        p = p / p.sum()
         squares = float((p**2).sum())
         distance = self._squares / self._batch_size**2 + self.n_minibatches * squares  # sum over minibatches
         distance -= 2 * float((self._counts * p).sum()) / self._batch_size

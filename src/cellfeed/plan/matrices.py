@@ -12,7 +12,7 @@ import numpy.typing as npt
 from cellfeed._joinids import IntArray
 from cellfeed.plan import budget
 from cellfeed.plan.budget import ReadBudget
-from cellfeed.plan.cells import Cells, nnz_of_chunks
+from cellfeed.plan.cells import Cells, Chunks
 from cellfeed.plan.settings import Settings
 
 
@@ -63,29 +63,29 @@ class Matrix:
         """Bytes per value in the pool: a gene and a value."""
         return (2 if self.cells.n_vars <= 1 << 16 else 4) + self.pool_dtype.itemsize
 
-    def chunk_nnz(self, bounds: IntArray) -> npt.NDArray[np.float64]:
+    def chunk_nnz(self, chunks: Chunks) -> npt.NDArray[np.float64]:
         """Return the nnz of each chunk: float64, shape (n_chunks,)."""
-        nnz = nnz_of_chunks(self.cells, bounds)
+        nnz = chunks.nnz(self.cells)
         if self.scale == 1:
             return nnz
-        return np.minimum(nnz * self.scale, np.diff(bounds) * float(self.cells.n_vars))
+        return np.minimum(nnz * self.scale, np.diff(chunks.bounds) * float(self.cells.n_vars))
 
-    def chunk_bytes(self, bounds: IntArray) -> npt.NDArray[np.float64]:
+    def chunk_bytes(self, chunks: Chunks) -> npt.NDArray[np.float64]:
         """Return the bytes of each chunk in the pool: float64, shape (n_chunks,)."""
-        return self.chunk_nnz(bounds) * self.value_bytes + np.diff(bounds) * float(budget.BYTES_PER_CELL)
+        return self.chunk_nnz(chunks) * self.value_bytes + np.diff(chunks.bounds) * float(budget.BYTES_PER_CELL)
 
     @cached_property
     def row_block_nnz(self) -> tuple[float, float]:
         """Total nnz of the selected cells, and nnz per cell of the row-block in which it is highest."""
         bounds = self.cells.joinids.row_block_bounds(self.cells.geometry.row_extent)
-        nnz = self.chunk_nnz(bounds)
+        nnz = self.chunk_nnz(Chunks(bounds))
         return float(nnz.sum()), float((nnz / np.maximum(np.diff(bounds), 1)).max(initial=0.0))
 
-    @property
-    def bytes_per_cell(self) -> int:
-        """Bytes of a cell in a minibatch."""
+    def bytes_per_cell(self, chunks: Chunks) -> int:
+        """Return the mean bytes of a cell in a minibatch."""
         if self.settings.return_sparse_X:
-            return int(self.row_block_nnz[0] / max(self.cells.n_obs, 1) * (4 + self._tensor_bytes))
+            nnz = self.row_block_nnz[0] if chunks.cells is None else float(self.chunk_nnz(chunks).sum())
+            return int(nnz / max(chunks.n_cells, 1) * (4 + self._tensor_bytes))
         return self.cells.n_vars * self._tensor_bytes
 
     def reads(self) -> ReadBudget:

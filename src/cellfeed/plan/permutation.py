@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     WINDOW = 1
     SPLIT = 2
     SLICES = 3
+    RESAMPLING = 4
 
 
 def check_seed(seed: object) -> int:

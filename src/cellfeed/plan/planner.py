@@ -14,9 +14,11 @@ from cellfeed._joinids import IntArray
 from cellfeed.errors import PlanError
 from cellfeed.plan import budget, mixing_target
 from cellfeed.plan.budget import ProcessBudget, ReadBudget
-from cellfeed.plan.cells import Cells
+from cellfeed.plan.cells import Cells, Chunks
+from cellfeed.plan.copies import chunks_of_copies
 from cellfeed.plan.epoch import EpochOrder, World, chunk_bounds
 from cellfeed.plan.matrices import Matrix
+from cellfeed.plan.resampling import Resampling
 from cellfeed.plan.schedule import ShufflePlan, best_shuffle_plan
 from cellfeed.plan.settings import Settings
 from cellfeed.plan.summary import Plan, evenly, summarize
@@ -78,14 +80,23 @@ class Planner:
         The selection, and how it is ordered, batched and read.
     exact
         Whether integers in the pool have the type of the layer: a copy is written of them.
+    resampling
+        How often each cell comes; ``None`` if each comes once.
     """
 
-    def __init__(self, cells: Cells, settings: Settings, *, exact: bool = False) -> None:
+    def __init__(
+        self, cells: Cells, settings: Settings, *, exact: bool = False, resampling: Resampling | None = None
+    ) -> None:
         self._cells = cells
         self._settings = settings
         self._X = Matrix(cells, settings, exact=exact)
         self._matrices = [self._X, *(Matrix.further(matrix, cells, settings) for matrix in cells.further)]
+        self.resampling = resampling
+        self._chunks_of: dict[int, Chunks] = {}  # by epoch
         self._shuffle_plans: dict[int, ShufflePlan] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_chunks_of": {}}
 
     # ------------------------------------------------------------------ chunks
 
@@ -104,39 +115,58 @@ class Planner:
         return mixing_target.choose(settings.mixing, batch_size=settings.batch_size, candidates=candidates)
 
     @cached_property
-    def bounds(self) -> IntArray:
+    def _cell_bounds(self) -> IntArray:
         """int64, shape (n_chunks + 1,): positions that divide the selection into chunks."""
         if self.chunk_rows == 0 and self._settings.soma_chunk_size is not None:
             return chunk_bounds(self._cells.n_obs, self._settings.soma_chunk_size)
         return self._cells.joinids.row_block_bounds(self.chunk_rows)
 
+    @property
+    def _typical(self) -> Chunks:
+        """The chunks of epoch 0; other epochs have similar ones."""
+        return self._chunks(0)
+
+    def _chunks(self, epoch: int) -> Chunks:
+        """Return the chunks of an epoch."""
+        if self.resampling is None:
+            epoch = 0  # all epochs have the same
+        if epoch not in self._chunks_of:
+            self._chunks_of = {number: self._chunks_of[number] for number in self._chunks_of if number == 0}
+            self._chunks_of[epoch] = self._divide(self._cell_bounds, epoch)
+        return self._chunks_of[epoch]
+
+    def _divide(self, bounds: IntArray, epoch: int) -> Chunks:
+        """Return the chunks of an epoch, from the bounds of the cells that are read together."""
+        if self.resampling is None:
+            return Chunks(bounds)
+        return chunks_of_copies(self.resampling.copies(self._settings.seed, epoch), bounds)
+
     def _candidate(self, chunk_rows: int) -> mixing_target.Candidate:
-        bounds = self._cells.joinids.row_block_bounds(chunk_rows)
-        sampled = [np.arange(bounds[k], bounds[k + 1]) for k in evenly(len(bounds) - 1, CHUNKS_SAMPLED)]
+        chunks = self._divide(self._cells.joinids.row_block_bounds(chunk_rows), epoch=0)
+        sampled = [chunks.positions(k) for k in evenly(len(chunks), CHUNKS_SAMPLED)]
         amplification = budget.decode_amplification(self._cells.joinids, sampled, self._cells.geometry)
-        process = self._process_budget(bounds)
-        return mixing_target.Candidate(chunk_rows, bounds, process, amplification)
+        return mixing_target.Candidate(chunk_rows, chunks.bounds, self._process_budget(chunks), amplification)
 
     @cached_property
     def _chunk_nnz(self) -> npt.NDArray[np.float64]:
-        return self._X.chunk_nnz(self.bounds)
+        return self._X.chunk_nnz(self._typical)
 
     # ------------------------------------------------------------------ memory
 
     def budget(self, num_workers: int = 1) -> ProcessBudget:
         """Return the budget of each of ``num_workers`` processes."""
-        return self._process_budget(self.bounds, num_workers)
+        return self._process_budget(self._typical, num_workers)
 
-    def _process_budget(self, bounds: IntArray, num_workers: int = 1) -> ProcessBudget:
+    def _process_budget(self, chunks: Chunks, num_workers: int = 1) -> ProcessBudget:
         settings, cells = self._settings, self._cells
-        n_cells = max(cells.n_obs, 1)
-        bytes_per_cell = sum(matrix.bytes_per_cell for matrix in self._matrices) + cells.held_bytes // n_cells
+        bytes_per_cell = sum(matrix.bytes_per_cell(chunks) for matrix in self._matrices)
+        bytes_per_cell += cells.held_bytes // max(cells.n_obs, 1)
         n_minibatches = budget.MINIBATCHES_HELD - (not settings.use_eager_fetch)
         X, *further = (matrix.reads() for matrix in self._matrices)
         return ProcessBudget(
             **{**vars(X), "n_bytes": settings.memory_budget // num_workers},
-            chunk_bytes=np.sum([matrix.chunk_bytes(bounds) for matrix in self._matrices], axis=0),
-            minibatch_bytes=min(settings.batch_size, n_cells) * bytes_per_cell * n_minibatches,
+            chunk_bytes=np.sum([matrix.chunk_bytes(chunks) for matrix in self._matrices], axis=0),
+            minibatch_bytes=min(settings.batch_size, max(chunks.n_cells, 1)) * bytes_per_cell * n_minibatches,
             prefetch=settings.use_eager_fetch,
             further=tuple(further),
             held_bytes=cells.held_bytes // num_workers,  # workers share them
@@ -160,7 +190,7 @@ class Planner:
 
     def _resources(self, matrix: Matrix, reads: ReadBudget, plan: ShufflePlan, cores: int) -> Resources:
         n_reads = budget.REMOTE_READS if reads.is_remote else cores
-        chunk_bytes = matrix.chunk_bytes(self.bounds)
+        chunk_bytes = matrix.chunk_bytes(self._typical)
         return Resources(
             n_threads=cores,
             n_file_reads=max(1, min(n_reads, reads.reads_bytes // reads.file_read_bytes)),
@@ -184,8 +214,8 @@ class Planner:
         return self._shuffle_plans[num_workers]
 
     def _choose_shuffle_plan(self, num_workers: int) -> ShufflePlan:
-        settings, process, n_chunks = self._settings, self.budget(num_workers), max(len(self.bounds) - 1, 1)
-        max_chunks = min(process.chunks_that_fit, budget.MAX_CELLS_HELD * n_chunks / max(self._cells.n_obs, 1))
+        settings, process, n_chunks = self._settings, self.budget(num_workers), max(len(self._typical), 1)
+        max_chunks = min(process.chunks_that_fit, budget.MAX_CELLS_HELD * n_chunks / max(self._typical.n_cells, 1))
         if settings.shuffle_chunk_count is not None:
             return self._published(settings.shuffle_chunk_count, max_chunks / (2 if process.prefetch else 1))
         if not process.is_enough:
@@ -197,12 +227,12 @@ class Planner:
             warmup_chunks = self._chunks_with(first_nnz)
             return best_shuffle_plan(max_chunks, prefetch=process.prefetch, warmup_chunks=warmup_chunks)
         plan = best_shuffle_plan(max_chunks, prefetch=process.prefetch)
-        mixing_target.check_workers(settings.mixing, plan, self.bounds, settings.batch_size, num_workers)
+        mixing_target.check_workers(settings.mixing, plan, self._typical.bounds, settings.batch_size, num_workers)
         return plan
 
     def _published(self, n_chunks: int, max_chunks: float) -> ShufflePlan:
         """Return blocks of ``n_chunks``; several are read together if they fit and chunks are parts of row-blocks."""
-        windows_per_read = int(min(max_chunks, len(self.bounds) - 1) / n_chunks) if self.chunk_rows == 0 else 1
+        windows_per_read = int(min(max_chunks, len(self._typical)) / n_chunks) if self.chunk_rows == 0 else 1
         return ShufflePlan(n_chunks, windows_per_read=max(1, windows_per_read))
 
     def _chunks_with(self, nnz: float) -> int:
@@ -216,7 +246,7 @@ class Planner:
         enough = budget.smallest_budget(lambda n_bytes: replace(process, n_bytes=n_bytes // num_workers).is_enough)
         return (
             f"memory_budget of {format_bytes(process.n_bytes)}{workers} is too small for a chunk of "
-            f"{np.diff(self.bounds).max():,} cells: reads take {format_bytes(process.all_reads_bytes)}, minibatches "
+            f"{np.diff(self._typical.bounds).max():,} cells: reads take {format_bytes(process.all_reads_bytes)}, minibatches "
             f"{format_bytes(process.minibatch_bytes)}{held}, and {'two' if process.prefetch else 'one'} of the largest "
             f"chunk {format_bytes(process.min_pool_bytes)}; give at least {enough}, or a smaller batch_size, "
             f"soma_chunk_size or var_query"
@@ -226,9 +256,9 @@ class Planner:
 
     def epoch_order(self, epoch: int, shuffle_plan: ShufflePlan | None = None) -> EpochOrder:
         """Return the order of an epoch, mixed by ``shuffle_plan`` or else as by a single process."""
-        settings = self._settings
+        settings, chunks = self._settings, self._chunks(epoch)
         return EpochOrder(
-            bounds=self.bounds,
+            bounds=chunks.bounds,
             seed=settings.seed,
             epoch=epoch,
             shuffle=settings.shuffle,
@@ -236,7 +266,8 @@ class Planner:
             shuffle_plan=shuffle_plan or self.shuffle_plan(),
             drop_last=settings.drop_last,
             rank_remainder=settings.rank_remainder,
-            chunk_nnz=None if self._cells.nnz is None else self._chunk_nnz,
+            chunk_nnz=None if self._cells.nnz is None else self._X.chunk_nnz(chunks),
+            cells=chunks.cells,
         )
 
     def report(self, epoch: int, world: World, label: str | None, codes: npt.NDArray[np.integer] | None) -> Plan:

@@ -21,9 +21,10 @@ from itertools import chain
 
 import numpy as np
 
+from cellfeed.plan.copy_windows import windows_of_shard
 from cellfeed.plan.epoch import EpochOrder
 from cellfeed.plan.schedule import ShufflePlan
-from cellfeed.plan.windows import Fetch, ShardWindows, Window
+from cellfeed.plan.windows import Fetch, Window
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Shard:
 
     def windows(self, order: EpochOrder) -> Iterator[Window]:
         """Yield the windows of the cells that are not done."""
-        return ShardWindows(order, self.start, self.stop).windows(self.n_done)
+        return windows_of_shard(order, self.start, self.stop).windows(self.n_done)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +110,7 @@ class Leftover:
 
     def windows(self, order: EpochOrder) -> Iterator[Window]:
         """Yield windows of these cells; several if memory now holds fewer cells than before."""
-        positions, is_real, _ = ShardWindows(self.order, self.shard.start, self.shard.stop).held(self.shard.n_done)
+        positions, is_real, _ = windows_of_shard(self.order, self.shard.start, self.shard.stop).held(self.shard.n_done)
         n_windows = -(
             -len(self) * (1 + order.shuffle_plan.windows_ahead) // order.cells_held
         )  # windows that are read ahead count
@@ -225,7 +226,7 @@ def _splittable(piece: Piece, order: EpochOrder) -> Pieces:
     """Return the same cells as pieces that can be split anywhere: those in memory, and those not read yet."""
     if isinstance(piece, Leftover) or piece.n_done == 0:
         return [piece]
-    positions, _, end = ShardWindows(order, piece.start, piece.stop).held(piece.n_done)
+    positions, _, end = windows_of_shard(order, piece.start, piece.stop).held(piece.n_done)
     pieces: Pieces = [Leftover(order, piece, 0, len(positions)), Shard(end, piece.stop)]
     return [part for part in pieces if len(part)]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +14,7 @@ from cellfeed._tabular import Tabular
 from cellfeed.plan import budget
 from cellfeed.plan.budget import ProcessBudget
 from cellfeed.plan.cells import Cells
+from cellfeed.plan.copy_windows import windows_of_shard
 from cellfeed.plan.effective_batch_size import Composition, expected_batch_size
 from cellfeed.plan.epoch import EpochOrder, World
 from cellfeed.plan.label_tally import batch_size_in_order
@@ -64,6 +67,15 @@ class Plan(Tabular):
         next epoch reads: the copy if it has all cells.
     copy_bytes
         Bytes of the local copy when it has all cells (an estimate).
+    n_drawn
+        Cells that the epoch yields to all ranks; each copy of a cell counts. It is ``n_obs`` unless the dataset is
+        resampled.
+    n_distinct
+        Different cells among them.
+    effective_n_obs
+        Kish's effective sample size: the number of cells that would have the same variance if all came equally often.
+    label_shares
+        The expected share of each label of ``label`` in the epoch, the most frequent first; ``None`` without ``label``.
 
     Examples
     --------
@@ -89,6 +101,10 @@ class Plan(Tabular):
     shuffle: bool = True
     n_obs_copied: int | None = None
     copy_bytes: int | None = None
+    n_drawn: int = 0
+    n_distinct: int = 0
+    effective_n_obs: float = 0.0
+    label_shares: Mapping[Any, float] | None = None
 
     @property
     def mixing(self) -> float:
@@ -107,6 +123,11 @@ class Plan(Tabular):
             "peak memory": f"{format_bytes(self.peak_memory_bytes)} at most, for reading and shuffling",
             "decode amplification": f"{self.decode_amplification:.3g} (values decoded per value used)",
         }
+        if self.n_drawn != self.n_obs or self.n_distinct != self.n_obs:
+            shown["resampled"] = (
+                f"{self.n_drawn:,} copies of {self.n_distinct:,} cells per epoch, worth "
+                f"{self.effective_n_obs:,.4g} cells that all come equally often"
+            )
         if self.n_obs_copied is not None and self.copy_bytes is not None:
             state = "complete" if self.n_obs_copied == self.n_obs else f"{self.n_obs_copied:,} of {self.n_obs:,} cells"
             shown["local copy"] = f"{state}; about {format_bytes(self.copy_bytes)} on disk when complete"
@@ -120,7 +141,7 @@ class Plan(Tabular):
         held = f"{self.chunks_held:,.4g} chunk{'' if self.chunks_held == 1 else 's'}"
         return f"cells of {self.chunks_per_block:,} chunks at a time, while memory holds {held}"
 
-    def as_dict(self) -> dict[str, int | float | str | None]:
+    def as_dict(self) -> dict[str, Any]:
         """Return the figures by name, for JSON."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
@@ -142,7 +163,7 @@ def summarize(
     label, codes
         A column of obs, and the label of each cell, from 0; ``None`` for the worst case.
     """
-    shard = ShardWindows(order, *order.shard(world))
+    shard = windows_of_shard(order, *order.shard(world))
     sizes, pool_bytes = np.diff(order.bounds), largest_pool(shard, process)
     return Plan(
         n_obs=cells.n_obs,
@@ -159,6 +180,9 @@ def summarize(
         effective_batch_size=effective_batch_size(shard, codes),
         label=label,
         shuffle=order.shuffle,
+        n_drawn=order.n_cells,
+        n_distinct=cells.n_obs if order.cells is None else len(np.unique(order.cells)),
+        effective_n_obs=float(cells.n_obs),
     )
 
 
@@ -169,7 +193,8 @@ def effective_batch_size(shard: ShardWindows, codes: npt.NDArray[np.integer] | N
         return float(order.batch_size)
     if order.shuffle:
         worst_case = Composition.worst_case(order.bounds)
-        composition = worst_case if codes is None else Composition.of_cells(codes, order.bounds)
+        labels = codes if codes is None or order.cells is None else codes[order.cells]
+        composition = worst_case if labels is None else Composition.of_cells(labels, order.bounds)
         return expected_batch_size(shard, order.batch_size, composition)
     if codes is None:
         codes = np.repeat(np.arange(len(order.bounds) - 1), np.diff(order.bounds))

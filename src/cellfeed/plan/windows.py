@@ -17,10 +17,7 @@ from cellfeed._joinids import IntArray, expand
 from cellfeed.plan.epoch import EpochOrder
 from cellfeed.plan.permutation import Purpose, permutation, random_bits
 from cellfeed.plan.schedule import Schedule, schedule
-
-PHASE_BITS = 20
-"""Phases are integers below ``1 << PHASE_BITS``. They shift the slices of each chunk, so that small chunks do not all
-yield their cells in the same windows."""
+from cellfeed.plan.slices import PHASE_BITS, cells_before_slice, slice_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +27,7 @@ class Fetch:
     Attributes
     ----------
     positions
-        int64, shape (n_cells,): ascending.
+        int64, shape (n_cells,): ascending; repeated if a cell has several copies.
     window_offset
         int64, shape (n_cells,): number of windows between the fetch and the window that yields a cell.
     is_real
@@ -60,37 +57,6 @@ class Window:
     fetches: tuple[Fetch, ...]
     order: IntArray
     n_skipped: int = 0
-
-
-def slice_of(place: IntArray, size: IntArray, n_slices: IntArray, phase: IntArray) -> IntArray:
-    """Return the slice of each cell: ``floor((place + f) * n_slices / size)``, where ``f`` is the phase in [0, 1).
-
-    ``place`` counts the cells of a chunk in random order; ``size`` is the number of cells of the chunk. All arrays
-    have shape (n_cells,).
-
-    Examples
-    --------
-    10 cells in 4 slices, with a phase of 1/2:
-
-    >>> slice_of(np.arange(10), 10, 4, 1 << (PHASE_BITS - 1)).tolist()
-    [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
-    """
-    return ((place << PHASE_BITS) + phase) * n_slices // (size << PHASE_BITS)
-
-
-def cells_before_slice(k: IntArray, size: IntArray, n_slices: IntArray, phase: IntArray) -> IntArray:
-    """Return the number of cells in slices 0 to ``k - 1``: the first place that :func:`slice_of` puts in slice ``k``.
-
-    It is ``ceil(k * size / n_slices - f)``, between 0 and ``size``. All arrays have shape (n_chunks,).
-
-    Examples
-    --------
-    >>> cells_before_slice(np.arange(5), 10, 4, 1 << (PHASE_BITS - 1)).tolist()
-    [0, 2, 5, 7, 10]
-    """
-    shift = phase * n_slices - k * (size << PHASE_BITS)
-    n_cells = np.clip(-(shift // (n_slices << PHASE_BITS)), 0, size)
-    return np.where(k <= 0, 0, np.where(k < n_slices, n_cells, size))
 
 
 class ShardWindows:
@@ -248,10 +214,10 @@ class ShardWindows:
         chunk = by_position[source]
         window = made.first_window[chunk]
         if (made.n_slices[begin:end] > 1).any():
-            window = np.minimum(window + self._slices(chunk, fetch_window), len(self) - 1)
+            window = np.minimum(window + self._slices(positions, chunk, fetch_window), len(self) - 1)
         return positions, window, chunk
 
-    def _slices(self, chunk: IntArray, fetch_window: int) -> IntArray:
+    def _slices(self, positions: IntArray, chunk: IntArray, fetch_window: int) -> IntArray:
         """Return the slice of each cell: int64, shape (n_cells,). The cells of each chunk are shuffled first."""
         order = self._permutation(len(chunk), Purpose.SLICES, fetch_window)
         by_chunk = order[np.argsort(chunk[order], kind="stable")]  # (n_cells,): grouped by chunk, random within
@@ -269,10 +235,14 @@ class ShardWindows:
         """Return the order in which window ``k`` yields its cells: random, or that of the joinids."""
         if self.epoch_order.shuffle:
             return self._permutation(self.first_cell(k + 1) - self.first_cell(k), Purpose.WINDOW, k)
-        chunks, n_cells = self.chunks_leaving(k)
-        fetch_windows = np.unique(self.schedule.fetch_window[chunks[n_cells > 0]]).tolist()
-        parts = [chunk[window == k] for _, window, chunk in map(self._cells, fetch_windows)]
+        parts = [chunk[window == k] for _, window, chunk in map(self._cells, self._fetched_for(k))]
         return np.argsort(np.concatenate([*parts, np.empty(0, np.int64)]), kind="stable")
+
+    def _fetched_for(self, k: int) -> list[int]:
+        """Return the windows before which cells of window ``k`` are fetched, ascending."""
+        chunks, n_cells = self.chunks_leaving(k)
+        fetch_windows: list[int] = np.unique(self.schedule.fetch_window[chunks[n_cells > 0]]).tolist()
+        return fetch_windows
 
     def held(self, n_done: int) -> tuple[IntArray, npt.NDArray[np.bool_], int]:
         """Return the content of the pool after ``n_done`` cells.

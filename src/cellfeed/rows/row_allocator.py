@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -89,6 +89,15 @@ class RowPointers:
         kernels.copy_rows(self.arrays, copies.arrays)
         return copies
 
+    def repeat(self, numbers: IntArray, allocator: RowAllocator) -> RowPointers:
+        """Return rows by their ascending numbers; a row that is repeated is copied to memory of an allocator."""
+        again = np.flatnonzero(np.diff(numbers, prepend=-1) == 0)
+        genes, values, sizes = self.genes[numbers], self.values[numbers], self.sizes[numbers]
+        repeated = replace(self, genes=genes[again], values=values[again], sizes=sizes[again])
+        copies = repeated.copy_to(allocator.take(again), repeated.sizes)
+        genes[again], values[again] = copies.genes, copies.values
+        return replace(self, genes=genes, values=values, sizes=sizes)
+
     def sorted(self, joinids: IntArray) -> RowPointers:
         """Sort the genes of each row in place.
 
@@ -131,6 +140,10 @@ class RowAllocator:
         self._arena_numbers = arena_numbers
         self._lock = lock
         self._min_value_bytes = min_value_bytes
+
+    def take(self, rows: IntArray) -> RowAllocator:
+        """Return an allocator for some of the rows."""
+        return RowAllocator(self._arenas, self._arena_numbers[rows], self._lock, min_value_bytes=self._min_value_bytes)
 
     def with_value_bytes(self, n_bytes: int) -> RowAllocator:
         """Return an allocator of the same arenas that reserves at least ``n_bytes`` per value."""
