@@ -7,6 +7,7 @@ import json
 import pickle
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,40 @@ def test_a_state_of_other_cells_is_refused(make):
             make(**{name: other}).load_state_dict(dataset.state_dict())
     with pytest.raises(cellfeed.StateError, match="n_obs=100"):
         make(obs_query="flag == True").load_state_dict(dataset.state_dict())
+
+
+# Resampling
+
+
+def resampled(make: Callable[..., ExperimentDataset], **parameters: Any) -> ExperimentDataset:
+    """A dataset whose cells come with the weights 0 to 3: some several times, and some not at all."""
+    dataset = make(**parameters)
+    return dataset.resample(weights=dataset.obs_joinids % 4, n_obs=90)
+
+
+def test_copies_of_cells_have_their_rows_and_their_planned_numbers(make):
+    dataset = resampled(make)
+    X, obs, _ = collect(dataset, G)
+    positions = (obs[:, 0] - 2) // 3
+    assert len(positions) == 90
+    assert np.array_equal(X, CELLS.X[positions].toarray())
+    assert list(dataset.obs_encoders["label"].inverse_transform(obs[:, 1])) == list(CELLS.obs["label"].iloc[positions])
+    expected = CELLS.joinids % 4 * 90 / (CELLS.joinids % 4).sum()
+    assert (np.abs(np.bincount(positions, minlength=N) - expected) < 1).all()
+
+
+def test_resampled_epochs_resume_at_every_step_and_are_shared_by_ranks(make):
+    dataset = resampled(make)
+    whole = joinids_of(dataset)
+    dataset.set_epoch(0)
+    iterator = iter(dataset)
+    for k in range(len(whole)):
+        restored = resampled(make)
+        restored.load_state_dict(json.loads(json.dumps(dataset.state_dict())))
+        assert joinids_of(restored) == whole[k:]
+        next(iterator)
+    ranks = [flat(resampled(make, rank=rank, world_size=2)) for rank in range(2)]
+    assert Counter(ranks[0] + ranks[1]) == Counter(itertools.chain.from_iterable(whole))
 
 
 # Bound and mixing

@@ -28,7 +28,8 @@ def plans(draw, rank_remainder=("drop", "pad", "uneven"), shuffle=(True, False),
     bounds, behind = np.concatenate(([0], np.cumsum(cells))).astype(np.int64), None
     if shuffled and draw(st.sampled_from(resampled)):
         n_copies = st.lists(st.sampled_from([0, 1, 1, 2, 7]), min_size=int(bounds[-1]), max_size=int(bounds[-1]))
-        bounds, behind = chunks_of_copies(np.array(draw(n_copies), np.int64), bounds)
+        chunks = chunks_of_copies(np.array(draw(n_copies), np.int64), bounds)
+        bounds, behind = chunks.bounds, chunks.cells
     depths = st.lists(st.integers(0, 20), min_size=len(bounds) - 1, max_size=len(bounds) - 1)
     return EpochOrder(
         bounds=bounds,

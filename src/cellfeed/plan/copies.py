@@ -21,8 +21,8 @@ GOLDEN_RATIO = 0.6180339887498949
 def chunks_of_copies(copies: IntArray, bounds: IntArray) -> Chunks:
     """Divide the copies of the cells into chunks.
 
-    A chunk has the copies of the cells of one chunk of the dataset. If these are more than an average chunk has cells,
-    they are dealt to several chunks, so that all chunks have similar sizes. Chunks without a copy are left out.
+    A chunk has the copies of the cells of one chunk of the dataset. If these are at least twice the
+    cells of an average chunk, they are dealt to several chunks. Chunks without a copy are left out.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def chunks_of_copies(copies: IntArray, bounds: IntArray) -> Chunks:
     n_chunks = len(bounds) - 1
     ends = np.concatenate(([0], np.cumsum(copies)))[bounds]  # (n_chunks + 1,)
     sizes = np.diff(ends)
-    n_parts = -(-sizes * n_chunks // max(int(bounds[-1]), 1))  # (n_chunks,)
+    n_parts = np.maximum(sizes * n_chunks // max(int(bounds[-1]), 1), sizes > 0)  # (n_chunks,)
     part, chunk = expand(np.zeros(n_chunks, np.int64), n_parts)  # (n_new_chunks,) each
     part_sizes = sizes[chunk] // n_parts[chunk] + (part < sizes[chunk] % n_parts[chunk])  # (n_new_chunks,)
     new_bounds = np.concatenate(([0], np.cumsum(part_sizes)))

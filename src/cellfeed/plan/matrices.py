@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cellfeed._joinids import IntArray
 from cellfeed.plan import budget
 from cellfeed.plan.budget import ReadBudget
 from cellfeed.plan.cells import Cells, Chunks
