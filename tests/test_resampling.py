@@ -138,7 +138,7 @@ def test_no_minibatch_has_a_cell_twice_if_memory_holds_the_epoch(resampling, chu
         return
     bounds = np.append(np.arange(0, len(copies), chunk), len(copies))
     chunks = chunks_of_copies(copies, bounds)
-    plan = ShufflePlan(len(bounds))
+    plan = ShufflePlan(len(chunks))
     assert repeats(EpochOrder(chunks.bounds, seed, 0, True, batch_size, plan, cells=chunks.cells)) == 0
 
 

@@ -246,10 +246,10 @@ class Planner:
         enough = budget.smallest_budget(lambda n_bytes: replace(process, n_bytes=n_bytes // num_workers).is_enough)
         return (
             f"memory_budget of {format_bytes(process.n_bytes)}{workers} is too small for a chunk of "
-            f"{np.diff(self._typical.bounds).max():,} cells: reads take {format_bytes(process.all_reads_bytes)}, minibatches "
-            f"{format_bytes(process.minibatch_bytes)}{held}, and {'two' if process.prefetch else 'one'} of the largest "
-            f"chunk {format_bytes(process.min_pool_bytes)}; give at least {enough}, or a smaller batch_size, "
-            f"soma_chunk_size or var_query"
+            f"{np.diff(self._typical.bounds).max():,} cells: reads take {format_bytes(process.all_reads_bytes)}, "
+            f"minibatches {format_bytes(process.minibatch_bytes)}{held}, and {'two' if process.prefetch else 'one'} of "
+            f"the largest chunk {format_bytes(process.min_pool_bytes)}; give at least {enough}, or a smaller "
+            f"batch_size, soma_chunk_size or var_query"
         )
 
     # ------------------------------------------------------------------ plans

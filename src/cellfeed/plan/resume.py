@@ -111,9 +111,8 @@ class Leftover:
     def windows(self, order: EpochOrder) -> Iterator[Window]:
         """Yield windows of these cells; several if memory now holds fewer cells than before."""
         positions, is_real, _ = windows_of_shard(self.order, self.shard.start, self.shard.stop).held(self.shard.n_done)
-        n_windows = -(
-            -len(self) * (1 + order.shuffle_plan.windows_ahead) // order.cells_held
-        )  # windows that are read ahead count
+        n_held = len(self) * (1 + order.shuffle_plan.windows_ahead)  # windows that are read ahead count
+        n_windows = -(-n_held // order.cells_held)
         for part in np.array_split(np.arange(self.start, self.stop), n_windows):  # (n_cells of the window,)
             by_position = part[np.argsort(positions[part], kind="stable")]
             fetch = Fetch(positions[by_position], np.zeros(len(part), np.int64), is_real[by_position])

@@ -32,7 +32,7 @@ def read_embeddings(
     n_obs
         Number of cells.
     shape_of
-        Returns the shape and the type of an embedding in the store; raises an error if there is none.
+        Returns the shape and the type of an embedding in the store; raises an error if it is absent.
     read
         Returns the rows of the cells, with NaN for a cell that has none.
 
