@@ -277,8 +277,13 @@ def test_matrices_have_the_type_of_X(make, X_dtype):
 
 def test_X_itself_can_be_a_layer_beside_its_transform(make, source):
     name = "raw" if source.suffix == ".soma" else "X"
-    for minibatch in make(layers=[name], transform=Log1p()):
-        assert np.array_equal(minibatch.layers[name].numpy(), CELLS.X[rows_of(minibatch)].toarray())
+    dataset = make(layers=[name, "scaled"], transform=Log1p())
+    for minibatch in dataset:
+        rows = rows_of(minibatch)
+        assert np.array_equal(minibatch.layers[name].numpy(), CELLS.X[rows].toarray())
+        assert np.array_equal(minibatch.layers["scaled"].numpy(), LAYERS["scaled"][rows].toarray())
+        assert np.allclose(minibatch.X.numpy(), np.log1p(CELLS.X[rows].toarray()))
+    assert dataset.stats().nnz == CELLS.X.nnz + LAYERS["scaled"].nnz  # X is read once
 
 
 def test_all_matrices_are_planned_and_held_within_the_budget(make):

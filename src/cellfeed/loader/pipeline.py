@@ -177,19 +177,26 @@ class Pipeline:
     def reading(self, windows: Iterable[Window], retries: Sequence[Retries]) -> Iterator[Iterator[list[CellRows]]]:
         """Yield an iterator over minibatches: their rows of X, and of each further matrix, of the same cells.
 
-        It holds no reference to what it has returned.
+        A layer that is X itself has the rows of X. The iterator holds no reference to what it has returned.
         """
-        pipelines = self._pipelines
+        read = [each is self or each.selection.source is not self.selection.source for each in self._pipelines]
         with contextlib.ExitStack() as stack:
             batches = [
                 stack.enter_context(contextlib.closing(each.batches(own, requests)))
-                for each, own, requests in zip(pipelines, itertools.tee(windows, len(pipelines)), retries, strict=True)
+                for each, own, requests in zip(
+                    itertools.compress(self._pipelines, read),
+                    itertools.tee(windows, sum(read)),
+                    itertools.compress(retries, read),
+                    strict=True,
+                )
             ]
 
             def next_rows() -> list[Any]:
-                return [next(each, None) for each in batches]
+                X, *further = (next(each, None) for each in batches)
+                others = iter(further)
+                return [X, *(next(others) if is_read else X for is_read in read[1:])]
 
-            yield iter(next_rows, [None] * len(batches))
+            yield iter(next_rows, [None] * len(read))
 
     def batches(self, windows: Iterable[Window], retries: Retries) -> Generator[CellRows, None, None]:
         """Yield the cells of each minibatch with their rows; closing the generator closes the reader."""

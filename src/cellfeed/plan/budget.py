@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -169,7 +169,7 @@ class ProcessBudget(ReadBudget):
     prefetch
         Whether chunks are read before their window begins.
     further
-        The matrices that are read beside X. Their reads share another quarter of the budget.
+        The matrices that are read beside X.
     held_bytes
         Bytes of embeddings and numeric columns of obs, which stay in memory.
     """
@@ -181,14 +181,16 @@ class ProcessBudget(ReadBudget):
     held_bytes: int = 0
 
     @cached_property
-    def further_reads(self) -> tuple[ReadBudget, ...]:
-        """The budgets of the reads of the further matrices."""
-        return tuple(replace(matrix, n_bytes=self.n_bytes // len(self.further)) for matrix in self.further)
+    def matrices(self) -> tuple[ReadBudget, ...]:
+        """The budgets of the reads of X and of each further matrix, which have equal parts of the whole."""
+        own = ReadBudget(**{field.name: getattr(self, field.name) for field in fields(ReadBudget)})
+        n_bytes = self.n_bytes // (1 + len(self.further))
+        return tuple(replace(matrix, n_bytes=n_bytes) for matrix in (own, *self.further))
 
     @property
     def all_reads_bytes(self) -> int:
         """Bytes reserved for running reads of all matrices."""
-        return self.reads_bytes + sum(matrix.reads_bytes for matrix in self.further_reads)
+        return sum(matrix.reads_bytes for matrix in self.matrices)
 
     @property
     def pool_bytes(self) -> int:

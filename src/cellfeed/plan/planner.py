@@ -184,7 +184,7 @@ class Planner:
         cores = max(1, n_cores // num_workers)
         X, *further = (
             self._resources(matrix, reads, self.shuffle_plan(num_workers), cores)
-            for matrix, reads in zip(self._matrices, (process, *process.further_reads), strict=True)
+            for matrix, reads in zip(self._matrices, process.matrices, strict=True)
         )
         return replace(X, further=tuple(further))
 

@@ -26,7 +26,7 @@ class FurtherMatrix:
     measurement_name, X_name
         Where it is in the store.
     source
-        Reads it.
+        Reads it; that of X itself for a layer that is X, which is not read twice.
     var_joinids
         int64, shape (n_vars,): the genes of a measurement, ascending; ``None`` for a layer, which has those of X.
     """

@@ -99,7 +99,9 @@ def _further(source: AnnDataSource, content: Content) -> tuple[FurtherMatrix, ..
             raise SelectionError(
                 f"layers: {made.layer!r} has other genes than {source.layer!r}, which is X; give it as X_name"
             )
-        matrices.append(FurtherMatrix("layers", name, "RNA", made.layer, made))
+        matrices.append(
+            FurtherMatrix("layers", name, "RNA", made.layer, source if made.layer == source.layer else made)
+        )
     return tuple(matrices)
 
 

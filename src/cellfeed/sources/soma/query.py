@@ -167,7 +167,8 @@ def _layers(
     for name in names:
         array = _layer(measurement, name, f"layers: {name!r}")
         _check_within(array, joinids, selection.var_joinids)
-        yield FurtherMatrix("layers", name, selection.measurement_name, name, source_of(array, measurement.var))
+        source = selection.source if name == selection.X_name else source_of(array, measurement.var)
+        yield FurtherMatrix("layers", name, selection.measurement_name, name, source)
 
 
 def _measurements(
