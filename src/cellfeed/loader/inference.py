@@ -15,7 +15,7 @@ from cellfeed.loader.dataloader import ExperimentDataLoader, make_dataloader
 from cellfeed.loader.dataset import ExperimentDataset
 from cellfeed.loader.world import find_ranks
 from cellfeed.plan.settings import IN_ORDER
-from cellfeed.rows.minibatch import OrderedMinibatch, array_of
+from cellfeed.rows.minibatch import ExtendedMinibatch, OrderedMinibatch, array_of
 
 
 class InferenceDataLoader(ExperimentDataLoader):
@@ -23,7 +23,7 @@ class InferenceDataLoader(ExperimentDataLoader):
 
     made_by = "inference_dataloader"
 
-    def __iter__(self) -> Iterator[OrderedMinibatch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[OrderedMinibatch | ExtendedMinibatch]:  # type: ignore[override]
         return super().__iter__()  # type: ignore[return-value] # the engine of the dataset adds joinids
 
 
@@ -51,7 +51,8 @@ def inference_dataloader(
 
     Returns
     -------
-    A loader of ``(X, obs, joinids)``, :class:`OrderedMinibatch`.
+    A loader of ``(X, obs, joinids)``, :class:`OrderedMinibatch`; of a dataset with further content, of
+    :class:`ExtendedMinibatch`.
 
     Raises
     ------

@@ -50,6 +50,7 @@ def summarize(selection: Selection, settings: Settings) -> dict[str, str]:
         "cells x genes": f"{selection.n_obs:,} x {selection.n_vars:,}",
         "X": f"{selection.measurement_name}/{selection.X_name}, {layout}, {settings.X_dtype}",
         "obs": ", ".join(selection.codes) or "no columns",
+        **({"content": str(selection.content)} if selection.content else {}),
         "minibatches": f"{settings.batch_size:,} cells each",
         "order": f"shuffled, seed={settings.seed}" if settings.shuffle else "ascending joinids",
         "transform": name_of(settings.transform) or "none",

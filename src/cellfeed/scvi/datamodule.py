@@ -199,7 +199,7 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         """Make the tensors of a minibatch; for SCANVI, a pair with the tensors of its labelled cells."""
         if isinstance(batch, dict):
             return batch
-        tensors = self.tensors(*batch)
+        tensors = self.tensors(batch.X, batch.obs, batch.joinids)
         plan = getattr(self.trainer, "lightning_module", None)
         if not isinstance(plan, scvi.train.SemiSupervisedTrainingPlan):
             return tensors

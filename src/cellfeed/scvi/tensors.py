@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -55,10 +56,11 @@ class InferenceTensors:
 
     def __iter__(self) -> Iterator[Tensors]:
         self.joinids = []
-        for X, obs, joinids in self._loader:
-            self.joinids.append(joinids)
-            yield self._make_tensors(densified(X), obs, joinids)
-            del X  # a reference would keep its memory from reuse
+        minibatches: Iterator[Any] = iter(self._loader)
+        for minibatch in minibatches:
+            self.joinids.append(minibatch.joinids)
+            yield self._make_tensors(densified(minibatch.X), minibatch.obs, minibatch.joinids)
+            del minibatch  # a reference would keep its memory from reuse
 
     def __len__(self) -> int:
         """Return the number of minibatches."""

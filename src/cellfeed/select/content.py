@@ -30,8 +30,8 @@ class Content:
 
     Examples
     --------
-    >>> Content.from_arguments(layers=["normalized"]).layers
-    ('normalized',)
+    >>> print(Content.from_arguments(layers=["normalized"], obs_values=["age"]))
+    layers normalized; obs_values age
     """
 
     layers: tuple[str, ...] = ()
@@ -67,6 +67,13 @@ class Content:
 
     def __bool__(self) -> bool:
         return bool(self.layers or self.obsm or self.obs_values or self.measurements)
+
+    def __str__(self) -> str:
+        names = {"layers": self.layers, "obsm": self.obsm, "obs_values": self.obs_values}
+        shown = [
+            f"{kind} {', '.join(own)}" for kind, own in {**names, "measurements": self.measurements}.items() if own
+        ]
+        return "; ".join(shown)
 
     def needed(self, known: Collection[str]) -> list[str]:
         """Return the columns of obs that are needed; a column that is not known is an error."""
