@@ -351,7 +351,7 @@ def test_rows_of_obs_are_those_of_the_cells_that_were_yielded(make):
 def test_rows_of_other_cells_are_refused_by_their_joinids(make):
     dataset, _ = make().split_by("label", {"first": ["type 0", "type 2"], "others": None}).values()
     with pytest.raises(SelectionError, match="joinids: 2 are not cells of this dataset: 3, 5"):
-        dataset.obs_frame([5, 3, 2])  # 5 is a cell of the other part, 3 is no cell
+        dataset.obs_frame([5, 3, 2])  # 5 is a cell of the other part, and 3 is not in the store
     with pytest.raises(SelectionError, match="columns: obs has no column 'labels'; did you mean 'label'"):
         dataset.obs_frame([2], ["labels"])
     with pytest.raises(SelectionError, match="joinids must be integers in one dimension"):

@@ -193,7 +193,7 @@ class Compose:
     def __init__(self, *transforms: Transform | Sequence[Transform]) -> None:
         listed = len(transforms) == 1 and isinstance(transforms[0], (list, tuple))
         steps: Any = transforms[0] if listed else transforms
-        self.transforms = tuple(step for transform in steps for step in _steps(check_transform(transform)))
+        self.transforms = tuple(step for transform in steps for step in steps_of(check_transform(transform)))
 
     @property
     def n_vars(self) -> int | None:
@@ -242,7 +242,7 @@ def split_scaling(transform: Transform | None) -> tuple[Scaling | None, Transfor
     >>> split_scaling(Compose([NormalizeTotal(10), Log1p(), NormalizeTotal(1)]))
     (Scaling(target=10.0, log=True), Compose(NormalizeTotal(1)))
     """
-    steps = _steps(transform)
+    steps = steps_of(transform)
     target = steps.pop(0)._target if steps and type(steps[0]) is NormalizeTotal else 0.0
     log = bool(steps) and type(steps[0]) is Log1p
     if not (target or log):
@@ -250,7 +250,7 @@ def split_scaling(transform: Transform | None) -> tuple[Scaling | None, Transfor
     return Scaling(target, log), Compose(steps[log:]) if steps[log:] else None
 
 
-def _steps(transform: Any) -> list[Any]:
+def steps_of(transform: Any) -> list[Any]:
     """Return the transforms of a :class:`Compose`, or the transform itself in a list."""
     return list(transform.transforms) if type(transform) is Compose else [transform]
 

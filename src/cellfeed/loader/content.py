@@ -19,6 +19,7 @@ def extended(
     further: Sequence[torch.Tensor],
     joinids: torch.Tensor | None,
     mask: torch.Tensor | None,
+    measured: torch.Tensor | None,
 ) -> ExtendedMinibatch:
     """Return the minibatch of the cells at some positions; ``further`` are its matrices beside X."""
     named: dict[str, dict[str, torch.Tensor]] = {"layers": {}, "measurements": {}}
@@ -34,4 +35,5 @@ def extended(
         measurements=named["measurements"],
         joinids=joinids,
         mask=mask,
+        measured=measured,
     )

@@ -71,6 +71,11 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
         Further measurements to return: for each, its layer, as in ``{"protein": "raw"}``. They have all their genes.
     obs_values
         Numeric columns of obs to return as they are, in float32. A missing value is NaN, and a warning counts them.
+    measured
+        Return whether each gene was measured in each cell: a zero of another gene is not an observation.
+        ``True`` reads the ``feature_dataset_presence_matrix`` of a Census. Or a ``pandas.DataFrame`` of True and
+        False: its index has the values of a column of obs and its name, by default ``"dataset_id"``, and its columns
+        are names or joinids of genes.
     joinids
         Return the ``soma_joinid`` of each cell. With this or other further content, minibatches are of class
         :class:`ExtendedMinibatch`.
@@ -167,6 +172,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
         obsm: Sequence[str] = (),
         measurements: Mapping[str, str] | None = None,
         obs_values: Sequence[str] = (),
+        measured: bool | pd.DataFrame = False,
         joinids: bool = Settings.joinids,
         batch_size: int = Settings.batch_size,
         shuffle: bool = Settings.shuffle,
@@ -201,6 +207,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
             obs_column_names=obs_column_names,
             encoders=encoders,
             content=content,
+            measured=measured,
             retry_deadline_s=retry_deadline_s,
             context=context,
             allow_empty=allow_empty,
@@ -220,6 +227,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
         obsm: Sequence[str] = (),
         measurements: Mapping[str, str] | None = None,
         obs_values: Sequence[str] = (),
+        measured: bool | pd.DataFrame = False,
         retry_deadline_s: float = RETRY_DEADLINE_S,
         allow_empty: bool = False,
         **parameters: Any,
@@ -230,7 +238,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
         ----------
         axis_query
             ``experiment.axis_query(measurement_name, obs_query=..., var_query=...)``, open.
-        X_name, obs_column_names, encoders, layers, obsm, measurements, obs_values
+        X_name, obs_column_names, encoders, layers, obsm, measurements, obs_values, measured
             As for the class.
         retry_deadline_s, allow_empty, parameters
             As for the class.
@@ -258,6 +266,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
             obs_column_names=obs_column_names,
             encoders=encoders,
             content=content,
+            measured=measured,
             retry_deadline_s=retry_deadline_s,
             allow_empty=allow_empty,
             meter=meter,

@@ -17,6 +17,7 @@ from cellfeed._joinids import IntArray, read_bounds
 from cellfeed.errors import CellfeedError, ReadError
 from cellfeed.loader.content import extended
 from cellfeed.loader.feed import load_windows, rebatch
+from cellfeed.loader.measured_masks import MeasuredMasks
 from cellfeed.loader.prefetch import Prefetch
 from cellfeed.plan import budget
 from cellfeed.plan.planner import Resources
@@ -119,6 +120,12 @@ class Pipeline:
                 for selection, resources in further
             ),
         ]
+
+    @cached_property
+    def _masks(self) -> MeasuredMasks | None:
+        """Makes the masks of measured genes."""
+        measured, transforms = self.selection.measured, (self.selection.column_transform, self.settings.transform)
+        return None if measured is None else MeasuredMasks(measured, transforms)
 
     def retries(self) -> list[Retries]:
         """Return what makes the requests of each matrix; the caller closes them after the epoch."""
@@ -282,8 +289,9 @@ class Pipeline:
         has_joinids = self.with_joinids or settings.joinids
         joinids = torch.from_numpy(selection.joinid_column[rows.positions]) if has_joinids else None
         mask = torch.from_numpy(rows.is_real.copy()) if settings.rank_remainder == "pad" else None
-        if selection.content or settings.joinids:
-            return extended(selection, rows.positions, X, obs, further, joinids, mask)
+        if selection.content or settings.joinids or self._masks:
+            measured = self._masks.mask(rows.positions) if self._masks else None
+            return extended(selection, rows.positions, X, obs, further, joinids, mask, measured)
         if joinids is not None:
             return OrderedMinibatch(X, obs, joinids)
         return Minibatch(X, obs) if mask is None else PaddedMinibatch(X, obs, mask)

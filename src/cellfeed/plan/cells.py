@@ -46,7 +46,11 @@ class Cells(Protocol):
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of embeddings and numeric columns of obs, which stay in memory."""
+        """Bytes of embeddings, numeric columns of obs and the table of measured genes, which stay in memory."""
+
+    @property
+    def mask_bytes(self) -> int:
+        """Bytes of a cell in the mask of measured genes; 0 if minibatches have none."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -160,7 +160,7 @@ class Planner:
     def _process_budget(self, chunks: Chunks, num_workers: int = 1) -> ProcessBudget:
         settings, cells = self._settings, self._cells
         bytes_per_cell = sum(matrix.bytes_per_cell(chunks) for matrix in self._matrices)
-        bytes_per_cell += cells.held_bytes // max(cells.n_obs, 1)
+        bytes_per_cell += cells.held_bytes // max(cells.n_obs, 1) + cells.mask_bytes
         n_minibatches = budget.MINIBATCHES_HELD - (not settings.use_eager_fetch)
         X, *further = (matrix.reads() for matrix in self._matrices)
         return ProcessBudget(

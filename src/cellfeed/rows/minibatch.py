@@ -116,7 +116,7 @@ class OrderedMinibatch(NamedTuple):
 
 
 class ExtendedMinibatch(NamedTuple):
-    """A minibatch of a dataset with ``layers``, ``obsm``, ``obs_values``, ``measurements`` or ``joinids``.
+    """A minibatch of a dataset with ``layers``, ``measurements``, ``obs_values``, ``measured`` or other content.
 
     Row ``i`` of each tensor belongs to the same cell. Take the content by its name: further fields may be added.
 
@@ -137,6 +137,8 @@ class ExtendedMinibatch(NamedTuple):
         :func:`~cellfeed.inference_dataloader`.
     mask
         bool, shape (B,), under ``rank_remainder="pad"``: False for repeated cells.
+    measured
+        bool, shape (B, n_vars), with ``measured=``: whether the gene of a column of X was measured in the cell.
 
     Examples
     --------
@@ -157,6 +159,7 @@ class ExtendedMinibatch(NamedTuple):
     measurements: dict[str, torch.Tensor]
     joinids: torch.Tensor | None
     mask: torch.Tensor | None
+    measured: torch.Tensor | None = None
 
     def to(self, device: Any, *, non_blocking: bool | None = None) -> ExtendedMinibatch:
         """Return the minibatch on a device; see :meth:`Minibatch.to`."""

@@ -13,6 +13,7 @@ from cellfeed._geometry import ArrayGeometry
 from cellfeed._joinids import IntArray, JoinIds
 from cellfeed.select.content import NOTHING_MORE, Content
 from cellfeed.select.encoders import Encoder
+from cellfeed.select.measured import Measured
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +79,8 @@ class Selection:
         float32, shape (n_obs, n_dims): the embeddings of minibatches by name.
     matrices
         The matrices that are read beside X.
+    measured
+        Which genes were measured in each cell, if minibatches say it.
     column_transform
         Orders the columns of X, if the dataset has the genes of ``select_genes``; else ``None``.
     queries
@@ -104,6 +107,7 @@ class Selection:
     obs_values: npt.NDArray[np.float32] | None = None
     obsm: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     matrices: tuple[FurtherMatrix, ...] = ()
+    measured: Measured | None = None
     column_transform: Any = None
     queries: tuple[Any, Any] = (None, None)
     splits: tuple[Mapping[str, Any], ...] = ()
@@ -144,7 +148,7 @@ class Selection:
         """Return the same cells in another matrix. A layer keeps ``nnz``, of X, for planning."""
         own: dict[str, Any] = {
             **{name: getattr(matrix, name) for name in ("measurement_name", "X_name", "source")},
-            **dict.fromkeys(("raw_sum", "raw_squares", "obs_values")),
+            **dict.fromkeys(("raw_sum", "raw_squares", "obs_values", "measured")),
             **{"encoders": {}, "codes": {}, "obsm": {}, "content": NOTHING_MORE, "matrices": ()},
         }
         if matrix.var_joinids is not None:
@@ -153,9 +157,15 @@ class Selection:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of embeddings and numeric columns of obs."""
+        """Bytes of embeddings, numeric columns of obs, and the table of measured genes."""
         values = 0 if self.obs_values is None else self.obs_values.nbytes
-        return values + sum(rows.nbytes for rows in self.obsm.values())
+        measured = 0 if self.measured is None else self.measured.table.nbytes
+        return values + measured + sum(rows.nbytes for rows in self.obsm.values())
+
+    @property
+    def mask_bytes(self) -> int:
+        """Bytes of a cell in the mask of measured genes; 0 if minibatches have none."""
+        return 0 if self.measured is None else self.n_vars
 
     def take(self, positions: IntArray, split: Mapping[str, Any] | None = None) -> Selection:
         """Keep the cells at ascending positions; ``split`` is appended to the splits."""
@@ -166,7 +176,8 @@ class Selection:
         }
         obsm = {name: rows[positions] for name, rows in self.obsm.items()}
         splits = self.splits if split is None else (*self.splits, split)
-        return replace(self, joinids=joinids, codes=codes, obsm=obsm, splits=splits, **figures)
+        measured = self.measured and self.measured.take(positions)
+        return replace(self, joinids=joinids, codes=codes, obsm=obsm, splits=splits, measured=measured, **figures)
 
     def take_vars(self, positions: IntArray, column_transform: Any) -> Selection:
         """Keep the genes at ascending positions; ``column_transform`` orders them."""
@@ -174,6 +185,7 @@ class Selection:
             self,
             var_joinids=self.var_joinids[positions],
             column_transform=column_transform,
+            measured=self.measured and self.measured.take_vars(positions),
             all_genes=self.all_genes and len(positions) == self.n_vars,
         )
 

@@ -11,12 +11,14 @@ from typing import Any
 from cellfeed.errors import PlanError, SelectionError
 from cellfeed.select.content import NOTHING_MORE, Content
 from cellfeed.select.encoders import Encoder
+from cellfeed.select.find_measured import with_measured
 from cellfeed.select.selection import Selection
 from cellfeed.sources.redact import public_uri, redacted
 from cellfeed.sources.retry import check_deadline
 from cellfeed.sources.soma import query
 from cellfeed.sources.soma.axis_query import as_axis_query
 from cellfeed.sources.soma.experiment import open_experiment, retrying
+from cellfeed.sources.soma.presence import presence_reader
 from cellfeed.sources.soma.query import is_axis_query
 from cellfeed.stats import Meter
 
@@ -50,6 +52,7 @@ def select_from_experiment(
     obs_column_names: Sequence[str],
     encoders: Sequence[Encoder] | None,
     content: Content = NOTHING_MORE,
+    measured: Any = False,
     retry_deadline_s: float,
     context: Any,
     allow_empty: bool,
@@ -59,7 +62,7 @@ def select_from_experiment(
     check_deadline(retry_deadline_s)
     _check_allow_empty(allow_empty)
     if is_anndata(experiment):
-        return _select_from_anndata(
+        selection = _select_from_anndata(
             experiment,
             measurement_name,
             X_name,
@@ -71,15 +74,17 @@ def select_from_experiment(
             context=context,
             allow_empty=allow_empty,
         )
+        return with_measured(selection, measured, None)
     X_name = "raw" if X_name is None else X_name
     with (
         retrying(experiment, context, retry_deadline_s, meter) as retries,
         open_experiment(experiment, context, retries) as opened,
     ):
         axis_query = query.make_axis_query(opened, measurement_name, obs_query, var_query, retries)
-        return query.select(
+        selection = query.select(
             axis_query, X_name, obs_column_names, encoders, retries, content=content, allow_empty=allow_empty
         )
+        return with_measured(selection, measured, presence_reader(opened, measurement_name, retries))
 
 
 def select_from_query(
@@ -89,6 +94,7 @@ def select_from_query(
     obs_column_names: Sequence[str],
     encoders: Sequence[Encoder] | None,
     content: Content = NOTHING_MORE,
+    measured: Any = False,
     retry_deadline_s: float,
     allow_empty: bool,
     meter: Meter,
@@ -106,9 +112,10 @@ def select_from_query(
         open_experiment(axis_query.experiment, None, retries) as opened,
     ):
         fitted = query.fit_axis_query(axis_query, opened, retries)
-        return query.select(
+        selection = query.select(
             fitted, X_name, obs_column_names, encoders, retries, content=content, allow_empty=allow_empty
         )
+        return with_measured(selection, measured, presence_reader(opened, fitted.measurement_name, retries))
 
 
 def _check_allow_empty(allow_empty: Any) -> None:
