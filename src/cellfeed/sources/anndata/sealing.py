@@ -15,6 +15,7 @@ from typing import Any
 
 from cellfeed._digests import digest_of_text
 from cellfeed.errors import ReadError
+from cellfeed.sources.redact import public_uri
 
 CHECKSUM = "cellfeed_checksum"
 """Attribute of a root with the checksum of its ``zarr.json`` without this attribute."""
@@ -94,4 +95,4 @@ def _check_files(array: Any) -> None:
     for place in itertools.product(*grid):
         key = array.metadata.encode_chunk_key(place)
         if not sync((array.store_path / key).exists()):
-            raise ReadError(f"the file {key!r} of {array.path!r} is missing")
+            raise ReadError(f"the file {key!r} of {public_uri(str(array.store_path))!r} is missing")
