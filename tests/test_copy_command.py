@@ -16,6 +16,7 @@ import scipy.sparse as sp
 
 import cellfeed
 from cellfeed.command.cli import main
+from cellfeed.plan import budget
 from cellfeed.sources.anndata.copies import layout
 from cellfeed.sources.anndata.copies.part_writer import PartWriter
 from cellfeed.sources.soma import layer as soma_layer
@@ -115,6 +116,14 @@ def test_all_columns_of_obs_come_from_one_read(tmp_path, store, monkeypatch):
     copied = copy(store, out=tmp_path / "copy.zarr")
     assert len(copied.obs.columns) > 3
     assert [Path(address).name for address in addresses].count("obs") == 1
+
+
+def test_a_copy_is_mixed_from_its_first_cell_on(tmp_path, store, monkeypatch):
+    """An epoch starts with few chunks, so that a training loop starts soon; nothing waits for the start of a copy."""
+    monkeypatch.setattr(budget, "FIRST_NNZ", 30)
+    copied = copy(store, out=tmp_path / "copy.zarr")
+    row_blocks = copied.obs["soma_joinid"].to_numpy() // 8
+    assert len(set(row_blocks[:8])) > 4  # of 13
 
 
 def test_a_collection_is_copied(tmp_path, capsys):

@@ -116,6 +116,7 @@ def write_part(
     from cellfeed.sources.anndata.copies.written_tables import obs_of, obsm_of, var_of
     from cellfeed.sources.anndata.provenance import identity_of, record_of, written_name
 
+    engine = _mixing_most(engine)
     selection, identity = engine.selection, identity_of(engine.selection)
     order = repr(engine.media.source.planner.shuffle_plan())  # a copy is continued in the order in which it began
     begun = {**identity, **_more(selection), "compression": compression, "order": order}
@@ -136,6 +137,15 @@ def write_part(
 def _more(selection: Selection) -> dict[str, list[str]]:
     """Return what a copy has beside X, as far as it can be continued with the same only."""
     return {"layers": [matrix.X_name for matrix in selection.matrices], "obsm": list(selection.obsm)}
+
+
+def _mixing_most(engine: Engine) -> Engine:
+    """Return an engine that holds as many cells as fit from the first minibatch on: later reads mix only what is near.
+
+    By default, the first cells of an epoch are mixed less, so that a training loop starts soon.
+    """
+    mixing = engine.media.source.planner.mixing_of_row_blocks
+    return Engine(engine.selection, engine.settings.replace(mixing=mixing or None))
 
 
 def _bar(n_obs: int, progress: bool, *, initial: int = 0) -> Any:

@@ -147,6 +147,11 @@ class Planner:
         amplification = budget.decode_amplification(self._cells.joinids, sampled, self._cells.geometry)
         return mixing_target.Candidate(chunk_rows, chunks.bounds, self._process_budget(chunks), amplification)
 
+    @property
+    def mixing_of_row_blocks(self) -> float:
+        """The highest mixing of whole row-blocks, each of which is decoded once; 0 if none fits in the budget."""
+        return self._candidate(self._cells.geometry.row_extent).mixing(self._settings.batch_size)
+
     @cached_property
     def _chunk_nnz(self) -> npt.NDArray[np.float64]:
         return self._X.chunk_nnz(self._typical)
