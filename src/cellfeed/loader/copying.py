@@ -140,7 +140,7 @@ def _more(selection: Selection) -> dict[str, list[str]]:
 
 
 def _mixing_most(engine: Engine) -> Engine:
-    """Return an engine that holds as many cells as fit from the first minibatch on: later reads mix only what is near.
+    """Return an engine whose pool is full from the first minibatch on.
 
     By default, the first cells of an epoch are mixed less, so that a training loop starts soon.
     """
