@@ -1,6 +1,7 @@
 """Resampled epochs: how often each cell comes, and that copies of a cell leave in different minibatches."""
 
 import json
+import re
 from collections import Counter
 
 import numpy as np
@@ -304,7 +305,10 @@ BAD = [
     ({"weights": np.zeros(400)}, "all weights are 0"),
     ({"weights": np.r_[np.ones(399), -1]}, "-1.0 of soma_joinid 399"),
     ({"weights": np.r_[np.nan, np.ones(399)]}, "nan of soma_joinid 0"),
-    ({"weights": np.r_[np.ones(399), 1000.0]}, "cell with soma_joinid 399 would come 285.9 times .* batch_size=1"),
+    (
+        {"weights": np.r_[np.ones(399), 1000.0]},
+        "cell with soma_joinid 399 would come 285.9 times .* at most 40 copies .*batch_size=1",
+    ),
     ({"balance": "cell_type", "n_obs": 8000}, None),
     ({"max_per_label": {"cell_type": 0}}, "at least 1"),
     ({"max_per_label": {"cell_type": 5, "one": 5}}, "must name one column"),
@@ -329,11 +333,23 @@ def test_bad_arguments_are_named_before_a_read(store, arguments, message):
 def test_more_copies_than_minibatches_are_refused_with_a_way_out(store):
     dataset = make(store, batch_size=60)
     with pytest.raises(
-        PlanError, match=r"cell of the label 'rare' would come 6.7 times .* 6 minibatches .* temperature"
+        PlanError, match=r"'rare' would come 6.7 times .* at most 6 copies .*batch_size=53 or a temperature"
     ):
         dataset.resample(balance="cell_type")
     dataset.resample(balance="cell_type", temperature=0.3)
     make(store, batch_size=60).resample(balance="cell_type", max_per_label={"cell_type": 100})
+
+
+def test_a_budget_that_mixes_too_few_cells_is_refused_with_one_that_is_enough(tmp_path):
+    uri = write_experiment(tmp_path / "long", addressed(4000, 10), extent=50, capacity=200)
+    weights = np.where(np.arange(4000) % 500 == 0, 50.0, 1.0)
+    parameters = {"batch_size": 40, "seed": 0, "obs_column_names": ["soma_joinid"], "return_sparse_X": True}
+    with pytest.raises(PlanError, match="memory_budget='") as caught:
+        ExperimentDataset(uri, memory_budget="400 KB", **parameters).resample(weights=weights)
+    enough = re.search("memory_budget='(.*?)'", str(caught.value))[1]
+    dataset = ExperimentDataset(uri, memory_budget=enough, **parameters).resample(weights=weights)
+    n_repeated = np.array([len(obs) - len(obs.unique()) for _, obs in dataset])
+    assert n_repeated[30:-30].sum() == 0
 
 
 def test_parts_are_made_before_they_are_resampled(store):

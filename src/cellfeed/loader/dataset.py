@@ -19,7 +19,7 @@ from cellfeed.loader.copying import write_copy
 from cellfeed.loader.engine import Engine
 from cellfeed.loader.parts import folds, leave_one_out, split_by
 from cellfeed.loader.provenance import make_record, summarize
-from cellfeed.loader.resample import resampling_of
+from cellfeed.loader.resample import resample
 from cellfeed.loader.workers import Sendable
 from cellfeed.plan.epoch import Remainder
 from cellfeed.plan.settings import Settings, check_names
@@ -554,8 +554,9 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
         expected less than once per epoch comes in some epochs, spread evenly, so that all cells are seen in time.
         Every guarantee of an epoch holds for these copies: each comes once, to one rank, at any point of a resume.
 
-        A minibatch has a cell once only, if memory holds the cells of the epoch. Otherwise a cell may come twice in few
-        minibatches: those where a window of the shuffling ends, and at the beginning and the end of an epoch.
+        A minibatch has a cell at most once, if memory holds the cells of an epoch. Otherwise a cell may come twice in
+        a minibatch at the beginning and the end of an epoch, where fewer cells are mixed, and in a minibatch that
+        continues after a resume on another number of ranks or workers.
 
         Split first, and resample the part to train on.
 
@@ -584,7 +585,8 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
         Raises
         ------
         PlanError
-            If an argument is invalid, or a cell would have more copies than an epoch has minibatches.
+            If an argument is invalid, or a cell would have more copies than minibatches in which they can leave: those
+            that memory mixes, in an epoch of any size.
         SelectionError
             If obs has no such column, or weights are not numbers of at least 0.
 
@@ -596,8 +598,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
         >>> sum(obs.bincount(minlength=3) for X, (obs,) in ((X, obs.T) for X, obs in balanced)).tolist()
         [200, 200, 200]
         """
-        resampling = resampling_of(self._engine, balance, weights, max_per_label, temperature, n_obs)
-        return self._of(self._engine.resample(resampling))
+        return self._of(resample(self._engine, balance, weights, max_per_label, temperature, n_obs))
 
     def gene_names(self, var_column: str | None = None) -> npt.NDArray[Any]:
         """Read the names of the columns of ``X`` before ``transform``.

@@ -1,4 +1,4 @@
-"""From the arguments of :meth:`cellfeed.ExperimentDataset.resample` to the expected copies of each cell."""
+"""Resamples a dataset; see :meth:`cellfeed.ExperimentDataset.resample`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import numpy.typing as npt
 from cellfeed._checks import is_integer, is_number
 from cellfeed.errors import PlanError, SelectionError
 from cellfeed.loader.engine import Engine
+from cellfeed.plan.budget import smallest_budget
+from cellfeed.plan.planner import Planner
 from cellfeed.plan.resampling import Resampling, capped, expected_copies
 from cellfeed.plan.settings import MAX_CELLS
 from cellfeed.select.labels import read_obs_column
@@ -18,15 +20,15 @@ from cellfeed.select.labels import read_obs_column
 Floats = npt.NDArray[np.float64]
 
 
-def resampling_of(
+def resample(
     engine: Engine,
     balance: str | Sequence[str] | None,
     weights: Any,
     max_per_label: Mapping[str, int] | None,
     temperature: float,
     n_obs: int | None,
-) -> Resampling:
-    """Check the arguments, and return the expected copies of each cell."""
+) -> Engine:
+    """Return an engine whose cells come as often as the arguments say."""
     engine.refuse_resampled("resample")
     columns = [balance] if isinstance(balance, str) else list(balance or ())
     _check(engine, columns, weights, max_per_label, temperature, n_obs)
@@ -47,9 +49,9 @@ def resampling_of(
         "temperature": float(temperature),
         "n_obs": n_drawn,
     }
-    resampling = Resampling(expected * (n_drawn / expected.sum()), strata, n_drawn, record)
-    _check_copies(engine, resampling, labels, columns, temperature)
-    return resampling
+    resampled = engine.resample(Resampling(expected * (n_drawn / expected.sum()), strata, n_drawn, record))
+    _check_copies(resampled, columns, temperature)
+    return resampled
 
 
 def _check(engine: Engine, columns: list[str], weights: Any, max_per_label: Any, temperature: Any, n_obs: Any) -> None:
@@ -113,27 +115,36 @@ def _weights(engine: Engine, weights: Any) -> Floats:
     return numbers
 
 
-def _check_copies(
-    engine: Engine, resampling: Resampling, labels: npt.NDArray[np.int64] | None, columns: list[str], temperature: float
-) -> None:
-    """Refuse a cell that has more copies than the epoch has minibatches, as a minibatch has a cell at most once."""
+def _check_copies(engine: Engine, columns: list[str], temperature: float) -> None:
+    """Refuse a cell with more copies than minibatches in which they can leave: a minibatch has a cell once."""
+    resampling, settings = engine.resampling, engine.settings
+    assert resampling is not None
     most = int(np.argmax(resampling.expected))
-    n_copies, batch_size = float(resampling.expected[most]), engine.settings.batch_size
-    n_minibatches = max(1, resampling.n_obs // batch_size)
-    if n_copies <= n_minibatches:
+    n_copies = float(resampling.expected[most])
+    most_possible = engine.media.source.planner.max_copies
+    if n_copies <= most_possible:
         return
-    smaller = max(1, int(resampling.n_obs / n_copies))
-    ways = [f"batch_size={smaller}"]
-    if labels is not None:
-        values = engine.factorized(columns[0])
-        ways.insert(0, f"a temperature above {temperature:g}")
-        cell = f"a cell of the label {values[1][values[0][most]]!r}"
+    ways = [f"batch_size={max(1, int(most_possible * settings.batch_size / n_copies))}"]
+    if n_copies <= resampling.n_obs // settings.batch_size:
+        ways.append(f"memory_budget={smallest_budget(lambda n_bytes: _max_copies(engine, n_bytes) >= n_copies)!r}")
+    if columns:
+        codes, values = engine.factorized(columns[0])
+        cell = f"a cell of the label {values[codes[most]]!r}"
+        ways.append(f"a temperature above {temperature:g}")
     else:
         cell = f"the cell with soma_joinid {engine.selection.joinid_column[most : most + 1][0]}"
     raise PlanError(
-        f"resample(): {cell} would come {n_copies:,.1f} times in an epoch of {n_minibatches:,} minibatches of "
-        f"{batch_size:,} cells, and a minibatch has a cell at most once; give {' or '.join(ways)}"
+        f"resample(): {cell} would come {n_copies:,.1f} times in an epoch, and memory keeps at most {most_possible:,} "
+        f"copies in different minibatches of {settings.batch_size:,} cells; give {' or '.join(ways)}"
     )
+
+
+def _max_copies(engine: Engine, n_bytes: int) -> int:
+    settings = engine.settings.replace(memory_budget=n_bytes)
+    try:
+        return Planner(engine.selection, settings, resampling=engine.resampling).max_copies
+    except PlanError:  # the budget is too small for one chunk
+        return 0
 
 
 def _shown(columns: Sequence[str]) -> str:

@@ -227,13 +227,27 @@ class Planner:
             raise PlanError(self._too_small(process, num_workers))
         if not settings.shuffle:
             return ShufflePlan(max(1, min(process.neighbours_that_fit, self._chunks_with(budget.ORDERED_NNZ))))
-        if settings.mixing is None:
+        if settings.mixing is None and self.resampling is None:  # copies of a cell need the whole pool
             first_nnz = budget.FIRST_REMOTE_NNZ if self._cells.is_remote else budget.FIRST_NNZ
             warmup_chunks = self._chunks_with(first_nnz)
             return best_shuffle_plan(max_chunks, prefetch=process.prefetch, warmup_chunks=warmup_chunks)
         plan = best_shuffle_plan(max_chunks, prefetch=process.prefetch)
-        mixing_target.check_workers(settings.mixing, plan, self._typical.bounds, settings.batch_size, num_workers)
+        if settings.mixing is not None:
+            mixing_target.check_workers(settings.mixing, plan, self._typical.bounds, settings.batch_size, num_workers)
         return plan
+
+    @property
+    def max_copies(self) -> int:
+        """Most copies of a cell that can leave in different minibatches.
+
+        If memory holds all chunks, it is the number of minibatches of an epoch. Otherwise it is half of the number of
+        minibatches of the chunks that are shuffled together, as windows do not begin where minibatches begin.
+        """
+        chunks, plan = self._typical, self.shuffle_plan()
+        if plan.chunks_held >= len(chunks):
+            return max(1, chunks.n_cells // self._settings.batch_size)
+        n_mixed = chunks.n_cells * min(1.0, plan.chunks_mixed / len(chunks))
+        return max(1, int(n_mixed / 2) // self._settings.batch_size)
 
     def _published(self, n_chunks: int, max_chunks: float) -> ShufflePlan:
         """Return blocks of ``n_chunks``; several are read together if they fit and chunks are parts of row-blocks."""
