@@ -496,3 +496,13 @@ def test_layers_with_other_genes_are_refused(tmp_path):
 def test_joinids_is_a_switch(make):
     with pytest.raises(ValueError, match="joinids='yes' must be True or False"):
         make(joinids="yes")
+
+
+def test_pinning_keeps_the_class_and_the_content(make, monkeypatch):
+    """As the loader of PyTorch pins minibatches; no memory is pinned here, which needs CUDA."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, device=None: tensor.clone())
+    minibatch = next(iter(make(everything=True)))
+    pinned = torch.utils.data._utils.pin_memory.pin_memory(minibatch)
+    assert type(pinned) is ExtendedMinibatch
+    assert pinned.layers["scaled"] is not minibatch.layers["scaled"]
+    check(pinned)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,6 @@ import numpy.typing as npt
 from cellfeed._checks import format_bytes, warn_user
 from cellfeed._joinids import IntArray, merge_runs, runs_of
 from cellfeed.errors import PlanError, SelectionError
-from cellfeed.select.content import Content
 
 Rows = npt.NDArray[np.float32]
 """float32, shape (n_obs, n_dims)."""
@@ -22,39 +21,45 @@ MAX_GAP = 4096
 VALUES_PER_READ = 1 << 22
 
 
+class EmbeddingShape(NamedTuple):
+    """The columns of an embedding in a store, and the type of its values."""
+
+    n_dims: int
+    dtype: np.dtype[Any]
+
+
 def read_embeddings(
-    content: Content, n_obs: int, shape_of: Callable[[str], tuple[int, int, np.dtype[Any]]], read: Callable[[str], Rows]
+    shapes: Mapping[str, EmbeddingShape], n_obs: int, memory_budget: int, read: Callable[[str], Rows]
 ) -> Mapping[str, Rows]:
-    """Read the embeddings of a content.
+    """Read the embeddings of ``n_obs`` cells.
 
     Parameters
     ----------
-    n_obs
-        Number of cells.
-    shape_of
-        Returns the shape and the type of an embedding in the store; raises an error if it is absent.
+    shapes
+        The embeddings by name.
+    memory_budget
+        Bytes of which embeddings may take half.
     read
         Returns the rows of the cells, with NaN for a cell that has none.
 
     Raises
     ------
     PlanError
-        If the embeddings take more than half of the memory budget.
+        If the embeddings take more.
     SelectionError
-        If an embedding does not exist or does not hold numbers.
+        If an embedding does not hold numbers.
     """
-    shapes = {name: shape_of(name) for name in content.obsm}
-    for name, (_, _, dtype) in shapes.items():
-        if dtype.kind not in "iufb":
-            raise SelectionError(f"obsm: {name!r} holds values of type {dtype}, not numbers")
-    n_bytes = sum(4 * n_obs * n_dims for _, n_dims, _ in shapes.values())
-    if n_bytes > content.memory_budget // 2:
+    for name, shape in shapes.items():
+        if shape.dtype.kind not in "iufb":
+            raise SelectionError(f"obsm: {name!r} holds values of type {shape.dtype}, not numbers")
+    n_bytes = sum(4 * n_obs * shape.n_dims for shape in shapes.values())
+    if n_bytes > memory_budget // 2:
         enough = format_bytes(1.01 * 2 * n_bytes)
         raise PlanError(
-            f"obsm={list(content.obsm)!r} takes {format_bytes(n_bytes)} for {n_obs:,} cells, more than half of "
-            f"memory_budget={format_bytes(content.memory_budget)}; give memory_budget={enough!r}, or select fewer cells"
+            f"obsm={list(shapes)!r} takes {format_bytes(n_bytes)} for {n_obs:,} cells, more than half of "
+            f"memory_budget={format_bytes(memory_budget)}; give memory_budget={enough!r}, or select fewer cells"
         )
-    return {name: _counted(name, read(name)) for name in content.obsm}
+    return {name: _counted(name, read(name)) for name in shapes}
 
 
 def _counted(name: str, rows: Rows) -> Rows:

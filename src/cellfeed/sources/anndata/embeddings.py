@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -11,22 +10,29 @@ from cellfeed._checks import suggest
 from cellfeed._joinids import IntArray
 from cellfeed.errors import SelectionError
 from cellfeed.select.content import Content
-from cellfeed.select.embeddings import Rows, read_dense, read_embeddings
+from cellfeed.select.embeddings import EmbeddingShape, Rows, read_dense, read_embeddings
 from cellfeed.sources.anndata.files import AnnDataFile, encoding_of
 from cellfeed.sources.anndata.parts import Part
 from cellfeed.sources.anndata.sealing import check_stored, is_sealed
 from cellfeed.sources.redact import reraise_as
 
 
-def read_obsm(parts: Sequence[Part], content: Content, rows: IntArray) -> Mapping[str, Rows]:
+def find_obsm(parts: Sequence[Part], content: Content) -> dict[str, EmbeddingShape]:
+    """Return the shapes of the embeddings of a content; raise a SelectionError if a part lacks one."""
+    found = {}
+    for name in content.obsm:
+        shapes = [_shape_of(part.file, name) for part in parts]
+        if len(widths := sorted({shape.n_dims for shape in shapes})) > 1:
+            raise SelectionError(f"obsm: {name!r} has {' and '.join(map(str, widths))} columns in different parts")
+        found[name] = shapes[0]
+    return found
+
+
+def read_obsm(
+    parts: Sequence[Part], content: Content, shapes: Mapping[str, EmbeddingShape], rows: IntArray
+) -> Mapping[str, Rows]:
     """Read the embeddings of ascending rows, which are counted over the parts."""
     bounds = np.cumsum([0, *(part.n_rows for part in parts)])
-
-    def shape_of(name: str) -> tuple[int, int, np.dtype[Any]]:
-        shapes = [_shape_of(part.file, name) for part in parts]
-        if len(widths := sorted({shape[1] for shape in shapes})) > 1:
-            raise SelectionError(f"obsm: {name!r} has {' and '.join(map(str, widths))} columns in different parts")
-        return shapes[0]
 
     def read(name: str) -> Rows:
         found = []
@@ -35,10 +41,10 @@ def read_obsm(parts: Sequence[Part], content: Content, rows: IntArray) -> Mappin
             found.append(_read(part.file, name, own))
         return np.concatenate(found)
 
-    return read_embeddings(content, len(rows), shape_of, read)
+    return read_embeddings(shapes, len(rows), content.memory_budget, read)
 
 
-def _shape_of(file: AnnDataFile, name: str) -> tuple[int, int, np.dtype[Any]]:
+def _shape_of(file: AnnDataFile, name: str) -> EmbeddingShape:
     with file.open() as root:
         known = root.get("obsm", {})
         if name not in known:
@@ -52,7 +58,7 @@ def _shape_of(file: AnnDataFile, name: str) -> tuple[int, int, np.dtype[Any]]:
         shape = known[name].shape
         if len(shape) != 2:
             raise SelectionError(f"obsm: {name!r} of {str(file)!r} has the shape {shape}, and must have two dimensions")
-        return int(shape[0]), int(shape[1]), np.dtype(known[name].dtype)
+        return EmbeddingShape(int(shape[1]), np.dtype(known[name].dtype))
 
 
 _AS_ARRAY = {

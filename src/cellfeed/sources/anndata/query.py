@@ -19,7 +19,7 @@ from cellfeed.select.obs_columns import ObsColumns
 from cellfeed.select.row_figures import NNZ, figures_of
 from cellfeed.select.selection import FurtherMatrix, Selection
 from cellfeed.sources.anndata.axes import Tables, known_among
-from cellfeed.sources.anndata.embeddings import read_obsm
+from cellfeed.sources.anndata.embeddings import find_obsm, read_obsm
 from cellfeed.sources.anndata.files import AnnDataFile
 from cellfeed.sources.anndata.layers import find_layer
 from cellfeed.sources.anndata.parts import Part, open_matrix
@@ -52,6 +52,7 @@ def select(
         Objects with the attributes ``value_filter`` and ``coords``, as of ``tiledbsoma.AxisQuery``.
     """
     columns = ObsColumns.from_arguments(obs_column_names, encoders)
+    matrices, shapes = _further(source, content), find_obsm(source.parts, content)
     known = source.tables.known("obs")
     filtered = [column for column in columns_of_filter(obs_query.value_filter) if column != JOINID]
     figures = _figures(source, known)
@@ -75,8 +76,8 @@ def select(
         soma_joinids=None if np.array_equal(joinids[rows], rows) else joinids[rows],
         nnz=nnz,
         content=content,
-        obsm=read_obsm(source.parts, content, rows),
-        matrices=_further(source, content),
+        obsm=read_obsm(source.parts, content, shapes, rows),
+        matrices=matrices,
         obs_values=content.numbers(frame),
         queries=(_described(obs_query), _described(var_query)),
         all_genes=len(var_rows) == source.geometry.n_columns,

@@ -13,7 +13,7 @@ from cellfeed._checks import suggest
 from cellfeed._joinids import IntArray, merge_runs, runs_of
 from cellfeed.errors import SelectionError
 from cellfeed.select.content import Content
-from cellfeed.select.embeddings import Rows, read_dense, read_embeddings
+from cellfeed.select.embeddings import EmbeddingShape, Rows, read_dense, read_embeddings
 from cellfeed.sources.soma import tiledb_private
 from cellfeed.sources.soma.address import ArrayAddress
 
@@ -23,8 +23,22 @@ BUFFER_BYTES = 8 << 20
 MAX_GAP = 64
 
 
+def find_obsm(measurement: Any, content: Content) -> dict[str, EmbeddingShape]:
+    """Return the shapes of the embeddings of a content; raise a SelectionError if one does not exist."""
+    shapes = {}
+    for name in content.obsm:
+        array = _find(measurement, name)
+        dtype = np.dtype(array.schema.field("soma_data").type.to_pandas_dtype())
+        shapes[name] = EmbeddingShape(array.shape[1], dtype)
+    return shapes
+
+
 def read_obsm(
-    measurement: Any, content: Content, joinids: IntArray, address_of: Callable[[Any], ArrayAddress]
+    measurement: Any,
+    content: Content,
+    shapes: Mapping[str, EmbeddingShape],
+    joinids: IntArray,
+    address_of: Callable[[Any], ArrayAddress],
 ) -> Mapping[str, Rows]:
     """Read the embeddings of cells by their ascending joinids.
 
@@ -32,13 +46,11 @@ def read_obsm(
     ----------
     measurement
         The open measurement.
+    shapes
+        The result of :func:`find_obsm`.
     address_of
         Returns the address of an open array.
     """
-
-    def shape_of(name: str) -> tuple[int, int, np.dtype[Any]]:
-        array = _find(measurement, name)
-        return *array.shape, np.dtype(array.schema.field("soma_data").type.to_pandas_dtype())
 
     def read(name: str) -> Rows:
         import tiledbsoma as soma
@@ -48,7 +60,7 @@ def read_obsm(
             return read_dense(joinids, array.shape[1], partial(_read_range, array))
         return _read_sparse(address_of(array), joinids, array.shape[1])
 
-    return read_embeddings(content, len(joinids), shape_of, read)
+    return read_embeddings(shapes, len(joinids), content.memory_budget, read)
 
 
 def _find(measurement: Any, name: str) -> Any:
