@@ -400,6 +400,19 @@ def test_a_copy_has_the_content_of_its_dataset(make, source, tmp_path, small_sha
     assert alone.shape == copied.shape == (N // 2, CELLS.X.shape[1])
 
 
+def test_layers_of_a_copy_have_their_own_types(tmp_path):
+    """Values are stored in the smallest type, and the type of X is not that of a layer."""
+    adata = Cells.make(20).to_anndata()
+    adata.layers["whole"] = adata.X.astype(np.int32)
+    with writing(2):
+        adata.write_zarr(tmp_path / "cells.zarr")
+    content: dict[str, Any] = {"layers": ["whole"], "X_dtype": "stored", "seed": 0}
+    path = ExperimentDataset(tmp_path / "cells.zarr", **content).write_copy(tmp_path / "copy.zarr")
+    minibatch = next(iter(ExperimentDataset(path, **content)))
+    assert minibatch.X.dtype == torch.float32
+    assert minibatch.layers["whole"].dtype == torch.int32
+
+
 def test_a_copy_that_was_interrupted_is_continued_with_its_layers(make, tmp_path, small_shards, monkeypatch):
     dataset = make(layers=["scaled"])
     append, calls = PartWriter.append, []
