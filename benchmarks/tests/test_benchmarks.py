@@ -12,7 +12,7 @@ import pytest
 import scipy.sparse as sp
 import tiledbsoma as soma
 
-from benchmarks import cloud, faults, local_copy, scvi_epoch, scvi_knn, training, transforms, wall
+from benchmarks import cloud, faults, local_copy, rare_types, scvi_epoch, scvi_knn, training, transforms, wall
 from benchmarks.harness.stores import StoreSpec, write_store
 from benchmarks.run import run_in_turn, run_suite, summary
 from cellfeed import ExperimentDataset
@@ -45,6 +45,19 @@ def test_the_training_of_a_model(tmp_path):
     assert all(len(record["losses"]) == 22 for record in records)  # of 2,700 cells
     assert "±" in training.summary(records)
     training.draw(out, picture)
+    assert picture.stat().st_size > 10_000
+
+
+def test_rare_types(tmp_path):
+    out, picture = tmp_path / "rare_types.jsonl", tmp_path / "rare_types.png"
+    spec = rare_types.Spec(ratio=4, n_test=5, n_genes=50, batch_size=32, n_steps=64)
+    records = rare_types.run(None, out, seeds=1, spec=spec)
+    assert [json.loads(line) for line in out.read_text().splitlines()] == records
+    assert [record["way"] for record in records] == list(rare_types.WAYS)
+    assert all(np.sum(record["confusions"]["64"], axis=1).tolist() == [5] * 10 for record in records)
+    assert records[0]["n_cells"][0] == 4 * records[0]["n_cells"][-1] == 32
+    assert "±" in rare_types.summary(records)
+    rare_types.draw(records, picture)
     assert picture.stat().st_size > 10_000
 
 
