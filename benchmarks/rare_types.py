@@ -121,7 +121,7 @@ class Cells:
 
 LEARNING_RATE = 1e-3
 FIRST = 64
-"""The test cells are classified after this number of steps, after twice as many, and so on."""
+"""Steps after which the test cells are classified for the first time; then after twice this number, and so on."""
 
 PLAIN, WEIGHTED, BALANCED, ROOT = "plain", "weighted loss", "balance", "balance, temperature=0.5"
 WAYS: dict[str, dict[str, Any]] = {

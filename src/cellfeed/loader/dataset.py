@@ -569,14 +569,14 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
             Relative weight of each cell: a column of obs, or numbers in the order of :attr:`obs_joinids`, at least 0.
             With ``balance``, weights apply among the cells of a label.
         max_per_label
-            A column and a number, such as ``{"cell_type": 10_000}``: at most that number of cells of each label
-            is in an epoch, other cells in each epoch.
+            A column and a number, such as ``{"cell_type": 10_000}``: an epoch has at most this number of cells of
+            each label, other cells in each epoch.
         temperature
             With ``balance``: shares are proportional to ``n_cells ** temperature``, so 0 gives equal shares, and 1
             the shares of the cells (Devlin et al., NAACL 2019, use it for languages).
         n_obs
-            Cells of an epoch, copies included. By default the number of cells of the dataset, or the number
-            that ``max_per_label`` permits.
+            Cells of an epoch, copies included. By default the number of cells of the dataset, or the number that
+            ``max_per_label`` permits.
 
         Returns
         -------
