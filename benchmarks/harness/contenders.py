@@ -50,7 +50,7 @@ def cellfeed(case: Case) -> Callable[[], Minibatches]:
     import cellfeed
 
     genes = None if case.n_genes is None else soma.AxisQuery(coords=(slice(0, case.n_genes - 1),))
-    context = soma.SOMATileDBContext(tiledb_config=case.tiledb_config)
+    context = soma.SOMATileDBContext(tiledb_config=case.tiledb_config) if case.tiledb_config else None
     dataset = cellfeed.ExperimentDataset(
         case.uri,
         var_query=genes,
