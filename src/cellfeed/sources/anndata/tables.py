@@ -41,7 +41,19 @@ def read_table(file: AnnDataFile, axis: str, columns: Sequence[str]) -> pd.DataF
     SelectionError
         If there is no such column, or it cannot be read.
     """
-    with file.open() as root, reraise_as(SelectionError, f"{axis} of {str(file)!r} cannot be read", file.secrets):
+    with file.open() as root:
+        return _read_table(root, file, axis, columns)
+
+
+def read_names(file: AnnDataFile, axis: str) -> npt.NDArray[Any]:
+    """Read the index of ``obs``, ``var`` or ``raw/var``: names as text, dtype object."""
+    with file.open() as root:
+        index = columns_of(root, axis).index_name
+        return _read_table(root, file, axis, [index])[index].to_numpy(object)
+
+
+def _read_table(root: Any, file: AnnDataFile, axis: str, columns: Sequence[str]) -> pd.DataFrame:
+    with reraise_as(SelectionError, f"{axis} of {str(file)!r} cannot be read", file.secrets):
         known = columns_of(root, axis)
         for name in columns:
             if name not in (known.index_name, *known.names):
@@ -52,13 +64,6 @@ def read_table(file: AnnDataFile, axis: str, columns: Sequence[str]) -> pd.DataF
             for name in columns:
                 check_stored(root[axis][name])
     return pd.DataFrame(frame, index=pd.RangeIndex(n_rows), copy=False)
-
-
-def read_names(file: AnnDataFile, axis: str) -> npt.NDArray[Any]:
-    """Read the index of ``obs``, ``var`` or ``raw/var``: names as text, dtype object."""
-    with file.open() as root:
-        index = columns_of(root, axis).index_name
-    return read_table(file, axis, [index])[index].to_numpy(object)
 
 
 def _advice(root: Any, name: str, known: Columns) -> str:
