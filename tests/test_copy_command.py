@@ -35,7 +35,8 @@ def read(path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations of anndata
         adata = anndata.read_zarr(path)
-    adata.X.indices = adata.X.indices.astype(np.int32)  # scipy has no function for uint16
+    for name in ("indices", "indptr"):  # scipy has no function for uint16, and 1.12 none for two types
+        setattr(adata.X, name, getattr(adata.X, name).astype(np.int32))
     return adata
 
 
