@@ -1,6 +1,7 @@
 """Compare a local copy with the store that it was made from, and with the formats of other loaders.
 
     python -m benchmarks.local_copy read census_65k.soma --copy census_65k.zarr --peers peers
+    python -m benchmarks.local_copy draw docs/local_copy.png --out benchmarks/results/local_copy.jsonl
     python -m benchmarks.local_copy files folder                  # four .h5ad files of 50,000 cells
     python -m benchmarks.local_copy convert folder --peers peers
 
@@ -83,6 +84,42 @@ def X_bytes(path: Path) -> int:
     return sum(
         file.stat().st_size for file in path.rglob("*") if file.is_file() and "X" in file.relative_to(path).parts
     )
+
+
+SHOWN = {"cellfeed, local copy": "local copy", "cellfeed, SOMA": "SOMA", "annbatch": "annbatch"}
+"""Contenders of the picture, and their formats; annbatch with the fastest of its settings."""
+
+
+def medians(records: list[dict[str, Any]], suite: str) -> dict[str, float]:
+    """Cells per second of processor time of each contender of the picture, in its final epoch: medians of the runs."""
+    rates: dict[str, list[float]] = {}
+    for record in records:
+        if record["suite"] == suite:
+            final = record["passes"][-1]
+            rates.setdefault(record["label"], []).append(final["cells"] / final["cpu_s"])
+    middle = {label: statistics.median(own) for label, own in rates.items()}
+    return {name: max(rate for label, rate in middle.items() if label.startswith(name)) for name in SHOWN}
+
+
+def draw(records: list[dict[str, Any]], picture: Path) -> None:
+    """Draw rates and bytes per nonzero side by side."""
+    import matplotlib.pyplot as plt
+
+    sizes = next(record["formats"] for record in records if record["suite"] == "bytes")
+    panels = {
+        "1,000 cells per second of processor time": {n: r / 1e3 for n, r in medians(records, "sparse").items()},
+        "Bytes per nonzero on disk": {name: sizes[kind] for name, kind in SHOWN.items()},
+    }
+    figure, axes = plt.subplots(1, 2, figsize=(9, 2), sharey=True, layout="constrained")
+    for ax, (title, values) in zip(axes, panels.items(), strict=True):
+        bars = ax.barh(list(values), list(values.values()), color=["tab:blue", "tab:cyan", "tab:gray"])
+        ax.bar_label(bars, fmt="%.3g", padding=3)
+        ax.set_title(title, fontsize=10, loc="left")
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.margins(x=0.18)
+    axes[0].invert_yaxis()
+    figure.savefig(picture, dpi=160)
+    plt.close(figure)
 
 
 FILES = {
@@ -222,6 +259,9 @@ def main() -> None:
     reading.add_argument("uri")
     reading.add_argument("--copy", help="a local copy of the same cells, as Dataset.write_copy writes it")
     reading.add_argument("--suite", action="append", choices=sorted(suites("", None)), help="default: all")
+    drawing = commands.add_parser("draw", help="draw recorded results of read")
+    drawing.add_argument("picture", type=Path)
+    drawing.add_argument("--out", type=Path, required=True, help="the records")
     commands.add_parser("files", help="write the .h5ad files").add_argument("folder", type=Path)
     converting = commands.add_parser("convert", help="from .h5ad to what each loader reads")
     converting.add_argument("folder", type=Path)
@@ -230,14 +270,18 @@ def main() -> None:
         command.add_argument("--repeat", type=int, default=5)
         command.add_argument("--out", type=Path, help="append records here, a JSON line each")
     given = parser.parse_args()
-    if given.command == "files":
+    if given.command == "draw":
+        draw([json.loads(line) for line in given.out.read_text().splitlines()], given.picture)
+    elif given.command == "files":
         write_files(given.folder)
     elif given.command == "convert":
         for source in sorted(given.folder.glob("*.h5ad")):
             records = convert(source, converters(given.peers), repeat=given.repeat, out=given.out)
             print(f"\n{conversions(records)}", flush=True)
     else:
-        for name, size in bytes_per_nonzero(given.uri, given.copy).items():
+        formats = bytes_per_nonzero(given.uri, given.copy)
+        append(given.out, {"suite": "bytes", "formats": formats})
+        for name, size in formats.items():
             print(f"{name:12} {size:5.2f} bytes per nonzero")
         found = suites(given.uri, given.copy)
         for suite in given.suite or found:
