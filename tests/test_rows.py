@@ -9,6 +9,7 @@ import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cellfeed.rows import kernels
 from cellfeed.rows.cell_rows import CellRows
 from tests.support.fakes import matrix, place, row_allocator
 from tests.support.stores import addressed
@@ -58,3 +59,19 @@ def test_values_of_other_types(dtype):
     X = sp.csr_matrix(np.diag(np.arange(1.0, 6.0)))
     rows = rows_of(X, dtype)
     assert (matrix(rows, 5) != X).nnz == 0
+
+
+@pytest.mark.parametrize("n_vars", [1, 17, 4095, 4096, 8211])
+@pytest.mark.parametrize("dtype", ["int16", "float32", "float64"])
+def test_dense_rows_of_any_width_and_at_any_address(n_vars, dtype):
+    """Whole lines and the ends between them are written, and nothing else."""
+    X = sp.csr_matrix(addressed(5, n_vars, 0.3))
+    X.data = np.arange(1, X.nnz + 1, dtype=np.float32) % 251
+    rows = rows_of(X, "uint16")
+    for shift in (0, 1, 7):  # elements
+        memory = np.full(shift + 5 * n_vars + 9, -1, dtype)
+        dense = memory[shift : shift + 5 * n_vars].reshape(5, n_vars)
+        kernels.gather_dense(rows.arrays, rows.widths, dense)
+        assert np.array_equal(dense, X.toarray())
+        assert (memory[:shift] == -1).all()
+        assert (memory[shift + 5 * n_vars :] == -1).all()

@@ -17,6 +17,7 @@ from numba.np.arrayobj import populate_array
 
 from cellfeed.rows.cell_rows import ValueWidth
 from cellfeed.rows.compiled import compiled
+from cellfeed.rows.streaming import TILE_SIZE, finish_streams, stream_dense
 
 UINT8, UINT16, WIDE = (int(width) for width in ValueWidth)
 
@@ -168,27 +169,20 @@ def put_values(addresses, indptr, values):
         copy_into(values[indptr[row] : indptr[row + 1]], array_at(addresses[row], size, values))
 
 
-@compiled
+@compiled(allocates=True)
 def gather_dense(rows, widths, out):
     """Write rows, of which ``widths`` are the types of values, to a dense matrix, shape (n_rows, n_vars)."""
+    zeros = np.zeros(TILE_SIZE, out.dtype)
     for k in range(len(rows.sizes)):
         size, address = rows.sizes[k], rows.values[k]
-        dense = out[k]
-        dense[:] = 0
         genes = array_at(rows.genes[k], size, rows.gene_type)
         if widths[k] == UINT8:
-            put_dense(genes, array_at(address, size, _UINT8), dense)
+            stream_dense(genes, array_at(address, size, _UINT8), out[k], zeros)
         elif widths[k] == UINT16:
-            put_dense(genes, array_at(address, size, _UINT16), dense)
+            stream_dense(genes, array_at(address, size, _UINT16), out[k], zeros)
         else:
-            put_dense(genes, array_at(address, size, rows.value_type), dense)
-
-
-@compiled(inline="always")
-def put_dense(genes, values, dense):
-    """Write the values of one row to their columns."""
-    for i in range(len(genes)):
-        dense[genes[i]] = values[i]
+            stream_dense(genes, array_at(address, size, rows.value_type), out[k], zeros)
+    finish_streams()
 
 
 @compiled

@@ -8,19 +8,19 @@ from __future__ import annotations
 import numpy as np
 
 from cellfeed.rows.compiled import compiled
-from cellfeed.rows.kernels import _UINT8, _UINT16, UINT8, UINT16, array_at, copy_into, put_dense
+from cellfeed.rows.kernels import _UINT8, _UINT16, UINT8, UINT16, array_at, copy_into
+from cellfeed.rows.streaming import TILE_SIZE, finish_streams, stream_dense
 
 
 @compiled(allocates=True)
 def gather_dense_scaled(rows, widths, scaling, out):
     """Write rows to a dense matrix, as :func:`cellfeed.rows.kernels.gather_dense` does, with values scaled."""
-    scaled = np.empty(rows.sizes.max(), out.dtype)
+    scaled, zeros = np.empty(rows.sizes.max(), out.dtype), np.zeros(TILE_SIZE, out.dtype)
     for k in range(len(rows.sizes)):
         size = rows.sizes[k]
-        dense = out[k]
-        dense[:] = 0
         _scale(rows.values[k], widths[k], rows.value_type, scaling, scaled[:size])
-        put_dense(array_at(rows.genes[k], size, rows.gene_type), scaled[:size], dense)
+        stream_dense(array_at(rows.genes[k], size, rows.gene_type), scaled[:size], out[k], zeros)
+    finish_streams()
 
 
 @compiled
