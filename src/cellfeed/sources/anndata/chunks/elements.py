@@ -19,6 +19,9 @@ from cellfeed.sources.anndata.chunks.store_files import LocalStoreFiles, StoreFi
 MAX_GAP = 64 << 10
 """Largest gap between two chunks of a file that are read as one piece; in elements, between two slices of an array."""
 
+ROOM_BYTES = 1 << 13
+"""Bytes beside an unpacked chunk that kernels need while they unpack it."""
+
 NONE = np.empty(0, np.int64)
 
 REASONS = {
@@ -56,7 +59,7 @@ class ChunkMemory:
     """Memory for the chunks of one array, reused by the reads of a thread."""
 
     def __init__(self) -> None:
-        self.packed, self.unpacked = Scratch(), Scratch()
+        self.packed, self.room, self.unpacked = Scratch(), Scratch(), Scratch()
 
 
 class SlicedElements:
@@ -96,7 +99,7 @@ class PackedElements:
         size = self.layout.chunk_size
         numbers = self.chunks_of(lows, highs)
         elements = memory.unpacked.array(len(numbers) * size, self.dtype)
-        with self.packed(numbers, elements[:size], memory.packed) as (chunks, n_bytes):
+        with self.packed(numbers, elements[:size], memory) as (chunks, n_bytes):
             address = elements.ctypes.data
             result, k = chunk_kernels.unpack_chunks(chunks, self.layout.chunk_bytes, address, self.library)
         if result != chunk_kernels.OK:
@@ -113,7 +116,7 @@ class PackedElements:
 
     @contextlib.contextmanager
     def packed(
-        self, numbers: IntArray, unpacked: npt.NDArray[Any], memory: Scratch
+        self, numbers: IntArray, unpacked: npt.NDArray[Any], memory: ChunkMemory
     ) -> Iterator[tuple[PackedChunks, int]]:
         """Yield chunks as an argument of kernels, and their packed bytes; their files are open meanwhile."""
         layout = self.layout
@@ -124,13 +127,15 @@ class PackedElements:
         with contextlib.ExitStack() as stack:
             offsets, files = places[:, 1].copy(), np.full(len(places), -1, np.int64)
             if isinstance(self._files, LocalStoreFiles) and self.library.pread:
-                room = memory.array(int(sizes.max(initial=0)), np.uint8)
+                packed = memory.packed.array(int(sizes.max(initial=0)), np.uint8)
                 for file in np.unique(places[sizes > 0, 0]).tolist():
                     files[places[:, 0] == file] = stack.enter_context(self._files.open(layout.key(file)))
             else:
-                room = memory.array(int(sizes.sum()), np.uint8)
-                self._load(places, room, offsets)
-            chunks = PackedChunks(files, offsets, sizes, int(layout.codec), layout.has_checksum, room, unpacked)
+                packed = memory.packed.array(int(sizes.sum()), np.uint8)
+                self._load(places, packed, offsets)
+            room = memory.room.array(layout.chunk_bytes + ROOM_BYTES, np.uint8)
+            codec = int(layout.codec), layout.has_checksum
+            chunks = PackedChunks(files, offsets, sizes, *codec, packed, room, unpacked)
             yield chunks, int(sizes.sum())
 
     def _load(self, places: IntArray, room: npt.NDArray[np.uint8], addresses: IntArray) -> None:
