@@ -27,10 +27,13 @@ class GenePlaces(NamedTuple):
         selected.
     base
         The first column in the table.
+    is_range
+        Whether the place of each column in the table is its index.
     """
 
     table: npt.NDArray[np.uint32]
     base: int
+    is_range: bool = False
 
 
 class RowRuns(NamedTuple):
@@ -110,7 +113,7 @@ class GeneTable:
             return cls(n_vars, n_columns, GenePlaces(np.arange(n_vars, dtype=np.uint32), 0), var_joinids)
         table = np.full(span, 0xFFFFFFFF, np.uint32)
         table[var_joinids - base] = np.arange(n_vars, dtype=np.uint32)
-        return cls(n_vars, n_columns, GenePlaces(table, base))
+        return cls(n_vars, n_columns, GenePlaces(table, base, span == n_vars))
 
     @property
     def keeps_all(self) -> bool:

@@ -167,6 +167,14 @@ def append(columns, values, row, n_columns, places, rows):
         rows.sizes[row] = size + n
         return low >= 0 and high < n_columns, ascends
     previous = np.int64(genes[size - 1]) if size else np.int64(-1)
+    if places.is_range and not is_disordered(columns, 0):
+        low, high = np.searchsorted(columns, places.base), np.searchsorted(columns, places.base + len(places.table))
+        for i in range(high - low):
+            genes[size + i] = columns[low + i] - places.base
+        copy_into(values[low:high], kept)
+        rows.sizes[row] = size + high - low
+        in_range = columns[0] >= 0 and columns[n - 1] < n_columns
+        return in_range, low == high or previous < genes[size]
     n_kept = 0
     for i in range(n):
         column = np.int64(columns[i])
