@@ -12,7 +12,7 @@ import pytest
 import scipy.sparse as sp
 import tiledbsoma as soma
 
-from benchmarks import cloud, faults, local_copy, rare_types, scvi_epoch, scvi_knn, training, transforms, wall
+from benchmarks import cloud, content, faults, local_copy, rare_types, scvi_epoch, scvi_knn, training, transforms, wall
 from benchmarks.harness.stores import StoreSpec, write_store
 from benchmarks.run import run_in_turn, run_suite, summary
 from cellfeed import ExperimentDataset
@@ -32,6 +32,13 @@ def test_the_generator_and_the_harness(tmp_path):
     assert [record["contender"] for record in records] == ["cellfeed"]
     assert "cells/s" in summary(records)
     assert json.loads(out.read_text())["passes"][0]["cells"] >= 2048
+
+
+def test_the_cost_of_content(tmp_path):
+    uri = str(tmp_path / "tiny.soma")
+    write_store(uri, StoreSpec(n_obs=3000, n_vars=60, nnz_per_cell=10, n_expressed=50, n_datasets=3))
+    lines = list(content.measure(uri, None, batch_size=100, n_passes=1))
+    assert [line[:10].strip() for line in lines] == ["X alone", "balanced"]
 
 
 def test_the_training_of_a_model(tmp_path):
