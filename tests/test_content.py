@@ -209,6 +209,16 @@ def test_rows_stay_with_their_cells_over_ranks_splits_and_resume(make):
         next(iterator)
 
 
+def test_copies_of_cells_have_the_content_of_their_cells(make):
+    """A resampled epoch repeats cells in every matrix alike."""
+    dataset = make(everything=True, return_sparse_X=True)
+    resampled = dataset.resample(weights=dataset.obs_joinids % 4, n_obs=90)
+    for minibatch in resampled:
+        check(minibatch)
+    resampled.set_epoch(0)
+    assert len(np.concatenate([rows_of(minibatch) for minibatch in resampled])) == 90
+
+
 def test_inference_yields_the_content_in_order(make):
     minibatches = list(inference_dataloader(make(everything=True, joinids=False)))
     for minibatch in minibatches:
