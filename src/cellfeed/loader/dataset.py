@@ -556,7 +556,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
 
         A minibatch has a cell at most once, if memory holds the cells of an epoch. Otherwise a cell may come twice in
         a minibatch at the beginning and the end of an epoch, where fewer cells are mixed, and in a minibatch that
-        continues after a resume on another number of ranks or workers.
+        continues after a resume on another number of ranks or workers; or with a ``shuffle_chunk_count`` of few cells.
 
         Split first, and resample the part to train on.
 

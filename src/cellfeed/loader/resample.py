@@ -17,6 +17,8 @@ from cellfeed.plan.resampling import Resampling, capped, expected_copies
 from cellfeed.plan.settings import MAX_CELLS
 from cellfeed.select.labels import read_obs_column
 
+MAX_BUDGET = 1 << 50
+
 Floats = npt.NDArray[np.float64]
 
 
@@ -125,7 +127,7 @@ def _check_copies(engine: Engine, columns: list[str], temperature: float) -> Non
     if n_copies <= most_possible:
         return
     ways = [f"batch_size={max(1, int(most_possible * settings.batch_size / n_copies))}"]
-    if n_copies <= resampling.n_obs // settings.batch_size:
+    if _max_copies(engine, MAX_BUDGET) >= n_copies:
         ways.append(f"memory_budget={smallest_budget(lambda n_bytes: _max_copies(engine, n_bytes) >= n_copies)!r}")
     if columns:
         codes, values = engine.factorized(columns[0])

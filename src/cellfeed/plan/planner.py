@@ -241,13 +241,14 @@ class Planner:
         """Most copies of a cell that can leave in different minibatches.
 
         If memory holds all chunks, it is the number of minibatches of an epoch. Otherwise it is half of the number of
-        minibatches of the chunks that are shuffled together, as windows do not begin where minibatches begin.
+        minibatches of the chunks that are shuffled together, as windows do not begin where minibatches begin. Users
+        who choose these chunks choose how far apart copies are, too.
         """
-        chunks, plan = self._typical, self.shuffle_plan()
-        if plan.chunks_held >= len(chunks):
-            return max(1, chunks.n_cells // self._settings.batch_size)
+        chunks, plan, settings = self._typical, self.shuffle_plan(), self._settings
+        if plan.chunks_held >= len(chunks) or settings.shuffle_chunk_count is not None:
+            return max(1, chunks.n_cells // settings.batch_size)
         n_mixed = chunks.n_cells * min(1.0, plan.chunks_mixed / len(chunks))
-        return max(1, int(n_mixed / 2) // self._settings.batch_size)
+        return max(1, int(n_mixed / 2) // settings.batch_size)
 
     def _published(self, n_chunks: int, max_chunks: float) -> ShufflePlan:
         """Return blocks of ``n_chunks``; several are read together if they fit and chunks are parts of row-blocks."""
