@@ -17,7 +17,7 @@ from numba.np.arrayobj import populate_array
 
 from cellfeed.rows.cell_rows import ValueWidth
 from cellfeed.rows.compiled import compiled
-from cellfeed.rows.streaming_kernels import TILE_SIZE, finish_streams, stream_dense
+from cellfeed.rows.streaming import TILE_SIZE, finish_streams, stream_dense
 
 UINT8, UINT16, WIDE = (int(width) for width in ValueWidth)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from cellfeed.rows.compiled import compiled
 from cellfeed.rows.kernels import _UINT8, _UINT16, UINT8, UINT16, array_at, copy_into
-from cellfeed.rows.streaming_kernels import TILE_SIZE, finish_streams, stream_dense
+from cellfeed.rows.streaming import TILE_SIZE, finish_streams, stream_dense
 
 
 @compiled(allocates=True)

@@ -1,7 +1,7 @@
 """Finds Blosc and CRC32C in the packages that zarr depends on.
 
-Kernels call the functions at their addresses: a call from Python per chunk would take the GIL. The contexts of the
-functions live on the stack, so that any number of threads may call them.
+Kernels call ``blosc_decompress_ctx`` and ``crc32c_value`` at their addresses: a call from Python per chunk would take
+the GIL. The contexts of the functions live on the stack, so that any number of threads may call them.
 """
 
 from __future__ import annotations
@@ -32,15 +32,12 @@ class Blosc:
     decompress
         Address of ``int blosc_decompress_ctx(source, target, room, n_threads)``. It reads the size of the source from
         the header: compare it with the size of the chunk first.
-    lz4
-        Address of ``int LZ4_decompress_safe(source, target, n_bytes, room)``; 0 if the library hides it.
     crc32c
         Address of ``uint32_t crc32c_value(bytes, n_bytes)``.
     """
 
     compress: Any
     decompress: int
-    lz4: int
     crc32c: int
 
     def checksum(self, address: int, n_bytes: int) -> int:
@@ -59,8 +56,7 @@ def find_blosc() -> Blosc | None:
     compress = blosc.blosc_compress_ctx
     compress.restype = _INT
     compress.argtypes = [_INT, _INT, _SIZE, _SIZE, _BYTES, _BYTES, _SIZE, ctypes.c_char_p, _SIZE, _INT]
-    lz4 = _address(blosc.LZ4_decompress_safe) if hasattr(blosc, "LZ4_decompress_safe") else 0
-    return Blosc(compress, _address(blosc.blosc_decompress_ctx), lz4, _address(crc32c.crc32c_value))
+    return Blosc(compress, _address(blosc.blosc_decompress_ctx), _address(crc32c.crc32c_value))
 
 
 def _load(module: tuple[str, str], names: tuple[str, ...]) -> Any:

@@ -8,14 +8,14 @@ from cellfeed.rows.compiled import compiled
 from cellfeed.rows.kernels import _UINT8, WIDE, array_at, call_at, copy_into, is_disordered
 from cellfeed.rows.page_kernels import DROP, narrow_float32
 from cellfeed.sources.anndata.chunks.chunk_layout import Codec
-from cellfeed.sources.anndata.chunks.lz4_kernels import HEADER_BYTES, UNKNOWN, unpack_lz4
 
 PLAIN, BLOSC = (int(codec) for codec in Codec)
 
 OK, NOT_COUNTS, BAD_COLUMN, BAD_READ, BAD_CHECKSUM, BAD_SIZE, BAD_CODE = range(7)
 """Results of kernels. From ``BAD_READ`` on, a chunk is damaged."""
 
-CHECKSUM_BYTES = 4
+CHECKSUM_BYTES, HEADER_BYTES = 4, 16
+"""Sizes of a checksum, and of the header of Blosc, which has the unpacked size at byte 4 and the packed one at 12."""
 
 
 @compiled(inline="always")
@@ -60,9 +60,7 @@ def unpack_chunk(chunks, k, target, n_bytes, library):
     header = array_at(source, HEADER_BYTES, _UINT8).view(np.uint32)
     if header[1] != n_bytes or header[3] != size:
         return BAD_SIZE
-    n_unpacked = np.int64(unpack_lz4(source, size, target, chunks.room, library))
-    if n_unpacked == UNKNOWN:
-        n_unpacked = np.int32(call_at(library.decompress, (source, target, np.int64(n_bytes), np.int64(1))))
+    n_unpacked = np.int32(call_at(library.decompress, (source, target, np.int64(n_bytes), np.int64(1))))
     return OK if n_unpacked == n_bytes else BAD_CODE
 
 

@@ -19,9 +19,6 @@ from cellfeed.sources.anndata.chunks.store_files import LocalStoreFiles, StoreFi
 MAX_GAP = 64 << 10
 """Largest gap between two chunks of a file that are read as one piece; in elements, between two slices of an array."""
 
-ROOM_BYTES = 1 << 13
-"""Bytes beside an unpacked chunk that kernels need while they unpack it."""
-
 NONE = np.empty(0, np.int64)
 
 REASONS = {
@@ -59,7 +56,7 @@ class ChunkMemory:
     """Memory for the chunks of one array, reused by the reads of a thread."""
 
     def __init__(self) -> None:
-        self.packed, self.room, self.unpacked = Scratch(), Scratch(), Scratch()
+        self.packed, self.unpacked = Scratch(), Scratch()
 
 
 class SlicedElements:
@@ -99,7 +96,7 @@ class PackedElements:
         size = self.layout.chunk_size
         numbers = self.chunks_of(lows, highs)
         elements = memory.unpacked.array(len(numbers) * size, self.dtype)
-        with self.packed(numbers, elements[:size], memory) as (chunks, n_bytes):
+        with self.packed(numbers, elements[:size], memory.packed) as (chunks, n_bytes):
             address = elements.ctypes.data
             result, k = chunk_kernels.unpack_chunks(chunks, self.layout.chunk_bytes, address, self.library)
         if result != chunk_kernels.OK:
@@ -116,7 +113,7 @@ class PackedElements:
 
     @contextlib.contextmanager
     def packed(
-        self, numbers: IntArray, unpacked: npt.NDArray[Any], memory: ChunkMemory
+        self, numbers: IntArray, unpacked: npt.NDArray[Any], memory: Scratch
     ) -> Iterator[tuple[PackedChunks, int]]:
         """Yield chunks as an argument of kernels, and their packed bytes; their files are open meanwhile."""
         layout = self.layout
@@ -127,15 +124,13 @@ class PackedElements:
         with contextlib.ExitStack() as stack:
             offsets, files = places[:, 1].copy(), np.full(len(places), -1, np.int64)
             if isinstance(self._files, LocalStoreFiles) and self.library.pread:
-                packed = memory.packed.array(int(sizes.max(initial=0)), np.uint8)
+                room = memory.array(int(sizes.max(initial=0)), np.uint8)
                 for file in np.unique(places[sizes > 0, 0]).tolist():
                     files[places[:, 0] == file] = stack.enter_context(self._files.open(layout.key(file)))
             else:
-                packed = memory.packed.array(int(sizes.sum()), np.uint8)
-                self._load(places, packed, offsets)
-            room = memory.room.array(layout.chunk_bytes + ROOM_BYTES, np.uint8)
-            codec = int(layout.codec), layout.has_checksum
-            chunks = PackedChunks(files, offsets, sizes, *codec, packed, room, unpacked)
+                room = memory.array(int(sizes.sum()), np.uint8)
+                self._load(places, room, offsets)
+            chunks = PackedChunks(files, offsets, sizes, int(layout.codec), layout.has_checksum, room, unpacked)
             yield chunks, int(sizes.sum())
 
     def _load(self, places: IntArray, room: npt.NDArray[np.uint8], addresses: IntArray) -> None:

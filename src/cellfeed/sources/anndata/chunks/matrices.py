@@ -139,8 +139,8 @@ class PackedRows:
         narrows = as_counts and self.values.dtype.itemsize > 2
         counts = memory.counts.array(size, np.uint16) if narrows else None
         with (
-            self.columns.packed(numbers, unpacked[0], memory.indices) as (columns, n_columns),
-            self.values.packed(numbers, unpacked[1], memory.data) as (values, n_values),
+            self.columns.packed(numbers, unpacked[0], memory.indices.packed) as (columns, n_columns),
+            self.values.packed(numbers, unpacked[1], memory.data.packed) as (values, n_values),
         ):
             self.n_bytes += n_columns + n_values
             chunks = numbers, self.lows, self.sizes, columns, values, counts

@@ -13,17 +13,16 @@ from cellfeed.sources.anndata.chunks.blosc import find_blosc
 
 
 class CLibrary(NamedTuple):
-    """Addresses of ``pread``, ``blosc_decompress_ctx``, ``LZ4_decompress_safe`` and ``crc32c_value``."""
+    """Addresses of functions in C: ``pread``, ``blosc_decompress_ctx`` and ``crc32c_value``."""
 
     pread: int
     decompress: int
-    lz4: int
     checksum: int
 
 
 @cache
 def find_library() -> CLibrary | None:
-    """Return the functions; ``None`` if zarr must decode chunks. The address of ``pread`` or of LZ4 is 0 without it."""
+    """Return the functions; ``None`` if zarr must decode chunks. Without ``pread``, its address is 0."""
     blosc = find_blosc()
     if blosc is None:
         return None
@@ -31,7 +30,7 @@ def find_library() -> CLibrary | None:
         pread = ctypes.cast(ctypes.CDLL(None).pread, ctypes.c_void_p).value or 0
     except (AttributeError, OSError, TypeError):  # not POSIX
         pread = 0
-    return CLibrary(pread, blosc.decompress, blosc.lz4, blosc.crc32c)
+    return CLibrary(pread, blosc.decompress, blosc.crc32c)
 
 
 def checksum_of(data: npt.NDArray[np.uint8]) -> int:
@@ -55,8 +54,6 @@ class PackedChunks(NamedTuple):
         How chunks are packed, and whether a checksum follows.
     packed
         uint8: memory for the largest packed chunk.
-    room
-        uint8: memory for the blocks of a chunk while they are unpacked.
     unpacked
         shape (chunk_size,): memory for one chunk, of the type of the elements.
     """
@@ -67,5 +64,4 @@ class PackedChunks(NamedTuple):
     codec: int
     has_checksum: bool
     packed: npt.NDArray[np.uint8]
-    room: npt.NDArray[np.uint8]
     unpacked: npt.NDArray[Any]
