@@ -111,11 +111,16 @@ def test_queries_select_the_same_cells(make, query, expected):
             make(obs_query=query)
 
 
-@pytest.mark.parametrize("var_query", ["length >= 500", {"length": [500, 300, 100]}, soma.AxisQuery(coords=([1, 8],))])
-def test_queries_select_the_same_genes(make, var_query):
-    genes = {"length >= 500": slice(5, None)}.get(var_query if isinstance(var_query, str) else "")
-    if genes is None:
-        genes = [1, 3, 5] if isinstance(var_query, dict) else [1, 8]
+@pytest.mark.parametrize(
+    ("var_query", "genes"),
+    [
+        ("length >= 500", slice(5, None)),
+        ({"length": [500, 300, 100]}, [1, 3, 5]),
+        (soma.AxisQuery(coords=([1, 8],)), [1, 8]),
+        (soma.AxisQuery(coords=(slice(2, 6),)), slice(2, 7)),
+    ],
+)
+def test_queries_select_the_same_genes(make, var_query, genes):
     check_rows(make(var_query=var_query), ALL, genes)
 
 
