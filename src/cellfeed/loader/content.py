@@ -1,14 +1,37 @@
-"""Puts the further content of a minibatch together."""
+"""What a minibatch has: the tensors of its matrices, and its further content."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
 from cellfeed._joinids import IntArray
+from cellfeed.rows.assemble import Assembler
+from cellfeed.rows.cell_rows import CellRows
 from cellfeed.rows.minibatch import ExtendedMinibatch
 from cellfeed.select.selection import Selection
+from cellfeed.transforms import Transform, apply
+
+
+class MatrixAssembler(NamedTuple):
+    """Makes the tensors of one matrix."""
+
+    assembler: Assembler
+    transforms: tuple[Transform, ...]
+    sparse: bool
+
+    def tensor(self, rows: CellRows) -> torch.Tensor:
+        """Return rows as a tensor, transformed."""
+        X = self.assembler.sparse_X(rows) if self.sparse else self.assembler.dense_X(rows)
+        for transform in self.transforms:
+            X = apply(transform, X)
+        return X
+
+    def close(self) -> None:
+        """End the threads."""
+        self.assembler.close()
 
 
 def extended(

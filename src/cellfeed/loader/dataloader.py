@@ -13,6 +13,7 @@ from cellfeed._checks import is_integer
 from cellfeed.errors import CellfeedError, PlanError, ReadError
 from cellfeed.loader.datapipe import is_chained, plain
 from cellfeed.loader.dataset import ExperimentDataset
+from cellfeed.loader.device import DeviceMemory, check_device
 from cellfeed.loader.epochs import RankEpoch
 from cellfeed.loader.frameworks import EpochSampler, mark_last
 from cellfeed.loader.worker_monitor import Watchdog
@@ -53,8 +54,9 @@ class ExperimentDataLoader(DataLoader[AnyMinibatch]):
 
     # Lightning makes a loader again from its attributes that have the names of these parameters. It then gives a
     # ``batch_sampler``, which :func:`experiment_dataloader` refuses.
-    def __init__(self, dataset: ExperimentDataset, num_workers: int = 0, **kwargs: Any) -> None:
+    def __init__(self, dataset: ExperimentDataset, num_workers: int = 0, *, device: Any = None, **kwargs: Any) -> None:
         self._engine = dataset._engine
+        self.device = None if device is None else check_device(device, self._engine.X_dtype)
         self._workers: WorkerGroup | None = None
         self._repeats_epoch = "batch_sampler" in kwargs
         self._repeated_epoch: int | None = None
@@ -66,7 +68,9 @@ class ExperimentDataLoader(DataLoader[AnyMinibatch]):
                 "the dataset": dataset,
             }
             check_sendable(parts, num_workers)
-        super().__init__(plain(dataset), num_workers=num_workers, **kwargs)
+        dataset = plain(dataset)
+        dataset._device = None if num_workers else self.device
+        super().__init__(dataset, num_workers=num_workers, **kwargs)
         # PyTorch accepts no sampler for an iterable dataset.
         self.__dict__["sampler"] = EpochSampler(self._engine.epochs)
 
@@ -89,10 +93,11 @@ class ExperimentDataLoader(DataLoader[AnyMinibatch]):
         """Begin the next epoch."""
         if self.num_workers == 0:
             # PyTorch's iterator would add a quarter of a millisecond to each minibatch, for its profiler.
-            return self._torch_iterator() if self.pin_memory else iter(self.dataset)
+            return self._torch_iterator() if self.pin_memory and not self.device else iter(self.dataset)
         # The copies of the dataset in the workers cannot turn to the next epoch for this process.
         this = self._engine.epochs.begin(self.num_workers)
-        return self._engine.counted(self._received(*self._begin(this)), this)
+        minibatches = self._engine.counted(self._received(*self._begin(this)), this)
+        return minibatches if self.device is None else (minibatch.to(self.device) for minibatch in minibatches)
 
     def _torch_iterator(self) -> Iterator[AnyMinibatch]:
         with torch.device("cpu"):  # PyTorch draws a seed, which the meta device could not return
@@ -144,6 +149,11 @@ class ExperimentDataLoader(DataLoader[AnyMinibatch]):
             advice = NOT_BEGUN if workers.monitor.nothing_begun and not watchdog.timed_out else ""
             raise ReadError(f"{what}: {reading}, of {str(self._engine.selection.source)!r}{advice}") from cause
 
+    @property
+    def device_memory(self) -> DeviceMemory:
+        """Memory for the minibatches of the next epoch, with ``device=`` and ``num_workers=0``."""
+        return DeviceMemory.of(self._engine.media.source.planner)
+
     def __len__(self) -> int:
         """Return the number of minibatches of this rank in the next epoch, including those before a restore."""
         return self._engine.epochs.n_minibatches(max(1, self.num_workers))
@@ -168,7 +178,12 @@ def _is_lost_worker(error: BaseException) -> bool:
 
 
 def experiment_dataloader(
-    dataset: ExperimentDataset | None = None, num_workers: int = 0, *, datapipe: Any = None, **kwargs: Any
+    dataset: ExperimentDataset | None = None,
+    num_workers: int = 0,
+    *,
+    datapipe: Any = None,
+    device: Any = None,
+    **kwargs: Any,
 ) -> ExperimentDataLoader:
     """Make a :class:`torch.utils.data.DataLoader` for a dataset.
 
@@ -186,6 +201,11 @@ def experiment_dataloader(
         a ``transform`` must be defined where they can import it.
     datapipe
         The name of ``dataset`` in ``cellxgene_census.experimental.ml``.
+    device
+        Where minibatches arrive: a :class:`torch.device`, or text such as ``"cuda"``, which is the current device when
+        an epoch begins. X crosses to it in compact types and becomes dense or CSR there, and ``transform`` is applied
+        there, two minibatches ahead of the training loop. The values are those without a device. Minibatches of
+        worker processes are made by these, and moved as they are.
     kwargs
         Further arguments of :class:`torch.utils.data.DataLoader`, except for those that the dataset determines.
         ``timeout`` is 600 by default: workers that send no minibatch for 600 seconds count as hung.
@@ -193,7 +213,7 @@ def experiment_dataloader(
     Returns
     -------
     A loader of ``(X, obs)``; its ``len`` is the number of minibatches of this rank. It has ``state_dict()`` and
-    ``load_state_dict(state)``, which Lightning calls.
+    ``load_state_dict(state)``, which Lightning calls; and ``device_memory``, the bytes that ``device=`` takes.
 
     Raises
     ------
@@ -202,8 +222,9 @@ def experiment_dataloader(
         Also in a process that was forked during an epoch, as threads do not survive a fork.
     PlanError
         A ``ValueError``, for an argument that the dataset determines: ``shuffle``, ``batch_size``, ``sampler``,
-        ``batch_sampler``, ``collate_fn``, ``drop_last``; and for a ``transform`` or ``worker_init_fn`` that cannot be
-        sent to workers.
+        ``batch_sampler``, ``collate_fn``, ``drop_last``; for a ``transform`` or ``worker_init_fn`` that cannot be
+        sent to workers; for a ``device`` that does not exist or lacks the type of X; and, when an epoch begins, for
+        one with too little free memory.
 
     Examples
     --------
@@ -211,14 +232,20 @@ def experiment_dataloader(
     >>> dataset = cellfeed.ExperimentDataset(uri, batch_size=100)
     >>> sum(len(X) for X, obs in cellfeed.experiment_dataloader(dataset))
     700
+
+    On a GPU:
+
+    >>> device = "cuda" if torch.cuda.is_available() else "cpu"
+    >>> {X.device.type == device for X, obs in cellfeed.experiment_dataloader(dataset, device=device)}
+    {True}
     """
     if (dataset is None) == (datapipe is None):
         raise PlanError("experiment_dataloader takes a dataset, or by its published name datapipe=: give one of them")
     source: Any = datapipe if dataset is None else dataset
     if is_chained(source):
-        loader: Any = _chained_dataloader(source, num_workers, kwargs)
+        loader: Any = _chained_dataloader(source, num_workers, device, kwargs)
         return loader  # type: ignore[no-any-return]
-    return make_dataloader(ExperimentDataLoader, source, num_workers, kwargs)
+    return make_dataloader(ExperimentDataLoader, source, num_workers, {"device": device, **kwargs})
 
 
 def make_dataloader(
@@ -255,9 +282,11 @@ def _check_names(made_by: str, kwargs: Mapping[str, Any]) -> None:
             raise PlanError(f"{made_by} does not take {name}={kwargs[name]!r}; use {instead}")
 
 
-def _chained_dataloader(chain: Any, num_workers: int, kwargs: Mapping[str, Any]) -> Any:
+def _chained_dataloader(chain: Any, num_workers: int, device: Any, kwargs: Mapping[str, Any]) -> Any:
     """Make PyTorch's loader of a chain of datapipes. Workers are refused: each would read all cells in every epoch."""
     _check_names("experiment_dataloader", kwargs)
+    if device is not None:
+        raise PlanError(f"device={device!r} with a chain of datapipes: leave it out, and move minibatches in the loop")
     if num_workers:
         raise PlanError(
             f"num_workers={num_workers!r} with a chain of datapipes ({type(chain).__name__}): give num_workers=0, "

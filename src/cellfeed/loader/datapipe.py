@@ -26,7 +26,7 @@ class _SingleCells(ExperimentDataset):
     def __iter__(self) -> Iterator[AnyMinibatch]:
         if self._engine.settings.batch_size > 1:
             return super().__iter__()
-        minibatches = self._engine.minibatches(self._workers, may_be_collated=True)
+        minibatches = self._engine.minibatches(self._workers, may_be_collated=True, device=self._device)
         return _squeezed(minibatches)
 
 

@@ -863,4 +863,4 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
         return self._engine.stats()
 
     def __iter__(self) -> Iterator[AnyMinibatch]:
-        return self._engine.minibatches(self._workers)  # type: ignore[return-value] # no OrderedMinibatch for users
+        return self._engine.minibatches(self._workers, device=self._device)  # type: ignore[return-value] # no OrderedMinibatch for users

@@ -12,9 +12,11 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
 
 from cellfeed._joinids import JoinIds
 from cellfeed.errors import PlanError
+from cellfeed.loader.device import DeviceFeed
 from cellfeed.loader.epochs import EpochTracker, RankEpoch
 from cellfeed.loader.label_counts import HasObs, LabelCounter
 from cellfeed.loader.media import LocalCopy, Media
@@ -171,6 +173,12 @@ class Engine:
     # ------------------------------------------------------------------ descriptions
 
     @property
+    def X_dtype(self) -> str:
+        """Name of the type of X before ``transform``."""
+        dtype = self.settings.X_dtype
+        return self.selection.geometry.dtype if dtype == "stored" else dtype
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Number of cells, and number of columns of X after the transforms."""
         n_vars = self.selection.n_vars
@@ -220,7 +228,13 @@ class Engine:
 
     # ------------------------------------------------------------------ iteration
 
-    def minibatches(self, workers: WorkerGroup | None = None, *, may_be_collated: bool = False) -> Iterator[Yielded]:
+    def minibatches(
+        self,
+        workers: WorkerGroup | None = None,
+        *,
+        may_be_collated: bool = False,
+        device: torch.device | None = None,
+    ) -> Iterator[Yielded]:
         """Begin the next epoch, and return the minibatches of this process.
 
         Parameters
@@ -229,6 +243,8 @@ class Engine:
             The worker processes to which this one belongs, if a loader of cellfeed started it.
         may_be_collated
             Whether a loader may collate what the dataset yields.
+        device
+            Where minibatches are made; ``None`` makes them in the memory of the CPU.
         """
         settings = self.settings
         refuse_fork(self._pid)
@@ -239,6 +255,7 @@ class Engine:
         else:
             worker, this = workers.assigned
         medium = self.media.get(this.medium)
+        feed = None if device is None else DeviceFeed(device, medium.planner)
         pipeline = Pipeline(
             medium.selection,
             settings,
@@ -249,9 +266,13 @@ class Engine:
             monitored=None if workers is None else partial(workers.monitor.watched, worker=worker),
             appender=self.media.appender(medium),
             reads_copy=medium.name == COPY,
+            feed=feed,
         )
-        minibatches = pipeline.minibatches(self.epochs.windows(this, worker))
-        return minibatches if workers else self.counted(minibatches, this)  # the loader counts those of workers
+        minibatches: Iterator[Any] = pipeline.minibatches(self.epochs.windows(this, worker))
+        if workers:
+            return minibatches  # the loader counts them
+        counted = self.counted(minibatches, this)
+        return counted if feed is None else feed.received(counted)
 
     def counted(self, minibatches: Iterator[M], this: RankEpoch) -> Iterator[M]:
         """Yield the minibatches of an epoch, and count them and their labels as received."""

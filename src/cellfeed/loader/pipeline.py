@@ -8,14 +8,15 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 
 from cellfeed._checks import format_bytes
 from cellfeed._joinids import IntArray, read_bounds
 from cellfeed.errors import CellfeedError, ReadError
-from cellfeed.loader.content import extended
+from cellfeed.loader.content import MatrixAssembler, extended
+from cellfeed.loader.device import DeviceFeed, Sent
 from cellfeed.loader.feed import load_windows, rebatch
 from cellfeed.loader.measured_masks import MeasuredMasks
 from cellfeed.loader.prefetch import Prefetch
@@ -34,28 +35,9 @@ from cellfeed.sources.failures import lacks_memory
 from cellfeed.sources.retry import Retries
 from cellfeed.sources.verify import check_rows
 from cellfeed.stats import Meter
-from cellfeed.transforms import Transform, apply, check_result, split_scaling
+from cellfeed.transforms import check_result, split_scaling
 
 Yielded = AnyMinibatch | OrderedMinibatch
-
-
-class MatrixAssembler(NamedTuple):
-    """Makes the tensors of one matrix."""
-
-    assembler: Assembler
-    transforms: tuple[Transform, ...]
-    sparse: bool
-
-    def tensor(self, rows: CellRows) -> torch.Tensor:
-        """Return rows as a tensor, transformed."""
-        X = self.assembler.sparse_X(rows) if self.sparse else self.assembler.dense_X(rows)
-        for transform in self.transforms:
-            X = apply(transform, X)
-        return X
-
-    def close(self) -> None:
-        """End the threads."""
-        self.assembler.close()
 
 
 class Appender(Protocol):
@@ -91,6 +73,8 @@ class Pipeline:
         Appends the rows to a local copy.
     reads_copy
         Whether the cells are read in the local copy.
+    feed
+        Makes the minibatches on a device.
     """
 
     selection: Selection
@@ -102,6 +86,7 @@ class Pipeline:
     monitored: Callable[[Reader], Reader] | None = None
     appender: Appender | None = None
     reads_copy: bool = False
+    feed: DeviceFeed | None = None
 
     @cached_property
     def _pipelines(self) -> list[Pipeline]:
@@ -116,6 +101,7 @@ class Pipeline:
                     resources,
                     DenseBuffers(keep=budget.MINIBATCHES_HELD),
                     self.meter,
+                    feed=self.feed,
                 )
                 for selection, resources in further
             ),
@@ -134,7 +120,7 @@ class Pipeline:
             for each in self._pipelines
         ]
 
-    def minibatches(self, windows: Iterable[Window]) -> Generator[Yielded, None, None]:
+    def minibatches(self, windows: Iterable[Window]) -> Generator[Yielded | Sent, None, None]:
         """Yield the minibatches of some windows; closing the generator ends all threads and closes all handles."""
         meter = self.meter
         retries = self.retries()
@@ -144,7 +130,7 @@ class Pipeline:
                 each.close()
 
         produced = self._produce(windows, retries)
-        ahead: Generator[Yielded, None, None] | Prefetch[Yielded] = produced
+        ahead: Generator[Yielded | Sent, None, None] | Prefetch[Yielded | Sent] = produced
         if self.settings.use_eager_fetch:
             ahead = Prefetch(produced, depth=1, ending=close, waited=lambda seconds: meter.add(producer_wait_s=seconds))
         first = True
@@ -166,7 +152,7 @@ class Pipeline:
                 del minibatch  # a reference here would prevent the reuse of its memory
                 meter.add(elapsed_s=time.perf_counter() - yielded)
 
-    def _produce(self, windows: Iterable[Window], retries: Sequence[Retries]) -> Generator[Yielded, None, None]:
+    def _produce(self, windows: Iterable[Window], retries: Sequence[Retries]) -> Generator[Yielded | Sent, None, None]:
         with contextlib.ExitStack() as stack:
             batches = stack.enter_context(self.reading(windows, retries))
             assemblers = [stack.enter_context(contextlib.closing(each.assembler())) for each in self._pipelines]
@@ -174,9 +160,10 @@ class Pipeline:
             stack.enter_context(self._memory_errors())
             for rows in batches:
                 copy(rows[0])
+                assemble = partial(self._assemble, rows, assemblers)
                 with self.meter.timing("assemble_s"):
-                    minibatch = self._assemble(rows, assemblers)
-                del rows  # they keep whole slabs in memory
+                    minibatch = assemble() if self.feed is None else self.feed.send(assemble)
+                del rows, assemble  # they keep whole slabs in memory
                 yield minibatch
                 del minibatch
 
@@ -275,9 +262,8 @@ class Pipeline:
         dtype = selection.geometry.dtype if settings.X_dtype == "stored" else settings.X_dtype
         # The kernels that copy values to a minibatch can scale them, but in float32 only.
         scaling, transform = split_scaling(settings.transform) if dtype == "float32" else (None, settings.transform)
-        assembler = Assembler(
-            selection.n_vars, dtype, n_threads=self.resources.n_threads, buffers=self.buffers, scaling=scaling
-        )
+        make = partial(Assembler, buffers=self.buffers) if self.feed is None else self.feed.assembler
+        assembler = make(selection.n_vars, dtype, n_threads=self.resources.n_threads, scaling=scaling)
         steps = tuple(step for step in (selection.column_transform, transform) if step is not None)
         return MatrixAssembler(assembler, steps, sparse=settings.return_sparse_X)
 

@@ -98,6 +98,9 @@ class Sendable:
     _workers: WorkerGroup | None = None
     """The workers to which this process belongs, if a loader of cellfeed started it."""
 
+    _device: torch.device | None = None
+    """The device on which a loader of this process has minibatches made."""
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         sent = getattr(_sending, "sent", None)
         if sent is None or sent.dataset is not self:
