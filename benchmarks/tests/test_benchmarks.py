@@ -11,8 +11,21 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import tiledbsoma as soma
+import torch
 
-from benchmarks import cloud, content, faults, local_copy, rare_types, scvi_epoch, scvi_knn, training, transforms, wall
+from benchmarks import (
+    cloud,
+    content,
+    faults,
+    gpu,
+    local_copy,
+    rare_types,
+    scvi_epoch,
+    scvi_knn,
+    training,
+    transforms,
+    wall,
+)
 from benchmarks.harness.stores import StoreSpec, write_store
 from benchmarks.run import run_in_turn, run_suite, summary
 from cellfeed import ExperimentDataset
@@ -90,6 +103,17 @@ def test_an_epoch_of_scvi(tmp_path):
     assert records[0]["n_steps"] == 5
     scvi_epoch.draw(records, picture)
     assert picture.stat().st_size > 5_000
+
+
+def test_the_feed_of_a_device(tmp_path):
+    out = tmp_path / "gpu.jsonl"
+    spec = StoreSpec(n_obs=500, n_vars=60, nnz_per_cell=10, n_expressed=40, n_datasets=3)
+    device = torch.device("cpu")
+    lines = list(gpu.run(tmp_path, device, out, spec=spec, n_genes=20, batch_size=100, seconds=0))
+    assert len(lines) == 2 + 3 + 24 + 4
+    parts = {part["part"]: part for part in json.loads(out.read_text())["parts"]}
+    assert parts["copy, dense, all genes, device="]["cells_per_s"] > 0
+    assert 0 <= parts["perceptron, 60 genes, device="]["waits"] <= 1
 
 
 def test_a_store_far_away(tmp_path):
