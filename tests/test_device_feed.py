@@ -2,6 +2,8 @@
 
 import contextlib
 import gc
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -244,6 +246,19 @@ def test_no_thread_outlives_its_iterator(store, how):
     del minibatches
     gc.collect()
     assert not [t for t in threading.enumerate() if t.name.startswith("cellfeed") and t not in earlier]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("eager", [True, False])
+def test_an_iterator_that_is_left_does_not_hold_up_the_end_of_the_interpreter(store, eager):
+    code = f"""
+import cellfeed
+dataset = cellfeed.ExperimentDataset({store!r}, batch_size=2, use_eager_fetch={eager})
+minibatches = iter(cellfeed.experiment_dataloader(dataset, device="cpu"))
+print(len(next(minibatches).X))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=True)
+    assert (done.stdout, done.stderr) == ("2\n", "")
 
 
 @pytest.mark.parametrize(
