@@ -305,6 +305,7 @@ def test_too_little_memory_of_the_device(store, monkeypatch):
         PlanError, match=r"has .* KiB of free memory, and minibatches of batch_size=64 take .* KiB there.*most 31"
     ):
         next(iter(loader))
+    assert loader.dataset.epoch == 0  # an error begins no epoch
     smaller = experiment_dataloader(ExperimentDataset(store, batch_size=31), device="cpu")
     assert next(iter(smaller)).X.shape == (31, 30)
 
@@ -393,13 +394,13 @@ def test_the_order_of_work_on_streams(store, streams, sparse):
     found = [X for X, _ in experiment_dataloader(dataset, device="cpu")]
     assert np.array_equal(torch.cat([X.to_dense() for X in found]), addressed(100, 30).toarray())
     n_tensors = 3 + 1 if sparse else 1 + 1  # X and obs
-    arrival = lambda k: [("wait", "training", f"feed {2 * k}"), *[("record", "training")] * n_tensors]  # noqa: E731
+    received = lambda k: [("wait", "training", f"feed {2 * k}"), *[("record", "training")] * n_tensors]  # noqa: E731
     made = lambda k: [("event", f"feed {2 * k - 1}"), ("event", f"feed {2 * k}")]  # noqa: E731
     left = lambda k: [("event", f"training {k}")]  # noqa: E731
     again = lambda k: [("synchronize", f"training {k}"), ("synchronize", f"feed {2 * k - 1}")]  # noqa: E731
     assert streams.log == [
-        *made(1), *arrival(1), *left(1), *made(2), *arrival(2), *left(2), *made(3), *arrival(3), *left(3),
-        *again(1), *made(4), *arrival(4), *left(4), *again(2), *made(5), *arrival(5), *left(5),
+        *made(1), *received(1), *left(1), *made(2), *received(2), *left(2), *made(3), *received(3), *left(3),
+        *again(1), *made(4), *received(4), *left(4), *again(2), *made(5), *received(5), *left(5),
     ]  # fmt: skip
 
 

@@ -179,7 +179,7 @@ class DeviceAssembler(Assembler):
 
             self._run(rows, gather)
             there = torch.empty(layout.n_bytes, dtype=torch.uint8, device=self._device)
-            there.copy_(block, non_blocking=True)
+            there.copy_(block, non_blocking=_has_streams(self._device))
         sent = layout.rows(there)
         return sent if self._scaling is None else sent.scaled(self._scaling)
 
@@ -213,7 +213,7 @@ class Ring:
 
 
 def _has_streams(device: torch.device) -> bool:
-    """Whether copies to the device are asynchronous; others are complete when they return, or wait in one queue."""
+    """Whether copies to the device are asynchronous, on a stream of their own."""
     return device.type == "cuda"
 
 

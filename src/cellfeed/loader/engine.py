@@ -249,13 +249,13 @@ class Engine:
         settings = self.settings
         refuse_fork(self._pid)
         refuse_loader(settings.rank, settings.world_size, None if may_be_collated else settings.batch_size)
+        feed = None if device is None else DeviceFeed(device, self.media.source.planner)
         if workers is None:
             worker, num_workers = find_worker(self.epochs.home)
             this = self.epochs.begin(num_workers, apart=True)
         else:
             worker, this = workers.assigned
         medium = self.media.get(this.medium)
-        feed = None if device is None else DeviceFeed(device, medium.planner)
         pipeline = Pipeline(
             medium.selection,
             settings,
