@@ -495,7 +495,14 @@ def test_a_flipped_byte_is_an_error_or_is_not_in_what_is_read(kind, own):
     assert n_errors > 10
 
 
-# Workers
+# Devices and workers
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_minibatches_made_on_a_device_are_those_of_the_cpu(make, sparse):
+    expected, found = (make(return_sparse_X=sparse) for _ in range(2))
+    for here, there in zip(expected, experiment_dataloader(found, device="cpu"), strict=True):
+        assert all(torch.equal(a.to_dense(), b.to_dense()) for a, b in zip(here, there, strict=True))
 
 
 @pytest.mark.slow
