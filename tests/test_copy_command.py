@@ -357,10 +357,10 @@ def test_a_copy_that_is_interrupted_is_continued(tmp_path, capsys, monkeypatch):
     path, out = write(adata, tmp_path).path, tmp_path / "copy.zarr"
     append, n_appended = PartWriter.append, []
 
-    def appending(writer, rows):
+    def appending(writer, rows, layers):
         if len(n_appended) == 3:
             raise KeyboardInterrupt
-        append(writer, rows)
+        append(writer, rows, layers)
         n_appended.append(len(rows))
 
     monkeypatch.setattr(PartWriter, "append", appending)

@@ -302,12 +302,12 @@ def test_another_process_writes_the_same_copy(source, tmp_path, monkeypatch):
     append = part_writer.PartWriter.append
     raised = []
 
-    def call_again(writer, rows):
+    def call_again(writer, rows, layers):
         monkeypatch.setattr(part_writer.PartWriter, "append", append)
         with pytest.raises(SelectionError, match="another process writes"):
             make(source).write_copy(copy)
         raised.append(True)
-        append(writer, rows)
+        append(writer, rows, layers)
 
     monkeypatch.setattr(part_writer.PartWriter, "append", call_again)
     make(source).write_copy(copy)

@@ -1,5 +1,6 @@
 """Data that is sent to worker processes, and workers that cannot receive it."""
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -141,6 +142,7 @@ class Ends:
 )
 def test_a_worker_that_ends_or_hangs_before_it_begins_is_noticed(store, transform, timeout, message):
     """A worker that ends is noticed with any exit code, and long before the timeout."""
+    gc.collect()  # the test before leaves a loader in a cycle, whose worker ends with it
     loader = experiment_dataloader(make(store, transform=transform), num_workers=1, timeout=timeout)
     with pytest.raises(ReadError, match=message):
         next(iter(loader))

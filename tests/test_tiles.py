@@ -16,7 +16,7 @@ from cellfeed import ExperimentDataset, ReadError
 from cellfeed.rows.row_builder import GeneTable
 from cellfeed.sources.soma.address import ArrayAddress
 from cellfeed.sources.soma.layer import SomaLayer
-from cellfeed.sources.soma.query import _layout_of
+from cellfeed.sources.soma.layers import _layout_of
 from cellfeed.sources.soma.tiles.fragment_metadata import parse_fragment
 from cellfeed.sources.soma.tiles.fragments import UnknownLayout, visible_fragments
 from cellfeed.sources.soma.tiles.index import TileLayout, _load_fragments

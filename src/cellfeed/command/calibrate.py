@@ -133,11 +133,11 @@ def _plan_all(
     dataset: ExperimentDataset, candidates: Iterator[Setting], label: str | None, progress: bool
 ) -> list[Setting]:
     """Plan each setting; obs and the label are read once."""
-    codes = None if label is None else dataset._engine.labels(label)
+    labels = None if label is None else dataset._engine.factorized(label)
     planned = []
     for setting in tqdm(list(candidates), desc="planning", unit=" settings", leave=False, disable=hidden(progress)):
         try:
-            plan = dataset._engine.derive(**{**PLAIN, **setting.parameters}).plan(label, codes)
+            plan = dataset._engine.derive(**{**PLAIN, **setting.parameters}).plan(label, labels)
         except PlanError as error:
             planned.append(replace(setting, impossible=str(error)))
         else:

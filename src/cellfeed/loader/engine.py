@@ -40,6 +40,9 @@ from cellfeed.transforms import SelectGenes, columns_after
 
 M = TypeVar("M", bound=HasObs)
 
+Labels = tuple[npt.NDArray[np.int64], npt.NDArray[Any]]
+"""Codes of a column of obs, shape (n_obs,), and the value of each code."""
+
 
 class Engine:
     """Plans, reads, counts and resumes the epochs of one dataset.
@@ -190,23 +193,22 @@ class Engine:
         """Read a column of obs, and return its values as codes: shape (n_obs,)."""
         return self.factorized(column)[0]
 
-    def factorized(self, column: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
+    def factorized(self, column: str) -> Labels:
         """Read a column of obs, and return its values as codes, shape (n_obs,), and the value of each code."""
         codes, values = pd.factorize(read_obs_column(self.selection, column), use_na_sentinel=False)
         return np.asarray(codes, dtype=np.int64), np.asarray(values)
 
-    def plan(self, label: str | None = None, codes: npt.NDArray[np.int64] | None = None) -> Plan:
+    def plan(self, label: str | None = None, labels: Labels | None = None) -> Plan:
         """Return the plan of the next epoch; see :meth:`cellfeed.ExperimentDataset.plan`.
 
-        ``codes`` are the :meth:`labels` of the column ``label``, if they have been read already.
+        ``labels`` are those of the column ``label``, if they have been read already by :meth:`factorized`.
         """
-        shares = None
-        if label is not None and codes is None:
-            codes, values = self.factorized(label)
-            shares = self._shares(codes, values)
+        if label is not None and labels is None:
+            labels = self.factorized(label)
+        shares = None if labels is None else self._shares(*labels)
         world = World(*find_ranks(self.settings.rank, self.settings.world_size))
         medium = self.epochs.next_medium(world.rank, world.world_size)
-        in_order = None if codes is None else medium.in_order(codes)
+        in_order = None if labels is None else medium.in_order(labels[0])
         plan = medium.planner.report(self.epochs.next, world, label, in_order)
         plan = replace(plan, label_shares=shares)
         if self.resampling is not None:
