@@ -10,6 +10,7 @@ from pathlib import Path
 PROJECTS = {
     "python": ("https://docs.python.org/3", "library/", {
         "collections.abc.Callable": "collections.abc.html#collections.abc.Callable",
+        "collections.abc.Iterator": "collections.abc.html#collections.abc.Iterator",
         "collections.abc.Mapping": "collections.abc.html#collections.abc.Mapping",
         "collections.abc.Sequence": "collections.abc.html#collections.abc.Sequence",
         "os.PathLike": "os.html#os.PathLike",
@@ -24,10 +25,12 @@ PROJECTS = {
     "pandas": ("https://pandas.pydata.org/docs", "reference/api/", {
         "pandas.core.frame.DataFrame": "pandas.DataFrame.html#pandas.DataFrame",
         "pd.DataFrame": "pandas.DataFrame.html#pandas.DataFrame",
+        "pd.Series": "pandas.Series.html#pandas.Series",
     }),
     "torch": ("https://docs.pytorch.org/docs/stable", "", {
         "torch.Tensor": "tensors.html#torch.Tensor",
         "torch.Tensor.to": "generated/torch.Tensor.to.html#torch.Tensor.to",
+        "torch.device": "tensor_attributes.html#torch.device",
         "torch.utils.data.DataLoader": "data.html#torch.utils.data.DataLoader",
     }),
 }  # fmt: skip

@@ -720,7 +720,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
     # ------------------------------------------------------------------ labels and obs
 
     def class_counts(self, column: str) -> pd.Series[int]:
-        """Count the cells of each label; a cell that :meth:`resample` repeats or leaves out counts once.
+        """Count the cells of each label; a cell that ``resample`` repeats or leaves out counts once.
 
         Parameters
         ----------
