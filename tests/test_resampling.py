@@ -294,6 +294,7 @@ def test_weights_apply_within_labels(store):
     record = dataset.provenance()["resampling"]
     assert json.loads(json.dumps(record)) == record
     assert record["weights"] == "weight"
+    assert "resampled to 300 cells per epoch" in str(dataset)
 
 
 BAD = [

@@ -389,7 +389,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
         )
 
     def _table(self) -> dict[str, str]:
-        return summarize(self._engine.selection, self._engine.settings)
+        return summarize(self._engine.selection, self._engine.settings, self._engine.resampling)
 
     # ------------------------------------------------------------------ parts of it
 

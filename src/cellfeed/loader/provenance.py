@@ -43,15 +43,16 @@ def make_record(
     }
 
 
-def summarize(selection: Selection, settings: Settings) -> dict[str, str]:
+def summarize(selection: Selection, settings: Settings, resampling: Resampling | None = None) -> dict[str, str]:
     """Describe a dataset by short texts, for printing."""
     layout = "sparse" if settings.return_sparse_X else "dense"
+    resampled = "" if resampling is None else f", resampled to {resampling.n_obs:,} cells per epoch"
     return {
         "cells x genes": f"{selection.n_obs:,} x {selection.n_vars:,}",
         "X": f"{selection.measurement_name}/{selection.X_name}, {layout}, {settings.X_dtype}",
         "obs": ", ".join(selection.codes) or "no columns",
         **({"content": str(selection.content)} if selection.content else {}),
-        "minibatches": f"{settings.batch_size:,} cells each",
+        "minibatches": f"{settings.batch_size:,} cells each{resampled}",
         "order": f"shuffled, seed={settings.seed}" if settings.shuffle else "ascending joinids",
         "transform": name_of(settings.transform) or "none",
     }
