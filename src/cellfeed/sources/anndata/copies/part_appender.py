@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cellfeed._checks import warn_user
+from cellfeed._joinids import IntArray
 from cellfeed.errors import ReadError
 from cellfeed.rows.cell_rows import CellRows
 from cellfeed.select.selection import Selection
@@ -37,17 +38,18 @@ class PartAppender:
         """Append the rows of cells that the copy lacks."""
         if not self._copy.is_writable:
             return
-        if not self._lacks(rows).any():
+        if not len(self._lacking(rows)):
             return
         with self._failing():
             writer = self._open()  # the rows of a part that is continued are not lacking any more
-            missing = rows.take(np.flatnonzero(self._lacks(rows)))
+            missing = rows.take(self._lacking(rows))
             self._done[missing.positions] = True
             writer.append(replace(missing, positions=self._selection.joinid_column[missing.positions]))
 
-    def _lacks(self, rows: CellRows) -> npt.NDArray[np.bool_]:
-        """Return which of the rows are those of cells that the copy lacks."""
-        return rows.is_real & ~self._done[rows.positions]
+    def _lacking(self, rows: CellRows) -> IntArray:
+        """Return the indices of rows of cells that the copy lacks, ascending: of several copies of a cell, the first."""
+        lacking = np.flatnonzero(rows.is_real & ~self._done[rows.positions])
+        return lacking[np.sort(np.unique(rows.positions[lacking], return_index=True)[1])]
 
     def _open(self) -> PartWriter:
         """Return the writer; the rows of a part that is continued are done."""
