@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 
+import anndata
 import numpy as np
 import pytest
 import torch
@@ -267,6 +268,15 @@ def test_a_local_copy_is_written_and_read(store, tmp_path):
     assert dataset.stats().n_obs_from_copy == n_copied + 200
 
 
+def test_a_local_copy_has_a_cell_once_that_a_minibatch_repeats(store, tmp_path):
+    parameters = {"local_copy": tmp_path / "copy", "soma_chunk_size": 2, "shuffle_chunk_count": 1}
+    dataset = make(store, **parameters).resample(weights="weight", n_obs=900)
+    minibatches = joinids_of(dataset)
+    assert any(len(set(minibatch)) < len(minibatch) for minibatch in minibatches)
+    written = [anndata.read_zarr(part).obs["soma_joinid"] for part in (tmp_path / "copy").glob("dataset_*")]
+    assert sorted(np.concatenate(written)) == sorted({joinid for minibatch in minibatches for joinid in minibatch})
+
+
 def test_the_plan_predicts_shares_and_distinct_cells(store):
     plan = make(store).resample(balance="cell_type", temperature=0.5).plan("cell_type")
     roots = np.sqrt([300, 80, 20])
@@ -359,6 +369,13 @@ def test_parts_are_made_before_they_are_resampled(store):
     assert set(np.concatenate(joinids_of(balanced))) <= set(train.obs_joinids)
     with pytest.raises(PlanError, match=r"call random_split\(\) first"):
         balanced.random_split([0.5, 0.5])
+    for divide in (
+        lambda: balanced.folds(2),
+        lambda: balanced.leave_one_out("cell_type"),
+        lambda: balanced.split_by("one"),
+    ):
+        with pytest.raises(PlanError, match="of a resampled dataset"):
+            divide()
     with pytest.raises(PlanError, match="call resample"):
         balanced.resample(n_obs=10)
     with pytest.raises(PlanError, match="shuffle=False"):

@@ -19,6 +19,7 @@ from cellfeed.select.vocabulary import Vocabulary, plain_values
 
 def split_by(engine: Engine, column: str, parts: Mapping[Any, Sequence[Any] | None] | None) -> dict[Any, Engine]:
     """Return an engine per part; see :meth:`cellfeed.ExperimentDataset.split_by`."""
+    engine.refuse_resampled("split_by")
     labels, codes = _labels(engine, column)
     if parts is None:
         if None in labels:
@@ -44,6 +45,7 @@ def folds(
     engine: Engine, k: int, seed: int, *, stratify: str | None, group: str | None
 ) -> Iterator[tuple[Engine, Engine]]:
     """Return the training and the test part of each fold; see :meth:`cellfeed.ExperimentDataset.folds`."""
+    engine.refuse_resampled("folds")
     tests = fold_cells(
         engine.selection.n_obs,
         k,
@@ -57,6 +59,7 @@ def folds(
 
 def leave_one_out(engine: Engine, group: str) -> Iterator[tuple[Any, Engine, Engine]]:
     """Return each group with the parts without it and of it; see :meth:`cellfeed.ExperimentDataset.leave_one_out`."""
+    engine.refuse_resampled("leave_one_out")
     labels, codes = _labels(engine, group)
     if len(labels) < 2:
         raise PlanError(f"group={group!r} has {len(labels)} distinct value, so that no cells are left for training")

@@ -47,7 +47,7 @@ class PartAppender:
             writer.append(replace(missing, positions=self._selection.joinid_column[missing.positions]))
 
     def _lacking(self, rows: CellRows) -> IntArray:
-        """Return the indices of rows of cells that the copy lacks, ascending: of several copies of a cell, the first."""
+        """Return the indices of rows of cells that the copy lacks, ascending: the first of several copies of a cell."""
         lacking = np.flatnonzero(rows.is_real & ~self._done[rows.positions])
         return lacking[np.sort(np.unique(rows.positions[lacking], return_index=True)[1])]
 
