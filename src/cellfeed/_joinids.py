@@ -7,6 +7,7 @@ half-open range of joinids.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -68,8 +69,7 @@ class JoinIds:
         offsets = joinids - self.base
         within = (joinids >= self.base) & (offsets <= int(self.offsets[-1]))
         own = np.where(within, offsets, 0).astype(self.offsets.dtype)  # NumPy would copy offsets of another type
-        places = np.searchsorted(self.offsets, own)
-        return np.where(within & (self.offsets[places] == own), places, -1)
+        return np.where(within, find_in(self.offsets, own), -1)
 
     def row_block_bounds(self, extent: int) -> IntArray:
         """Return the positions at which a row-block of the array begins.
@@ -101,6 +101,21 @@ class JoinIds:
             # Equal dtypes: NumPy would otherwise copy the joinids to a wider type.
             starts = np.searchsorted(self.offsets, edges.astype(self.offsets.dtype))
         return np.unique(np.concatenate(([0], starts, [n]))).astype(np.int64)
+
+
+def find_in(ascending: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> IntArray:
+    """Return the index of each wanted number among ascending ones, -1 if it is absent.
+
+    Examples
+    --------
+    >>> find_in(np.array([3, 5, 9]), np.array([9, 4, 3, 10])).tolist()
+    [2, -1, 0, -1]
+    """
+    if len(ascending) == 0:
+        return np.full(len(wanted), -1)
+    places = np.searchsorted(ascending, wanted)
+    places[places == len(ascending)] = 0
+    return np.where(ascending[places] == wanted, places, -1)
 
 
 def in_order(joinids: IntArray) -> tuple[IntArray, IntArray]:

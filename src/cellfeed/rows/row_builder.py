@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cellfeed._joinids import IntArray, runs_of
+from cellfeed._joinids import IntArray, find_in, runs_of
 from cellfeed.errors import ReadError
 from cellfeed.rows.cell_rows import ValueWidth
 from cellfeed.rows.row_allocator import RowAllocator, RowPointers
@@ -129,9 +129,7 @@ class GeneTable:
         """Return columns of the array as columns of the table, -1 for a column that is not selected."""
         if self.joinids is None:
             return dim1
-        place = np.searchsorted(self.joinids, dim1)
-        place[place == len(self.joinids)] = 0
-        return np.where(self.joinids[place] == dim1, place, -1)
+        return find_in(self.joinids, dim1)
 
 
 class RowBuilder:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from cellfeed._checks import raising
+from cellfeed._joinids import find_in
 from cellfeed.errors import EncodeError
 from cellfeed.select.encoders import ClassEncoder, one_of
 from cellfeed.select.vocabulary import Vocabulary, code_dtype
@@ -144,10 +145,7 @@ class BatchEncoder(ClassEncoder):
         """Return one code per row; ``handle_unknown`` decides on combinations without a class."""
         n_classes = len(self.classes_)
         keys = self._combine(obs)
-        codes = np.searchsorted(self._keys, keys)
-        codes[codes == n_classes] = 0
-        known = self._keys[codes] == keys if n_classes else np.zeros(len(codes), bool)
-        codes = np.where(known, codes, -1).astype(code_dtype(n_classes))
+        codes = find_in(self._keys, keys).astype(code_dtype(n_classes))
         return self._replace_unknown(
             codes,
             lambda rows: list(dict.fromkeys(zip(*(obs[column].iloc[rows] for column in self._columns), strict=True))),

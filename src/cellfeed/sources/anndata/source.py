@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from cellfeed._geometry import ArrayGeometry
-from cellfeed._joinids import JOINID, IntArray
+from cellfeed._joinids import JOINID, IntArray, find_in
 from cellfeed.plan.planner import Resources
 from cellfeed.rows.row_builder import GenePlaces, GeneTable
 from cellfeed.select.selection import Selection
@@ -125,10 +125,8 @@ def _gene_table(var_joinids: IntArray, n_columns: int, columns: IntArray | None)
     """Return the place of each column of a matrix among the selected genes."""
     if columns is None:
         return GeneTable.from_joinids(var_joinids, n_columns)
-    place = np.searchsorted(var_joinids, columns)
-    found = (place < len(var_joinids)) & (columns >= 0)
-    found[found] = var_joinids[place[found]] == columns[found]
-    table = np.where(found, place, 0xFFFFFFFF).astype(np.uint32)
+    place = find_in(var_joinids, columns)
+    table = np.where(place < 0, 0xFFFFFFFF, place).astype(np.uint32)
     return GeneTable(len(var_joinids), n_columns, GenePlaces(table, 0))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cellfeed._checks import suggest
-from cellfeed._joinids import IntArray, merge_runs, runs_of
+from cellfeed._joinids import IntArray, find_in, merge_runs, runs_of
 from cellfeed.errors import SelectionError
 from cellfeed.select.content import Content
 from cellfeed.select.embeddings import EmbeddingShape, Rows, read_dense, read_embeddings
@@ -86,8 +86,8 @@ def _read_sparse(address: ArrayAddress, joinids: IntArray, n_dims: int) -> Rows:
 
     def take(page: Any) -> None:
         rows, columns, values = (page.column(name).to_numpy() for name in tiledb_private.COLUMNS)
-        places = np.minimum(np.searchsorted(joinids, rows), len(joinids) - 1)
-        wanted = joinids[places] == rows
+        places = find_in(joinids, rows)
+        wanted = places >= 0
         out[places[wanted], columns[wanted]] = values[wanted]
         is_stored[places[wanted]] = True
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cellfeed._joinids import JOINID, IntArray
+from cellfeed._joinids import JOINID, IntArray, find_in
 from cellfeed.errors import SelectionError
 from cellfeed.select.obs_frame import FrameBuilder
 from cellfeed.sources.redact import reraise_as
@@ -67,8 +67,8 @@ def _read_columns(address: ArrayAddress, wanted: IntArray, what: str, choose: Co
             return opened.read((_rows_to_read(wanted),) if indexed else (), column_names=column_names)
 
         joinids, frame = read_frame(read, columns, what, address.secrets)
-    rows = np.minimum(np.searchsorted(joinids, wanted), len(joinids) - 1)
-    if not bool(np.all(joinids[rows] == wanted)):
+    rows = find_in(joinids, wanted)
+    if (rows < 0).any():
         raise SelectionError(f"{str(address)!r} has lost rows since they were selected")
     return frame.iloc[rows].reset_index(drop=True)
 
