@@ -112,7 +112,12 @@ class Engine:
     # ------------------------------------------------------------------ other engines
 
     def derive(
-        self, *, selection: Selection | None = None, with_joinids: bool | None = None, **parameters: Any
+        self,
+        *,
+        selection: Selection | None = None,
+        with_joinids: bool | None = None,
+        resampling: Resampling | None = None,
+        **parameters: Any,
     ) -> Engine:
         """Return an engine of another selection or with other parameters; its epochs and counters start at 0.
 
@@ -124,17 +129,7 @@ class Engine:
             settings,
             with_joinids=self.with_joinids if with_joinids is None else with_joinids,
             local_copy=self.media.local_copy,
-            resampling=self.resampling if settings.shuffle else None,
-        )
-
-    def resample(self, resampling: Resampling) -> Engine:
-        """Return an engine whose cells come as often as planned."""
-        return Engine(
-            self.selection,
-            self.settings,
-            with_joinids=self.with_joinids,
-            local_copy=self.media.local_copy,
-            resampling=resampling,
+            resampling=(resampling or self.resampling) if settings.shuffle else None,
         )
 
     def split(
@@ -178,8 +173,7 @@ class Engine:
     @property
     def X_dtype(self) -> str:
         """Name of the type of X before ``transform``."""
-        dtype = self.settings.X_dtype
-        return self.selection.geometry.dtype if dtype == "stored" else dtype
+        return self.settings.type_of_X(self.selection.geometry.dtype)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -209,10 +203,7 @@ class Engine:
         world = World(*find_ranks(self.settings.rank, self.settings.world_size))
         medium = self.epochs.next_medium(world.rank, world.world_size)
         in_order = None if labels is None else medium.in_order(labels[0])
-        plan = medium.planner.report(self.epochs.next, world, label, in_order)
-        plan = replace(plan, label_shares=shares)
-        if self.resampling is not None:
-            plan = replace(plan, effective_n_obs=self.resampling.effective_n_obs)
+        plan = replace(medium.planner.report(self.epochs.next, world, label, in_order), label_shares=shares)
         if self.media.local_copy is None:
             return plan
         n_copied = self.media.local_copy.count(self.selection)

@@ -259,7 +259,7 @@ class Pipeline:
     def assembler(self) -> MatrixAssembler:
         """Return what makes tensors of rows; the caller closes it."""
         selection, settings = self.selection, self.settings
-        dtype = selection.geometry.dtype if settings.X_dtype == "stored" else settings.X_dtype
+        dtype = settings.type_of_X(selection.geometry.dtype)
         # The kernels that copy values to a minibatch can scale them, but in float32 only.
         scaling, transform = split_scaling(settings.transform) if dtype == "float32" else (None, settings.transform)
         make = partial(Assembler, buffers=self.buffers) if self.feed is None else self.feed.assembler

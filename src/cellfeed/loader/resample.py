@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from cellfeed.select.labels import read_obs_column
 
 MAX_BUDGET = 1 << 50
 
+Codes = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
@@ -34,13 +36,14 @@ def resample(
     engine.refuse_resampled("resample")
     columns = [balance] if isinstance(balance, str) else list(balance or ())
     _check(engine, columns, weights, max_per_label, temperature, n_obs)
-    labels = _joint_labels(engine, columns) if columns else None
+    labels_of = cache(engine.labels)  # a column may balance and cap
+    labels = _joint_labels(labels_of, engine.selection.n_obs, columns) if columns else None
     cap_column, cap = next(iter((max_per_label or {}).items()), (None, None))
     n_wanted = float(n_obs or engine.selection.n_obs)
     expected = expected_copies(_weights(engine, weights), labels, temperature, n_wanted)
     strata = np.zeros(len(expected), np.int64) if labels is None else labels
     if cap_column is not None and cap is not None:
-        limited = engine.labels(cap_column)
+        limited = labels_of(cap_column)
         expected = capped(expected, limited, cap, n_obs)
         strata = limited * (int(strata.max()) + 1) + strata
     n_drawn = n_obs or max(1, round(float(expected.sum())))
@@ -51,7 +54,8 @@ def resample(
         "temperature": float(temperature),
         "n_obs": n_drawn,
     }
-    resampled = engine.resample(Resampling(expected * (n_drawn / expected.sum()), strata, n_drawn, record))
+    resampling = Resampling(expected * (n_drawn / expected.sum()), strata, n_drawn, record)
+    resampled = engine.derive(resampling=resampling)
     _check_copies(resampled, columns, temperature)
     return resampled
 
@@ -79,11 +83,11 @@ def _check(engine: Engine, columns: list[str], weights: Any, max_per_label: Any,
             raise PlanError(f"max_per_label={{{column!r}: {cap!r}}} must be an integer of at least 1: cells per label")
 
 
-def _joint_labels(engine: Engine, columns: Sequence[str]) -> npt.NDArray[np.int64]:
+def _joint_labels(labels_of: Callable[[str], Codes], n_obs: int, columns: Sequence[str]) -> Codes:
     """Return the labels of one or several columns together, as codes: int64, shape (n_obs,)."""
-    joint = np.zeros(engine.selection.n_obs, np.int64)
+    joint = np.zeros(n_obs, np.int64)
     for column in columns:
-        codes = engine.labels(column)
+        codes = labels_of(column)
         joint = np.unique(joint * (int(codes.max(initial=0)) + 1) + codes, return_inverse=True)[1]
     if joint.max(initial=0) == 0:
         raise PlanError(f"balance={_shown(columns)}: all cells have the same label, so there is nothing to balance")

@@ -14,8 +14,7 @@ import numpy.typing as npt
 
 from cellfeed._joinids import IntArray, expand
 from cellfeed.plan.cells import Chunks
-
-GOLDEN_RATIO = 0.6180339887498949
+from cellfeed.plan.resampling import GOLDEN_RATIO
 
 
 def chunks_of_copies(copies: IntArray, bounds: IntArray) -> Chunks:
@@ -102,5 +101,5 @@ def deal(
     turn = np.empty(n, np.int64)  # of each place: its number among those of the hand
     turn[by_hand] = np.arange(n) - np.repeat(starts, np.diff(np.append(starts, n)))
     places = np.empty(n, np.int64)
-    places[np.lexsort((of_cell, rank_of_copy))] = np.lexsort((hands * GOLDEN_RATIO % 1, turn, rank_of_place))
+    places[np.lexsort((of_cell, rank_of_copy))] = np.lexsort((hands * (GOLDEN_RATIO / 2**64) % 1, turn, rank_of_place))
     return places

@@ -92,11 +92,11 @@ class Planner:
         self._X = Matrix(cells, settings, exact=exact)
         self._matrices = [self._X, *(Matrix.further(matrix, cells, settings) for matrix in cells.further)]
         self.resampling = resampling
-        self._chunks_of: dict[int, Chunks] = {}  # by epoch
+        self._divided: dict[int, tuple[Chunks, npt.NDArray[np.float64]]] = {}  # chunks and their nnz, by epoch
         self._shuffle_plans: dict[int, ShufflePlan] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_chunks_of": {}}
+        return {**self.__dict__, "_divided": {}}
 
     # ------------------------------------------------------------------ chunks
 
@@ -124,16 +124,17 @@ class Planner:
     @property
     def _typical(self) -> Chunks:
         """The chunks of epoch 0; other epochs have similar ones."""
-        return self._chunks(0)
+        return self._chunks(0)[0]
 
-    def _chunks(self, epoch: int) -> Chunks:
-        """Return the chunks of an epoch."""
+    def _chunks(self, epoch: int) -> tuple[Chunks, npt.NDArray[np.float64]]:
+        """Return the chunks of an epoch, and the nnz of each; those of epoch 0 and of the latest other are kept."""
         if self.resampling is None:
             epoch = 0  # all epochs have the same
-        if epoch not in self._chunks_of:
-            self._chunks_of = {number: self._chunks_of[number] for number in self._chunks_of if number == 0}
-            self._chunks_of[epoch] = self._divide(self._cell_bounds, epoch)
-        return self._chunks_of[epoch]
+        if epoch not in self._divided:
+            chunks = self._divide(self._cell_bounds, epoch)
+            kept = {number: found for number, found in self._divided.items() if number == 0}
+            self._divided = {**kept, epoch: (chunks, self._X.chunk_nnz(chunks))}
+        return self._divided[epoch]
 
     def _divide(self, bounds: IntArray, epoch: int) -> Chunks:
         """Return the chunks of an epoch, from the bounds of the cells that are read together."""
@@ -151,10 +152,6 @@ class Planner:
     def mixing_of_row_blocks(self) -> float:
         """The highest mixing of whole row-blocks, each of which is decoded once; 0 if none fits in the budget."""
         return self._candidate(self._cells.geometry.row_extent).mixing(self._settings.batch_size)
-
-    @cached_property
-    def _chunk_nnz(self) -> npt.NDArray[np.float64]:
-        return self._X.chunk_nnz(self._typical)
 
     # ------------------------------------------------------------------ memory
 
@@ -257,7 +254,8 @@ class Planner:
 
     def _chunks_with(self, nnz: float) -> int:
         """Return the mean number of chunks that have ``nnz`` together; at least 1."""
-        mean = float(self._chunk_nnz.mean()) if len(self._chunk_nnz) else 0.0
+        chunk_nnz = self._chunks(0)[1]
+        mean = float(chunk_nnz.mean()) if len(chunk_nnz) else 0.0
         return max(1, int(nnz / max(mean, 1.0)))
 
     def _too_small(self, process: ProcessBudget, num_workers: int) -> str:
@@ -276,7 +274,7 @@ class Planner:
 
     def epoch_order(self, epoch: int, shuffle_plan: ShufflePlan | None = None) -> EpochOrder:
         """Return the order of an epoch, mixed by ``shuffle_plan`` or else as by a single process."""
-        settings, chunks = self._settings, self._chunks(epoch)
+        settings, (chunks, chunk_nnz) = self._settings, self._chunks(epoch)
         return EpochOrder(
             bounds=chunks.bounds,
             seed=settings.seed,
@@ -286,10 +284,11 @@ class Planner:
             shuffle_plan=shuffle_plan or self.shuffle_plan(),
             drop_last=settings.drop_last,
             rank_remainder=settings.rank_remainder,
-            chunk_nnz=None if self._cells.nnz is None else self._X.chunk_nnz(chunks),
+            chunk_nnz=None if self._cells.nnz is None else chunk_nnz,
             cells=chunks.cells,
         )
 
     def report(self, epoch: int, world: World, label: str | None, codes: npt.NDArray[np.integer] | None) -> Plan:
         """Return the figures of an epoch, and how well it mixes the label of each cell: the worst case if ``None``."""
-        return summarize(self.epoch_order(epoch), world, self._cells, self.budget(), label, codes)
+        plan = summarize(self.epoch_order(epoch), world, self._cells, self.budget(), label, codes)
+        return plan if self.resampling is None else replace(plan, effective_n_obs=self.resampling.effective_n_obs)

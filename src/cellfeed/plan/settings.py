@@ -118,6 +118,10 @@ class Settings:
                     f"mixing={self.mixing!r} chooses how cells are shuffled, and so does {name}={value!r}: give one"
                 )
 
+    def type_of_X(self, stored: str) -> str:
+        """Return the name of the type in minibatches of values that the store has in the type ``stored``."""
+        return stored if self.X_dtype == "stored" else self.X_dtype
+
     @classmethod
     def from_mapping(cls, parameters: Mapping[str, Any]) -> Self:
         """Make settings of the entries that have the name of a parameter; others are ignored."""
