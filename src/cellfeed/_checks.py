@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Integral
 from typing import Any, TypeGuard, TypeVar
@@ -93,6 +94,11 @@ def missing_from(names: Sequence[T], others: Sequence[T]) -> list[T]:
     """Return the names that ``others`` lacks, in order."""
     known = set(others)
     return [name for name in names if name not in known]
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    """Return the names that occur more than once, each once, sorted."""
+    return sorted(name for name, n in Counter(names).items() if n > 1)
 
 
 def ordered(argument: str, values: Any, error: type[CellfeedError] = SelectionError) -> list[Any]:

@@ -5,22 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy.typing as npt
-
 from cellfeed._checks import ordered
 from cellfeed._joinids import IntArray
 from cellfeed.errors import PlanError
 from cellfeed.loader.engine import Engine
 from cellfeed.plan.folds import all_but, cells_of_labels, fold_cells, parts_of_labels
 from cellfeed.plan.permutation import check_seed
-from cellfeed.select.labels import read_obs_column
-from cellfeed.select.vocabulary import Vocabulary, plain_values
+from cellfeed.select.labels import read_labels
+from cellfeed.select.vocabulary import plain_values
 
 
 def split_by(engine: Engine, column: str, parts: Mapping[Any, Sequence[Any] | None] | None) -> dict[Any, Engine]:
     """Return an engine per part; see :meth:`cellfeed.ExperimentDataset.split_by`."""
     engine.refuse_resampled("split_by")
-    labels, codes = _labels(engine, column)
+    vocabulary, codes = read_labels(engine.selection, column)
+    labels = vocabulary.values.tolist()
     if parts is None:
         if None in labels:
             raise PlanError(
@@ -60,7 +59,8 @@ def folds(
 def leave_one_out(engine: Engine, group: str) -> Iterator[tuple[Any, Engine, Engine]]:
     """Return each group with the parts without it and of it; see :meth:`cellfeed.ExperimentDataset.leave_one_out`."""
     engine.refuse_resampled("leave_one_out")
-    labels, codes = _labels(engine, group)
+    vocabulary, codes = read_labels(engine.selection, group)
+    labels = vocabulary.values.tolist()
     if len(labels) < 2:
         raise PlanError(f"group={group!r} has {len(labels)} distinct value, so that no cells are left for training")
     tests = cells_of_labels(codes, len(labels))
@@ -68,13 +68,6 @@ def leave_one_out(engine: Engine, group: str) -> Iterator[tuple[Any, Engine, Eng
         (label, *_train_and_test(engine, test, {"leave_one_out": group, "value": label}))
         for label, test in zip(labels, tests, strict=True)
     )
-
-
-def _labels(engine: Engine, column: str) -> tuple[list[Any], npt.NDArray[Any]]:
-    """Return the distinct values of a column of obs, ascending, ``None`` last; and the code of each cell."""
-    values = read_obs_column(engine.selection, column)
-    vocabulary = Vocabulary(values)
-    return vocabulary.values.tolist(), vocabulary.codes(values)
 
 
 def _train_and_test(engine: Engine, test: IntArray, record: Mapping[str, Any]) -> tuple[Engine, Engine]:

@@ -9,9 +9,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from cellfeed.select.encoders import Encoder
-from cellfeed.select.labels import read_obs_column
+from cellfeed.select.labels import read_labels
 from cellfeed.select.selection import Selection
-from cellfeed.select.vocabulary import Vocabulary
 
 
 def count_classes(selection: Selection, column: str) -> pd.Series[int]:
@@ -19,9 +18,8 @@ def count_classes(selection: Selection, column: str) -> pd.Series[int]:
     if column in selection.encoders:
         labels, codes = _classes(selection.encoders[column], selection.codes[column])
     else:
-        values = read_obs_column(selection, column)
-        vocabulary = Vocabulary(values)
-        labels, codes = vocabulary.values, vocabulary.codes(values)
+        vocabulary, codes = read_labels(selection, column)
+        labels = vocabulary.values
     of_classes = codes[(codes >= 0) & (codes < len(labels))]  # other codes stand for cells without a label
     counts = np.bincount(of_classes, minlength=len(labels))
     return pd.Series(counts, index=pd.Index(labels, name=column), name="n_obs")

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cellfeed._checks import abbreviate, check_name, ordered, suggest, warn_user
+from cellfeed._checks import abbreviate, check_name, ordered, repeated, suggest, warn_user
 from cellfeed._joinids import JOINID
 from cellfeed.errors import SelectionError
 
@@ -109,8 +109,8 @@ def _distinct(argument: str, names: Any) -> tuple[str, ...]:
     listed = ordered(argument, names)
     for name in listed:
         check_name(f"{argument}: a name", name)
-    if repeated := sorted({name for name in listed if listed.count(name) > 1}):
-        raise SelectionError(f"{argument}={listed!r} holds {repeated[0]!r} more than once; give each name once")
+    if again := repeated(listed):
+        raise SelectionError(f"{argument}={listed!r} holds {again[0]!r} more than once; give each name once")
     return tuple(listed)
 
 

@@ -14,6 +14,7 @@ from cellfeed._joinids import JOINID, IntArray
 from cellfeed.errors import SelectionError
 from cellfeed.select.encoders import Encoder, LabelEncoder
 from cellfeed.select.selection import Selection
+from cellfeed.select.vocabulary import Vocabulary
 
 
 def warn_of_labels(encoders: Sequence[Encoder | None], obs: pd.DataFrame, *, plain: bool) -> None:
@@ -83,3 +84,10 @@ def read_obs_column(selection: Selection, column: str) -> pd.Series[Any]:
 
     values: pd.Series[Any] = selection.source.read_obs(selection.joinids[:], f"column {column!r}", choose)[column]
     return values
+
+
+def read_labels(selection: Selection, column: str) -> tuple[Vocabulary, npt.NDArray[Any]]:
+    """Read one column of obs, and return its distinct values and the code of each cell: shape (n_obs,)."""
+    values = read_obs_column(selection, column)
+    vocabulary = Vocabulary(values)
+    return vocabulary, vocabulary.codes(values)

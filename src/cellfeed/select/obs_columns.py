@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import pandas as pd
 
-from cellfeed._checks import check_name, ordered, suggest
+from cellfeed._checks import check_name, ordered, repeated, suggest
 from cellfeed._joinids import JOINID
 from cellfeed.errors import EncodeError, SelectionError
 from cellfeed.select.encoders import Encoder, LabelEncoder, NamedEncoder, encode
@@ -86,10 +86,8 @@ def _choose_encoders(obs_column_names: Sequence[str], encoders: Sequence[Encoder
         chosen: list[Encoder | None] = list(encoders)
     else:
         chosen = [None if name == JOINID else LabelEncoder(name) for name in names]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
+    if again := repeated(names):
         raise EncodeError(
-            f"two encoders have the name {repeated[0]!r}; names must differ, as they are the keys of "
-            f"dataset.obs_encoders"
+            f"two encoders have the name {again[0]!r}; names must differ, as they are the keys of dataset.obs_encoders"
         )
     return chosen

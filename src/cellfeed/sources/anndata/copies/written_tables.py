@@ -51,6 +51,8 @@ def obs_of(selection: Selection, records: RowRecords, columns: Sequence[str] | N
 
 def obsm_of(selection: Selection, records: RowRecords) -> dict[str, npt.NDArray[np.float32]]:
     """Return the embeddings of the rows of a copy."""
+    if not selection.obsm:
+        return {}
     positions = _positions(selection.joinid_column[:], records["position"])
     return {name: rows[positions] for name, rows in selection.obsm.items()}
 
