@@ -30,6 +30,7 @@ from typing import Any
 
 from benchmarks.harness.contenders import PACKAGES, Case
 from benchmarks.harness.formats import converted
+from benchmarks.harness.pictures import draw_bars
 from benchmarks.harness.records import append, commit, environment, highest_resident_bytes, processor
 from benchmarks.harness.run import PASSES
 from benchmarks.harness.stores import StoreSpec, write_store
@@ -103,23 +104,12 @@ def medians(records: list[dict[str, Any]], suite: str) -> dict[str, float]:
 
 def draw(records: list[dict[str, Any]], picture: Path) -> None:
     """Draw rates and bytes per nonzero side by side."""
-    import matplotlib.pyplot as plt
-
     sizes = next(record["formats"] for record in records if record["suite"] == "bytes")
     panels = {
         "1,000 cells per second of processor time": {n: r / 1e3 for n, r in medians(records, "sparse").items()},
         "Bytes per nonzero on disk": {name: sizes[kind] for name, kind in SHOWN.items()},
     }
-    figure, axes = plt.subplots(1, 2, figsize=(9, 2), sharey=True, layout="constrained")
-    for ax, (title, values) in zip(axes, panels.items(), strict=True):
-        bars = ax.barh(list(values), list(values.values()), color=["tab:blue", "tab:cyan", "tab:gray"])
-        ax.bar_label(bars, fmt="%.3g", padding=3)
-        ax.set_title(title, fontsize=10, loc="left")
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.margins(x=0.18)
-    axes[0].invert_yaxis()
-    figure.savefig(picture, dpi=160)
-    plt.close(figure)
+    draw_bars(panels, ["tab:blue", "tab:cyan", "tab:gray"], picture, size=(9, 2))
 
 
 FILES = {

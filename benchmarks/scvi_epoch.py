@@ -26,6 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.pictures import draw_bars
 from benchmarks.harness.records import ROOT, append, commit, environment, versions
 
 RESULTS = ROOT / "benchmarks/results/scvi_epoch.jsonl"
@@ -225,24 +226,13 @@ def summary(records: list[dict[str, Any]]) -> str:
 
 def draw(records: list[dict[str, Any]], picture: Path) -> None:
     """Draw time, memory and waiting side by side."""
-    import matplotlib.pyplot as plt
-
     found = medians(records)
     panels = {
         "One epoch (s)": {name: of["epoch_s"] for name, of in found.items()},
         "Peak memory (GB)": {name: of["peak_bytes"] / 1e9 for name, of in found.items()},
         "Training waited for data (%)": {name: 100 * of["waited"] for name, of in found.items()},
     }
-    figure, axes = plt.subplots(1, 3, figsize=(11, 2.6), sharey=True, layout="constrained")
-    for ax, (title, values) in zip(axes, panels.items(), strict=True):
-        bars = ax.barh(list(values), list(values.values()), color=[COLOURS[name] for name in values])
-        ax.bar_label(bars, fmt="%.3g", padding=3)
-        ax.set_title(title, fontsize=10, loc="left")
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.margins(x=0.18)
-    axes[0].invert_yaxis()
-    figure.savefig(picture, dpi=160)
-    plt.close(figure)
+    draw_bars(panels, [COLOURS[name] for name in found], picture, size=(11, 2.6))
 
 
 def main() -> None:
