@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cellfeed import ExperimentDataset, ReadError, experiment_dataloader
-from tests.support.processes import DROPPED_FILE, python, torchrun
+from tests.support.processes import python, torchrun
 
 
 @pytest.mark.parametrize(("n_ranks", "rank_remainder"), [(3, "drop"), (2, "pad")])
@@ -82,7 +82,6 @@ def doomed(make_store):
     return loader, iterator, loader._workers.monitor._pids.tolist()
 
 
-@pytest.mark.filterwarnings(DROPPED_FILE)
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_worker_that_dies_or_hangs(doomed, sent):
     """The error says what the workers were reading. No worker remains, and the next epoch starts new ones."""
@@ -96,6 +95,34 @@ def test_a_worker_that_dies_or_hangs(doomed, sent):
         time.sleep(0.05)
     if sent == signal.SIGKILL:
         assert sum(len(X) for X, _ in loader) == 3000
+
+
+def test_a_worker_that_dies_during_a_step_disturbs_it_not(doomed):
+    """Whatever the main thread does then runs to its end; the loader raises the error when it is asked next."""
+    _, iterator, pids = doomed
+    os.kill(pids[0], signal.SIGKILL)
+    ended = time.monotonic() + 30
+    while alive(pids[0]) and time.monotonic() < ended:
+        time.sleep(0.01)
+    assert sum(range(1_000_000)) == 499_999_500_000
+    with pytest.raises(ReadError, match="a worker was lost"):
+        for _ in iterator:
+            pass
+
+
+def test_an_error_in_a_worker_ends_all_workers_at_once(make_store):
+    """No worker remains, though the error, and with it the loader, is held."""
+    dataset = ExperimentDataset(make_store(3000), batch_size=4, seed=0, transform=fails)
+    loader = experiment_dataloader(dataset, num_workers=2, persistent_workers=True)
+    with pytest.raises(ZeroDivisionError) as held:
+        next(iter(loader))
+    assert loader._workers.processes
+    assert not any(process.is_alive() for process in loader._workers.processes)
+    assert held.value.__traceback__
+
+
+def fails(X):
+    raise ZeroDivisionError
 
 
 def alive(pid):

@@ -15,7 +15,7 @@ import pytest
 from cellfeed import ExperimentDataset, LabelEncoder, PlanError, ReadError, experiment_dataloader
 from cellfeed.loader.workers import WorkerGroup, sending
 from cellfeed.transforms import Compose, Log1p
-from tests.support.processes import DROPPED_FILE, ENVIRONMENT, ROOT
+from tests.support.processes import ENVIRONMENT, ROOT
 
 
 def make(store, **parameters):
@@ -132,7 +132,6 @@ class Ends:
         return self.made_by
 
 
-@pytest.mark.filterwarnings(DROPPED_FILE)
 @pytest.mark.parametrize(
     ("transform", "timeout", "message"),
     [

@@ -13,11 +13,6 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
 }
 
-# PyTorch's SIGCHLD handler raises an error in whatever the main thread runs when a worker dies. If that is a function
-# that has just opened a file, e.g. one of tempfile, the file is dropped without being closed. No code of cellfeed is
-# involved, so tests in which a worker dies ignore this one warning.
-DROPPED_FILE = r"ignore:[\s\S]*ResourceWarning. unclosed file:pytest.PytestUnraisableExceptionWarning"
-
 
 def python(*arguments, **options):
     return subprocess.Popen([sys.executable, *map(str, arguments)], cwd=ROOT, env=ENVIRONMENT, text=True, **options)

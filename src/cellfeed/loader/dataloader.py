@@ -16,7 +16,7 @@ from cellfeed.loader.dataset import ExperimentDataset
 from cellfeed.loader.device import DeviceMemory, check_device
 from cellfeed.loader.epochs import RankEpoch
 from cellfeed.loader.frameworks import EpochSampler, mark_last
-from cellfeed.loader.worker_monitor import Watchdog
+from cellfeed.loader.worker_monitor import Watchdog, leave_signals
 from cellfeed.loader.workers import WorkerGroup, check_sendable, sending
 from cellfeed.plan.epoch import MAX_WORKERS
 from cellfeed.rows.minibatch import AnyMinibatch
@@ -114,6 +114,7 @@ class ExperimentDataLoader(DataLoader[AnyMinibatch]):
         workers.assign(this)
         with sending(self.dataset, workers):
             minibatches = self._torch_iterator()
+        leave_signals(minibatches)
         workers.processes = minibatches._workers  # type: ignore[attr-defined]
         # With a timeout PyTorch would not check that workers are alive; without one it checks every 5 s.
         minibatches._timeout = 0  # type: ignore[attr-defined]
@@ -132,19 +133,19 @@ class ExperimentDataLoader(DataLoader[AnyMinibatch]):
 
     @contextlib.contextmanager
     def _guarded(self, minibatches: Any, workers: WorkerGroup) -> Iterator[Watchdog]:
-        """If a worker dies or hangs in the body, end all workers, and raise an error with the cells being read."""
+        """If the body fails, end all workers; if a worker died or hung, raise an error with the cells being read."""
         watchdog = Watchdog(self.timeout, workers.end)
         try:
             with watchdog:
                 yield watchdog
-        except (RuntimeError, OSError, EOFError) as cause:
-            if not (watchdog.timed_out or _is_lost_worker(cause)):
-                raise
+        except Exception as cause:
             reading = workers.monitor.describe()
             with contextlib.suppress(Exception):  # PyTorch reports each worker that it finds dead
                 minibatches._shutdown_workers()
             workers.end()  # a stopped worker would delay the end of this process
             self._iterator = None  # the next epoch starts new workers
+            if not (watchdog.timed_out or _is_lost_worker(cause)):
+                raise
             what = f"no minibatch came for {self.timeout:g} s" if watchdog.timed_out else f"a worker was lost ({cause})"
             advice = NOT_BEGUN if workers.monitor.nothing_begun and not watchdog.timed_out else ""
             raise ReadError(f"{what}: {reading}, of {str(self._engine.selection.source)!r}{advice}") from cause
@@ -170,11 +171,11 @@ class ExperimentDataLoader(DataLoader[AnyMinibatch]):
         self._engine.epochs.restore(state)
 
 
-def _is_lost_worker(error: BaseException) -> bool:
+def _is_lost_worker(error: Exception) -> bool:
     """Whether PyTorch reports a lost worker or a tensor that it could not receive, not an error of a worker itself."""
     if isinstance(error, RuntimeError):
         return str(error).startswith("DataLoader") and not isinstance(error, CellfeedError)
-    return not str(error).startswith("Caught ")
+    return isinstance(error, (OSError, EOFError)) and not str(error).startswith("Caught ")
 
 
 def experiment_dataloader(

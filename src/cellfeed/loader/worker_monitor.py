@@ -9,8 +9,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
+from torch.utils.data._utils import signal_handling
 
 from cellfeed._joinids import IntArray
 from cellfeed.rows.row_allocator import Reader, RowAllocator, RowPointers
@@ -65,6 +67,16 @@ class WorkerMonitor:
             if pid and pid != os.getpid():
                 with contextlib.suppress(OSError):  # the process has ended
                     os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
+def leave_signals(minibatches: Any) -> None:
+    """Take the workers of an iterator of PyTorch out of PyTorch's handler of SIGCHLD.
+
+    The handler raises an error in whatever the main thread runs when a worker dies, e.g. in a step of training or
+    while an earlier error is handled. Without it PyTorch finds a dead worker where it waits for minibatches, in 5 s.
+    """
+    signal_handling._remove_worker_pids(id(minibatches))  # type: ignore[attr-defined]
+    minibatches._worker_pids_set = False
 
 
 class Watchdog:
