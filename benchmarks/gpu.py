@@ -3,7 +3,9 @@
     python -m benchmarks.gpu stores --out benchmarks/results/gpu.jsonl
     python -m benchmarks.gpu stores --device cpu
 
-The script writes a store like a Census, and a local copy of it, to the folder if they are not there. ``device=`` is
+The script writes a store like a Census, a local copy that has each of its cells several times, and annbatch's own
+collection, to the folder if they are not there. annbatch moves rows to the GPU before it shuffles them
+(``preload_to_gpu``); minibatches of tiledbsoma-ml are moved. Peers that are not installed are left out. ``device=`` is
 ``experiment_dataloader(dataset, device=...)``; ``to`` moves the minibatches of a loader without a device; ``host`` is
 the work of the CPU alone: it makes them on PyTorch's device "meta", which has no values. Rates are those of epochs
 after the first, and the device has finished its work when a clock is read.
@@ -14,22 +16,37 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import tiledbsoma as soma
+import numpy as np
 import torch
 
 from benchmarks.harness.contenders import PACKAGES
+from benchmarks.harness.devices import (
+    Step,
+    make_dataset,
+    minibatches,
+    peers,
+    perceptron,
+    scvi,
+    sleeper,
+    write_stores,
+)
 from benchmarks.harness.records import append, commit, processor, versions
-from benchmarks.harness.stores import StoreSpec, write_store
-from cellfeed import ExperimentDataset, experiment_dataloader
+from benchmarks.harness.stores import StoreSpec
+from cellfeed import ExperimentDataset
 from cellfeed.rows.compact import CompactRows
 from cellfeed.transforms import Compose, Log1p, NormalizeTotal
 
 SPEC = StoreSpec(n_obs=65_536)
 SOME_GENES = 8000
 BATCH_SIZE = 1024
+N_COPIES = 8
+"""Number of times that the local copy has each cell: an epoch of a fast loader must take a second or more."""
+
 SECONDS = 4.0
 """Least time for which a rate is measured."""
 
@@ -85,74 +102,69 @@ def fresh(rows: CompactRows) -> CompactRows:
     return CompactRows(rows.offsets, rows.columns, rows.values)
 
 
-def write_stores(folder: Path, spec: StoreSpec) -> dict[str, str]:
-    """Write the experiment and its copy, unless they are there; return their paths by the kind of source."""
-    uri, copy = folder / f"census_{spec.n_obs}.soma", folder / f"census_{spec.n_obs}.zarr"
-    folder.mkdir(parents=True, exist_ok=True)
-    if not uri.exists():
-        write_store(str(uri), spec)
-    if not copy.exists():
-        ExperimentDataset(str(uri), seed=0).write_copy(copy)
-    return {"copy": str(copy), "SOMA": str(uri)}
-
-
-def make_dataset(path: str, n_genes: int | None, batch_size: int, sparse: bool) -> ExperimentDataset:
-    genes = None if n_genes is None else soma.AxisQuery(coords=(slice(0, n_genes - 1),))
-    return ExperimentDataset(path, var_query=genes, batch_size=batch_size, seed=0, return_sparse_X=sparse)
-
-
-def minibatches(dataset: ExperimentDataset, way: str, device: torch.device) -> Iterator[Any]:
-    """Yield an epoch of minibatches on the device, in one of three ways."""
-    if way == "to":
-        return (minibatch.to(device) for minibatch in experiment_dataloader(dataset))
-    return iter(experiment_dataloader(dataset, device="meta" if way == "host" else device))
+def rate(epoch: Callable[[], Iterator[torch.Tensor]], device: torch.device, seconds: float) -> float:
+    """Return the cells per second of epochs after the first, which compiles and allocates."""
+    cells, elapsed, n_epochs = 0, 0.0, 0
+    while elapsed <= seconds or n_epochs < 2:
+        started = time.perf_counter()
+        n = sum(X.shape[0] for X in epoch())
+        finish(device)
+        if n_epochs:
+            cells, elapsed = cells + n, elapsed + time.perf_counter() - started
+        n_epochs += 1
+    return cells / elapsed
 
 
 def rates(
     sources: dict[str, str], n_genes: int, batch_size: int, device: torch.device, seconds: float
 ) -> Iterator[dict[str, Any]]:
-    """Yield the cells per second of each source, layout and way."""
-    for source, path in sources.items():
-        for sparse in (False, True):
-            for genes in (None, n_genes):
+    """Yield the cells per second of each source, layout and way, and of the peers that are installed."""
+    for sparse in (False, True):
+        layout = "CSR" if sparse else "dense"
+        for genes in (None, n_genes):
+            extent = "all genes" if genes is None else f"{genes:,} genes"
+            for source in ("copy", "SOMA"):
                 for way in ("device=", "to", "host"):
-                    dataset = make_dataset(path, genes, batch_size, sparse)
-                    cells, elapsed = 0, 0.0
-                    for epoch in range(1 << 30):
-                        started = time.perf_counter()
-                        n = sum(len(minibatch.obs) for minibatch in minibatches(dataset, way, device))
-                        finish(device)
-                        if epoch:
-                            cells, elapsed = cells + n, elapsed + time.perf_counter() - started
-                        if elapsed > seconds:
-                            break
-                    layout = f"{'CSR' if sparse else 'dense'}, {'all' if genes is None else f'{genes:,}'} genes"
-                    yield {"part": f"{source}, {layout}, {way}", "cells_per_s": cells / elapsed}
+                    dataset = make_dataset(sources[source], genes, batch_size, sparse)
+                    cells_per_s = rate(partial(minibatches, dataset, way, device), device, seconds)
+                    yield {"part": f"{source}, {layout}, {extent}, {way}", "cells_per_s": cells_per_s}
+        for name, epoch in peers(sources, batch_size, sparse, device):
+            yield {"part": f"{name}, {layout}, all genes", "cells_per_s": rate(epoch, device, seconds)}
 
 
 def waits(path: str, n_genes: int, batch_size: int, device: torch.device) -> Iterator[dict[str, Any]]:
-    """Yield the share of its time that the training of a perceptron waits, and the time of its step."""
+    """Yield the share of its time that a consumer waits: models in training, and a step of 10 ms."""
+    consumers: dict[str, Callable[[int], Step]] = {
+        "perceptron": lambda n_vars: perceptron(n_vars, device),
+        "step of 10 ms": lambda n_vars: sleeper(0.01),
+    }
+    if find_spec("scvi"):
+        consumers["scVI"] = lambda n_vars: scvi(n_vars, device)
     for genes in (None, n_genes):
-        for way in ("device=", "to"):
-            dataset = make_dataset(path, genes, batch_size, sparse=False)
-            model = torch.nn.Sequential(
-                torch.nn.Linear(dataset.shape[1], 1024), torch.nn.ReLU(),
-                torch.nn.Linear(1024, 512), torch.nn.ReLU(), torch.nn.Linear(512, 10),
-            ).to(device)  # fmt: skip
-            optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
-            step_s, n_steps = 0.0, 0
-            for X, _ in minibatches(dataset, way, device):
-                started = time.perf_counter()
-                optimizer.zero_grad()
-                model(X.log1p()).logsumexp(1).mean().backward()
-                optimizer.step()
-                finish(device)
-                step_s, n_steps = step_s + time.perf_counter() - started, n_steps + 1
-            yield {
-                "part": f"perceptron, {dataset.shape[1]:,} genes, {way}",
-                "waits": dataset.stats().waiting_fraction,
-                "s_per_step": step_s / n_steps,
-            }
+        for name, make in consumers.items():
+            for way in ("device=", "to"):
+                dataset = make_dataset(path, genes, batch_size, sparse=False)
+                figures = waiting(dataset, make(dataset.shape[1]), way, device)
+                yield {"part": f"{name}, {dataset.shape[1]:,} genes, {way}", **figures}
+
+
+def waiting(dataset: ExperimentDataset, step: Step, way: str, device: torch.device) -> dict[str, float]:
+    """Return the shares of its time that a consumer waits, and that it works, in an epoch after its first minibatch."""
+    step_s, gaps = 0.0, []
+    left = time.perf_counter()
+    for X in minibatches(dataset, way, device):
+        started = time.perf_counter()
+        gaps.append(started - left)
+        step(X)
+        finish(device)
+        left = time.perf_counter()
+        step_s += left - started
+    waited_s = sum(gaps[1:])
+    return {
+        "waits": waited_s / (waited_s + step_s),
+        "s_per_step": step_s / len(gaps),
+        "tail_s": float(np.quantile(gaps[1:], 0.999)),
+    }
 
 
 UNITS: dict[str, Callable[[float], str]] = {
@@ -161,6 +173,7 @@ UNITS: dict[str, Callable[[float], str]] = {
     "cells_per_s": lambda value: f"{value:8,.0f} cells/s",
     "waits": lambda value: f"{value:8.1%} of the time waited",
     "s_per_step": lambda value: f"{value * 1e3:.1f} ms for each step",
+    "tail_s": lambda value: f"gap of {value * 1e3:.1f} ms at most for 99.9 %",
 }
 
 
@@ -170,12 +183,13 @@ def run(
     out: Path | None = None,
     *,
     spec: StoreSpec = SPEC,
+    n_copies: int = N_COPIES,
     n_genes: int = SOME_GENES,
     batch_size: int = BATCH_SIZE,
     seconds: float = SECONDS,
 ) -> Iterator[str]:
     """Measure all, append one record for the machine, and yield the lines of the table."""
-    sources, parts = write_stores(folder, spec), []
+    sources, parts = write_stores(folder, spec, n_copies), []
     measured = (
         ceilings(device),
         expansions(device, spec, batch_size),
@@ -189,7 +203,7 @@ def run(
             yield f"{part['part']:44} {', '.join(figures)}"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     record = {"device": name, "processor": processor(), "commit": commit(), "versions": versions(PACKAGES)}
-    append(out, {**record, "batch_size": batch_size, "n_obs": spec.n_obs, "parts": parts})
+    append(out, {**record, "batch_size": batch_size, "n_obs": spec.n_obs, "n_copies": n_copies, "parts": parts})
 
 
 def main() -> None:
@@ -198,11 +212,14 @@ def main() -> None:
     parser.add_argument("--device", type=torch.device, default=torch.device("cuda"))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--n-obs", type=int, default=SPEC.n_obs)
+    parser.add_argument("--n-copies", type=int, default=N_COPIES)
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE)
     parser.add_argument("--seconds", type=float, default=SECONDS)
     given = parser.parse_args()
     spec = StoreSpec(n_obs=given.n_obs)
-    options: dict[str, Any] = {"spec": spec, "batch_size": given.batch_size, "seconds": given.seconds}
+    options: dict[str, Any] = {
+        "spec": spec, "n_copies": given.n_copies, "batch_size": given.batch_size, "seconds": given.seconds
+    }  # fmt: skip
     for line in run(given.folder, given.device, given.out, **options):
         print(line, flush=True)
 

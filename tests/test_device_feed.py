@@ -22,6 +22,8 @@ from cellfeed.transforms import Compose, Log1p, NormalizeTotal, SelectGenes
 from tests.support.stores import addressed, assert_canonical, labelled_obs, write_experiment
 
 N_OBS, N_VARS = 96, 30
+CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU"))
+DEVICES = ["cpu", CUDA]
 
 
 def of_all_widths() -> sp.csr_matrix:
@@ -112,6 +114,7 @@ def assert_equal(found, expected, ulps=0):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("device", DEVICES)
 @settings(max_examples=200)
 @given(
     stored=st.sampled_from(["float32", "float32", "int64", "uint8"]),
@@ -119,7 +122,7 @@ def assert_equal(found, expected, ulps=0):
     genes=st.sampled_from([None, None, ["G3", "G1", "G20"]]),
     resampled=st.booleans(),
 )
-def test_values_are_those_of_the_cpu_to_the_bit(stores, stored, parameters, genes, resampled):
+def test_values_are_those_of_the_cpu_to_the_bit(stores, device, stored, parameters, genes, resampled):
     """Except for a fused logarithm: two correct roundings of it may differ by one unit in the last place."""
     if stored != "float32" and parameters["X_dtype"] == "stored":
         parameters["transform"] = None  # not all work on integers
@@ -140,43 +143,47 @@ def test_values_are_those_of_the_cpu_to_the_bit(stores, stored, parameters, gene
         return made
 
     here, there = make(), make()
-    pairs = list(zip(here, experiment_dataloader(there, device="cpu"), strict=True))
+    pairs = list(zip(here, experiment_dataloader(there, device=device), strict=True))
     for expected, found in pairs:  # all of them are held until the end of the epoch
-        assert_equal(found, expected, ulps=1)
+        assert found.X.device.type == device
+        assert_equal(found.to("cpu"), expected, ulps=1)
     assert here.state_dict() == there.state_dict()
     assert here.stats().effective_batch_sizes == there.stats().effective_batch_sizes
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("sparse", [False, True])
-def test_counts_that_are_normalised_only_are_equal_to_the_bit(stores, sparse):
+def test_counts_that_are_normalised_only_are_equal_to_the_bit(stores, sparse, device):
     for transform in (None, NormalizeTotal(1e4)):
         here, there = (
             ExperimentDataset(stores["int64"], batch_size=7, seed=0, return_sparse_X=sparse, transform=transform)
             for _ in range(2)
         )
-        for expected, found in zip(here, experiment_dataloader(there, device=torch.device("cpu")), strict=True):
-            assert_equal(found, expected)
+        for expected, found in zip(here, experiment_dataloader(there, device=torch.device(device)), strict=True):
+            assert_equal(found.to("cpu"), expected)
 
 
-def test_columns_beyond_16_bits(tmp_path):
+@pytest.mark.parametrize("device", DEVICES)
+def test_columns_beyond_16_bits(tmp_path, device):
     X = sp.csr_matrix(([3.0, 0.5, 7.0], ([0, 1, 1], [69_999, 0, 65_536])), shape=(2, 70_000))
     store = write_experiment(tmp_path / "wide", X, column_extent=70_000)
     for sparse in (False, True):
         dataset = ExperimentDataset(store, shuffle=False, return_sparse_X=sparse)
-        (minibatch,) = experiment_dataloader(dataset, device="cpu")
-        assert np.array_equal(minibatch.X.to_dense(), X.toarray())
+        (minibatch,) = experiment_dataloader(dataset, device=device)
+        assert np.array_equal(minibatch.X.to_dense().cpu(), X.toarray())
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("sparse", [False, True])
-def test_a_tensor_that_is_held_never_changes(store, sparse):
+def test_a_tensor_that_is_held_never_changes(store, sparse, device):
     """Rows of the ring are overwritten after three minibatches; tensors of minibatches are not."""
     dataset = ExperimentDataset(store, obs_column_names=["soma_joinid"], batch_size=5, seed=0, return_sparse_X=sparse)
     expected = addressed(100, 30).toarray()
-    loader = experiment_dataloader(dataset, device="cpu")
+    loader = experiment_dataloader(dataset, device=device)
     held = [minibatch for _ in range(2) for minibatch in loader]
     assert len(held) == 40
     for X, obs in held:
-        assert np.array_equal(X.to_dense(), expected[obs[:, 0]])
+        assert np.array_equal(X.to_dense().cpu(), expected[obs[:, 0].cpu()])
 
 
 def test_nothing_waits_for_the_device_or_comes_back_from_it(stores):
@@ -200,10 +207,11 @@ def test_other_loaders_take_a_device(store):
 
 
 @pytest.mark.slow
-def test_minibatches_of_workers_are_moved(store):
+@pytest.mark.parametrize("device", ["meta", CUDA])
+def test_minibatches_of_workers_are_moved(store, device):
     dataset = ExperimentDataset(store, obs_column_names=["soma_joinid"], batch_size=30, seed=0)
-    minibatches = list(experiment_dataloader(dataset, num_workers=1, device="meta"))
-    assert [minibatch.X.device.type for minibatch in minibatches] == ["meta"] * 4
+    minibatches = list(experiment_dataloader(dataset, num_workers=1, device=device))
+    assert [minibatch.X.device.type for minibatch in minibatches] == [device] * 4
 
 
 @pytest.mark.parametrize("n_received", range(6))
@@ -225,15 +233,16 @@ def test_an_epoch_resumes_where_the_loop_stopped(store, n_received):
         assert begun == whole
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("how", ["break", "exception", "transform", "garbage"])
-def test_no_thread_outlives_its_iterator(store, how):
+def test_no_thread_outlives_its_iterator(store, how, device):
     earlier = set(threading.enumerate())
 
     def fails(X):
         raise KeyError(how)
 
     dataset = ExperimentDataset(store, batch_size=2, transform=fails if how == "transform" else None)
-    minibatches = iter(experiment_dataloader(dataset, device="cpu"))
+    minibatches = iter(experiment_dataloader(dataset, device=device))
     if how == "break":
         for _ in minibatches:
             break
@@ -249,12 +258,13 @@ def test_no_thread_outlives_its_iterator(store, how):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("eager", [True, False])
-def test_an_iterator_that_is_left_does_not_hold_up_the_end_of_the_interpreter(store, eager):
+def test_an_iterator_that_is_left_does_not_hold_up_the_end_of_the_interpreter(store, eager, device):
     code = f"""
 import cellfeed
 dataset = cellfeed.ExperimentDataset({store!r}, batch_size=2, use_eager_fetch={eager})
-minibatches = iter(cellfeed.experiment_dataloader(dataset, device="cpu"))
+minibatches = iter(cellfeed.experiment_dataloader(dataset, device={device!r}))
 print(len(next(minibatches).X))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=True)
@@ -322,6 +332,22 @@ def test_a_transform_that_moves_tensors_elsewhere(store, transform, found):
 def test_a_chain_of_datapipes_takes_no_device(store):
     with pytest.raises(PlanError, match="device='cpu' with a chain of datapipes"):
         experiment_dataloader(ExperimentDataPipe(store).map(len), device="cpu")
+
+
+@CUDA.marks[0]
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_gpu_holds_no_more_than_was_said(make_store, sparse):
+    """The loop runs ahead of the device, on a stream of its own, and holds one minibatch."""
+    dataset = ExperimentDataset(make_store(3000), batch_size=256, seed=0, return_sparse_X=sparse)
+    loader = experiment_dataloader(dataset, device="cuda")
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for _ in range(3):
+            for X, _ in loader:
+                X.to_dense().square().sum()
+    rounding = 100 * 512  # bytes: PyTorch allocates multiples of 512
+    assert torch.cuda.max_memory_allocated() - before <= loader.device_memory.device_bytes + 3 * 256 * 30 * 4 + rounding
 
 
 # ---------------------------------------------------------------------- streams

@@ -109,8 +109,8 @@ def test_the_feed_of_a_device(tmp_path):
     out = tmp_path / "gpu.jsonl"
     spec = StoreSpec(n_obs=500, n_vars=60, nnz_per_cell=10, n_expressed=40, n_datasets=3)
     device = torch.device("cpu")
-    lines = list(gpu.run(tmp_path, device, out, spec=spec, n_genes=20, batch_size=100, seconds=0))
-    assert len(lines) == 2 + 3 + 24 + 4
+    lines = list(gpu.run(tmp_path, device, out, spec=spec, n_copies=2, n_genes=20, batch_size=100, seconds=0))
+    assert len(lines) == 2 + 3 + 24 + 12
     parts = {part["part"]: part for part in json.loads(out.read_text())["parts"]}
     assert parts["copy, dense, all genes, device="]["cells_per_s"] > 0
     assert 0 <= parts["perceptron, 60 genes, device="]["waits"] <= 1
