@@ -45,11 +45,15 @@ ANNBATCH = {
 """The adjacent rows that annbatch reads, and the chunks of them that it shuffles at once; fastest settings first."""
 
 
+SOME_GENES = 8000
+"""Genes of a selection: the first ones."""
+
+
 def suites(uri: str, copy: str | None) -> dict[str, list[tuple[str, str, Case]]]:
     """Each suite: (label, contender, case); ratios are taken against the first."""
     base, twice = Case(uri, passes=PASSES), Case(uri, passes=2)
     dense = replace(base, sparse=False)
-    genes = replace(dense, n_genes=8000)
+    genes = replace(dense, n_genes=SOME_GENES)
 
     def cellfeed(case: Case) -> list[tuple[str, str, Case]]:
         copied = [] if copy is None else [("cellfeed, local copy", "cellfeed", replace(case, uri=copy))]
@@ -59,12 +63,30 @@ def suites(uri: str, copy: str | None) -> dict[str, list[tuple[str, str, Case]]]
         return [(label, "annbatch", replace(case, options={"to": "torch", **own})) for label, own in ANNBATCH.items()]
 
     theirs = replace(base, uri=str(converted(uri, "annbatch")))
+    of_these = None if copy is None else replace(dense, uri=str(of_some_genes(copy)))
+    selected = [] if of_these is None else [("cellfeed, local copy of these genes", "cellfeed", of_these)]
     return {
         "sparse": [*cellfeed(base), *annbatch(twice), ("cellstream, random rows", "cellstream", twice)],
         "dense": [*cellfeed(dense), *annbatch(replace(twice, sparse=False))],
-        "genes8000": cellfeed(genes),
+        "genes8000": [*selected, *cellfeed(genes)],
         "collection": [("cellfeed, annbatch's collection", "cellfeed", theirs), *annbatch(twice)],
     }
+
+
+def of_some_genes(copy: str) -> Path:
+    """Return the path of the copy of the first genes, beside the copy of all."""
+    return Path(copy).with_suffix(f".{SOME_GENES}.zarr")
+
+
+def write_copy_of_some_genes(uri: str, copy: str) -> None:
+    """Write the copy of the first genes, unless it is there."""
+    import tiledbsoma as soma
+
+    from cellfeed import ExperimentDataset
+
+    if not of_some_genes(copy).exists():
+        genes = soma.AxisQuery(coords=(slice(0, SOME_GENES - 1),))
+        ExperimentDataset(uri, var_query=genes, seed=0).write_copy(of_some_genes(copy))
 
 
 def bytes_per_nonzero(uri: str, copy: str | None) -> dict[str, float]:
@@ -273,6 +295,8 @@ def main() -> None:
         append(given.out, {"suite": "bytes", "formats": formats})
         for name, size in formats.items():
             print(f"{name:12} {size:5.2f} bytes per nonzero")
+        if given.copy is not None:
+            write_copy_of_some_genes(given.uri, given.copy)
         found = suites(given.uri, given.copy)
         for suite in given.suite or found:
             records = run_in_turn(suite, found[suite], repeat=given.repeat, peers=given.peers, out=given.out)

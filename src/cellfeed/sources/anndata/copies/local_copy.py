@@ -14,6 +14,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -217,8 +218,11 @@ class LocalCopy:
             writer.abandon()
             shutil.rmtree(writer.work)
             return
-        obs, var = obs_of(self._selection, writer.records), var_of(self._selection)
-        writer.complete(obs, var, {"cellfeed": json.dumps(record_of(self._selection, self._identity))})
+        with ThreadPoolExecutor(2, thread_name_prefix="cellfeed-copy") as pool:  # each waits for a distant source
+            var = pool.submit(var_of, self._selection)
+            record = pool.submit(record_of, self._selection, self._identity)
+            obs = obs_of(self._selection, writer.records)
+        writer.complete(obs, var.result(), {"cellfeed": json.dumps(record.result())})
         self._put(writer)
 
 
