@@ -21,7 +21,7 @@ from cellfeed.rows.slabs import keep_freed_memory
 from cellfeed.select.batch_encoder import BatchEncoder
 from cellfeed.select.encoders import Encoder, LabelEncoder
 from cellfeed.select.obs_filter import obs_filter
-from cellfeed.sources.soma.obsm import write_obsm
+from cellfeed.sources.obsm import write_obsm
 from cellfeed.stats import Stats
 
 keep_freed_memory()  # before any thread gets its own heap; CELLFEED_MALLOC=0 disables it

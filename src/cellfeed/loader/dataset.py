@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy.typing as npt
 import pandas as pd
@@ -20,6 +20,7 @@ from cellfeed.loader.engine import Engine
 from cellfeed.loader.parts import folds, leave_one_out, split_by
 from cellfeed.loader.provenance import make_record, summarize
 from cellfeed.loader.resample import resample
+from cellfeed.loader.to_anndata import to_anndata
 from cellfeed.loader.workers import Sendable
 from cellfeed.plan.epoch import Remainder
 from cellfeed.plan.settings import Settings, check_names
@@ -34,6 +35,9 @@ from cellfeed.sources.opening import open_local_copy, select_from_experiment, se
 from cellfeed.sources.retry import RETRY_DEADLINE_S
 from cellfeed.stats import Meter, Stats
 from cellfeed.transforms import Transform
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 
 class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
@@ -716,6 +720,50 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
             client=client,
             progress=progress,
         )
+
+    def to_anndata(
+        self,
+        joinids: Any = None,
+        *,
+        X: bool = True,
+        obs_columns: Sequence[str] | None = None,
+        obsm: Mapping[str, Any] | None = None,
+    ) -> AnnData:
+        """Read cells into memory, as an AnnData for scanpy: with the results of a model, for example.
+
+        Parameters
+        ----------
+        joinids
+            int64, shape (n,): the ``soma_joinid`` of the cells, in the order of the rows, each once; an array or a
+            tensor. ``None`` takes all cells of the dataset, in the order of :attr:`obs_joinids`, which is that of
+            :func:`cellfeed.inference_dataloader`.
+        X
+            Whether to read X, and the ``layers`` of the dataset: values as stored, without ``transform``.
+        obs_columns
+            Columns of obs; ``None`` takes all.
+        obsm
+            Further embeddings by name: arrays or tensors of shape (n, n_dims), a row per cell.
+
+        Returns
+        -------
+        An ``anndata.AnnData`` of n cells and the genes of the dataset. obs and var have a column ``soma_joinid``, and
+        obsm the embeddings of the dataset, too.
+
+        Raises
+        ------
+        SelectionError
+            If a joinid is not in the dataset or comes twice, obs lacks a column, or an embedding has another number of
+            rows.
+
+        Examples
+        --------
+        >>> dataset = cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), seed=0)
+        >>> means = torch.cat([X[:, :2] for X, obs, joinids in cellfeed.inference_dataloader(dataset)])
+        >>> cells = dataset.to_anndata(X=False, obsm={"X_first_genes": means})
+        >>> cells.obsm["X_first_genes"].shape, "phase" in cells.obs
+        ((700, 2), True)
+        """
+        return to_anndata(self._engine, joinids, X=X, obs_columns=obs_columns, obsm=obsm)
 
     # ------------------------------------------------------------------ labels and obs
 

@@ -35,18 +35,22 @@ def obs_of(selection: Selection, records: RowRecords, columns: Sequence[str] | N
         Columns of obs; ``None`` takes all.
     """
     joinids = records["position"]
-    positions = _positions(selection.joinid_column[:], joinids)
-    order = np.argsort(positions)
-    rows = selection.joinids[positions[order]]  # ascending
-    back = np.argsort(order)
-    frame = _read_table(selection.source, "obs", rows, columns).iloc[back]
-    frame = frame.assign(**{JOINID: joinids, NNZ: records["nnz"]})
+    frame = obs_table(selection, _positions(selection.joinid_column[:], joinids), columns)
+    frame[NNZ] = records["nnz"]
     sums = records["sum"]
     if selection.X_name == "raw" or _are_counts(sums):
         frame[RAW_SUM] = sums
     elif RAW_SUM in frame:
         frame = frame.drop(columns=RAW_SUM)
     return frame
+
+
+def obs_table(selection: Selection, positions: IntArray, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return obs of the cells at some positions, in their order, with their ``soma_joinid``; see :func:`obs_of`."""
+    order = np.argsort(positions)
+    rows = selection.joinids[positions[order]]  # ascending
+    frame = _read_table(selection.source, "obs", rows, columns).iloc[np.argsort(order)]
+    return frame.assign(**{JOINID: selection.joinid_column[positions]})
 
 
 def obsm_of(selection: Selection, records: RowRecords) -> dict[str, npt.NDArray[np.float32]]:
