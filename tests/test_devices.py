@@ -1,10 +1,14 @@
 """Devices of tensors: the default device, and minibatches that move."""
 
+import pickle
+
+import numpy as np
 import pytest
 import torch
 
 import cellfeed
 from cellfeed import ExperimentDataset, experiment_dataloader
+from cellfeed.rows.device_copies import DeviceCopies
 from cellfeed.transforms import Compose, Log1p, NormalizeTotal, SelectGenes
 
 
@@ -35,6 +39,41 @@ def test_a_default_device_changes_nothing(store, num_workers):
     finally:
         torch.set_default_device(None)
     assert all(torch.equal(a.to_dense(), b.to_dense()) for a, b in zip(expected, found, strict=True))
+
+
+def test_the_indices_of_a_transform_are_copied_to_a_device_once(monkeypatch):
+    """A copy per minibatch would wait for the device. Processes that unpickle a transform copy them again."""
+    var_names = [f"G{k}" for k in range(30)]
+    select = SelectGenes(["G7", "G2"], var_names)
+    copied = []
+    from_numpy = torch.from_numpy
+    monkeypatch.setattr(torch, "from_numpy", lambda array: copied.append(array) or from_numpy(array))
+    for device in ("meta", "cpu", "meta"):
+        assert select(torch.ones(4, 30, device=device)).shape == (4, 2)
+    assert len(copied) == 2 * 3
+    again = pickle.loads(pickle.dumps(select))
+    assert again(torch.ones(4, 30, device="meta")).device.type == "meta"
+    assert len(copied) == 3 * 3
+
+
+def test_copies_outlive_the_work_of_each_stream(monkeypatch):
+    copies, recorded = DeviceCopies(np.arange(3)), []
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device: tensor)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: recorded.append(stream))
+    for stream in ("one", "other"):
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device, stream=stream: stream)
+        copies.on(torch.device("cuda"))
+    assert recorded == ["one", "other"]
+
+
+def test_a_minibatch_that_is_on_the_device_keeps_its_tensors(store):
+    """Lightning moves each minibatch, also those that a loader has made on the device."""
+    extended = make(store, joinids=True, obs_values=["number"], return_sparse_X=True)
+    for dataset in (make(store), make(store, return_sparse_X=True), make(store, rank_remainder="pad"), extended):
+        minibatch = next(iter(experiment_dataloader(dataset, device="cpu")))
+        moved = minibatch.to(torch.device("cpu"))
+        assert type(moved) is type(minibatch)
+        assert all(a is b or a == b == {} for a, b in zip(moved, minibatch, strict=True))
 
 
 def test_minibatches_move_to_a_device_as_a_whole(store):

@@ -23,6 +23,7 @@ import torch
 from cellfeed._checks import check_transform, is_number, ordered
 from cellfeed.errors import PlanError
 from cellfeed.rows.assemble import Scaling
+from cellfeed.rows.device_copies import DeviceCopies
 from cellfeed.rows.minibatch import densified
 from cellfeed.select.gene_names import find_genes, gene_list
 
@@ -44,7 +45,7 @@ class OfValues(abc.ABC):
         """Transform X in place if it holds floats, else return a new tensor."""
         if not X.is_floating_point():
             X = X.to(torch.float32)
-        self._change(X.values() if _is_csr(X) else X, X)
+        self._change(X.values() if X.layout == torch.sparse_csr else X, X)
         return X
 
 
@@ -72,13 +73,13 @@ class NormalizeTotal(OfValues):
 
     def _change(self, values: torch.Tensor, X: torch.Tensor) -> None:
         dtype = torch.promote_types(X.dtype, torch.float32)  # the total of a cell can exceed the range of float16
-        lengths = X.crow_indices().long().diff() if _is_csr(X) else None  # nnz of each row
+        lengths = X.crow_indices().long().diff() if X.layout == torch.sparse_csr else None  # nnz of each row
         if lengths is None:
             totals = X.sum(dim=1, keepdim=True, dtype=dtype)
         else:
-            totals = torch.segment_reduce(values.to(dtype), "sum", lengths=lengths)
+            totals = torch.segment_reduce(values.to(dtype), "sum", lengths=lengths, unsafe=True)
         factors = torch.where(totals == 0, 1.0, self._target / totals)
-        values.mul_(factors if lengths is None else factors.repeat_interleave(lengths))
+        values.mul_(factors if lengths is None else factors.repeat_interleave(lengths, output_size=len(values)))
 
     def __repr__(self) -> str:
         return f"NormalizeTotal({self._target:g})"
@@ -137,8 +138,9 @@ class SelectGenes:
         self._n_before = len(var_names)
         self._is_identity = np.array_equal(self.source, np.arange(self._n_before))
         self._has = self.source >= 0
-        self._target = np.full(self._n_before, -1, np.int64)  # columns of the result, -1 for dropped genes
-        self._target[self.source[self._has]] = np.flatnonzero(self._has)
+        target = np.full(self._n_before, -1, np.int64)  # columns of the result, -1 for dropped genes
+        target[self.source[self._has]] = np.flatnonzero(self._has)
+        self._columns = DeviceCopies(np.maximum(self.source, 0), ~self._has, target)
 
     @property
     def n_vars(self) -> int:
@@ -151,15 +153,17 @@ class SelectGenes:
             raise PlanError(f"X has {X.shape[-1]} columns, but SelectGenes was made for {self._n_before} var_names")
         if self._is_identity:
             return X
-        return self._csr(X) if _is_csr(X) else self._dense(X)
+        return self._csr(X) if X.layout == torch.sparse_csr else self._dense(X)
 
     def _dense(self, X: torch.Tensor) -> torch.Tensor:
-        out = X.index_select(1, torch.from_numpy(np.maximum(self.source, 0)).to(X.device))
-        return out if self._has.all() else out.masked_fill_(torch.from_numpy(~self._has).to(X.device), 0)
+        source, is_missing, _ = self._columns.on(X.device)
+        out = X.index_select(1, source)
+        return out if self._has.all() else out.masked_fill_(is_missing, 0)
 
     def _csr(self, X: torch.Tensor) -> torch.Tensor:
-        rows = torch.repeat_interleave(torch.arange(X.shape[0], device=X.device), X.crow_indices().long().diff())
-        columns = torch.from_numpy(self._target).to(X.device)[X.col_indices().long()]
+        rows = torch.repeat_interleave(X.crow_indices().long().diff(), output_size=len(X.values()))
+        _, _, target = self._columns.on(X.device)
+        columns = target[X.col_indices().long()]
         kept = columns >= 0  # (nnz,)
         rows, columns, values = rows[kept], columns[kept], X.values()[kept]
         order = torch.argsort(rows * self.n_vars + columns)
@@ -294,7 +298,3 @@ def to_device(X: torch.Tensor, device: Any, transform: Transform | None = None, 
     if transform is not None:
         X = transform(X)
     return densified(X) if dense else X
-
-
-def _is_csr(X: torch.Tensor) -> bool:
-    return X.layout == torch.sparse_csr
