@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import cellfeed
 from cellfeed import ExperimentDataPipe, ExperimentDataset, PlanError, experiment_dataloader, inference_dataloader
+from cellfeed.loader import dataloader, device_checks
 from cellfeed.loader import device as device_module
 from cellfeed.loader.device import Ring
 from cellfeed.rows.compact import CompactRows
@@ -277,7 +278,7 @@ print(len(next(minibatches).X))
         ("gpu", "device='gpu' is not a device of PyTorch; give"),
         (1.5, "device=1.5 is not a device of PyTorch; give"),
         ("cuda", "device='cuda': PyTorch .* finds 0 CUDA devices here; leave device= out"),
-        ("mps", "device='mps': PyTorch .* cannot use it"),
+        ("mps", r"device='mps' cannot be used in PyTorch \S* \(Could not run .{,90}\); leave device= out"),
     ],
 )
 def test_devices_that_are_not_there(store, device, message, monkeypatch):
@@ -305,12 +306,69 @@ def test_a_type_that_the_device_lacks(store, monkeypatch):
         experiment_dataloader(ExperimentDataset(store, X_dtype="bfloat16"), device="cpu")
 
 
+def test_a_layout_that_the_device_lacks(store, monkeypatch):
+    def sparse_csr_tensor(*arrays, **options):
+        raise NotImplementedError("no CSR. And a hundred lines")
+
+    dataset = ExperimentDataset(store, return_sparse_X=True)
+    monkeypatch.setattr(torch, "sparse_csr_tensor", sparse_csr_tensor)
+    with pytest.raises(
+        PlanError, match=r"'cpu' lacks CSR in .* \(no CSR\); make the dataset with return_sparse_X=False"
+    ):
+        experiment_dataloader(dataset, device="cpu")
+
+
+def test_threads_do_not_use_other_devices(store, monkeypatch):
+    """Two threads that use "mps" crash PyTorch: minibatches are made on the CPU, and the training loop moves them."""
+    kinds = ("cuda", "cpu", "meta", "mps", "xpu")
+    assert [device_checks.makes_minibatches(torch.device(kind)) for kind in kinds] == [True] * 3 + [False] * 2
+    monkeypatch.setattr(dataloader, "makes_minibatches", lambda device: False)
+    threads, move = set(), cellfeed.Minibatch.to
+    monkeypatch.setattr(cellfeed.Minibatch, "to", lambda *args: threads.add(threading.current_thread()) or move(*args))
+    places = set()
+    dataset = ExperimentDataset(store, batch_size=40, seed=0, transform=lambda X: places.add(X.device.type) or X)
+    loader = experiment_dataloader(dataset, device="meta")
+    assert [(len(X), X.device.type) for X, _ in loader] == [(40, "meta"), (40, "meta"), (20, "meta")]
+    assert (places, threads) == ({"cpu"}, {threading.current_thread()})
+
+
+def test_a_plan_has_the_memory_of_a_device(store):
+    """The device need not be there: a plan is made on another machine."""
+    dataset = ExperimentDataset(store, batch_size=64, seed=0)
+    here, there = dataset.plan(), dataset.plan(device="cuda:7")
+    assert (here.pinned_bytes, here.device_bytes) == (0, 0)
+    assert "device memory" not in str(here)
+    assert there.device_bytes > 3 * 64 * 30 * 4 > there.pinned_bytes > 0
+    assert "device memory" in str(there)
+    assert "of pinned memory" in str(there)
+    on_cpu = dataset.plan(device="cpu")
+    assert (on_cpu.pinned_bytes, on_cpu.device_bytes) == (0, there.device_bytes)
+    assert experiment_dataloader(dataset, device="cpu").device_memory == (0, there.device_bytes)
+    assert experiment_dataloader(dataset).device_memory == (0, 0)
+    with pytest.raises(PlanError, match="device='gpu' is not a device of PyTorch; give"):
+        dataset.plan(device="gpu")
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_an_error_of_a_transform_names_the_device(store, device):
+    """A transform that converts X to NumPy works on the CPU only, whoever chose the device."""
+
+    def fails(X):
+        raise KeyError("own")
+
+    with pytest.raises(KeyError, match="own") as raised:
+        next(iter(experiment_dataloader(ExperimentDataset(store, transform=fails), device=device)))
+    notes = "".join(getattr(raised.value, "__notes__", []))
+    assert notes.startswith("transform got X on device='meta'; if it needs the CPU, give") == (device == "meta")
+    assert bool(notes) == (device == "meta")
+
+
 def test_too_little_memory_of_the_device(store, monkeypatch):
     """The error has both numbers, and the batch size that it proposes is accepted."""
     loader = experiment_dataloader(ExperimentDataset(store, batch_size=64), device="cpu")
     needed = loader.device_memory.device_bytes
     assert needed > 3 * 64 * 30 * 4
-    monkeypatch.setattr(device_module, "free_bytes", lambda device: needed // 2)
+    monkeypatch.setattr(device_checks, "free_bytes", lambda device: needed // 2)
     with pytest.raises(
         PlanError, match=r"has .* KiB of free memory, and minibatches of batch_size=64 take .* KiB there.*most 31"
     ):
@@ -366,11 +424,15 @@ class Streams:
         monkeypatch.setattr(torch.cuda, "stream", self.within)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self.here.stream)
         monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
-        monkeypatch.setattr(torch.Tensor, "record_stream", lambda t, stream: self.log.append(("record", stream.name)))
+        monkeypatch.setattr(torch.Tensor, "record_stream", lambda t, stream: self.record(t, stream))
         self.here = threading.local()
 
     def stream(self, name):
         return Stream(name, self.log)
+
+    def record(self, tensor, stream):
+        assert tensor.layout == torch.strided  # the function of PyTorch refuses sparse tensors
+        self.log.append(("record", stream.name))
 
     @contextlib.contextmanager
     def within(self, stream):
@@ -428,6 +490,23 @@ def test_the_order_of_work_on_streams(store, streams, sparse):
         *made(1), *received(1), *left(1), *made(2), *received(2), *left(2), *made(3), *received(3), *left(3),
         *again(1), *made(4), *received(4), *left(4), *again(2), *made(5), *received(5), *left(5),
     ]  # fmt: skip
+
+
+LAYOUTS = {
+    "coo": (torch.Tensor.to_sparse, 2), "csr": (torch.Tensor.to_sparse_csr, 3), "csc": (torch.Tensor.to_sparse_csc, 3),
+    "bsr": (lambda X: X.to_sparse_bsr((1, 1)), 3), "bsc": (lambda X: X.to_sparse_bsc((1, 1)), 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_transforms_return_any_layout(store, streams, layout):
+    """Each tensor of a sparse one is recorded: its indices and its values."""
+    streams.here.stream = streams.training
+    transform, n_tensors = LAYOUTS[layout]
+    dataset = ExperimentDataset(store, batch_size=100, seed=0, shuffle=False, transform=transform)
+    ((X, _),) = experiment_dataloader(dataset, device="cpu")
+    assert np.array_equal(X.to_dense(), addressed(100, 30).toarray())
+    assert streams.log.count(("record", "training")) == n_tensors + 1  # and obs
 
 
 def test_the_thread_of_the_feed_never_lacks_an_event(store, streams):

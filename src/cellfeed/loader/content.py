@@ -26,7 +26,15 @@ class MatrixAssembler(NamedTuple):
         """Return rows as a tensor, transformed."""
         X = self.assembler.sparse_X(rows) if self.sparse else self.assembler.dense_X(rows)
         for transform in self.transforms:
-            X = apply(transform, X)
+            try:
+                X = apply(transform, X)
+            except Exception as error:
+                if X.device.type != "cpu":
+                    error.add_note(
+                        f"transform got X on device={str(X.device)!r}; if it needs the CPU, give experiment_dataloader "
+                        f"device=None, or a data module dataloader_kwargs={{'device': None}}"
+                    )
+                raise
         return X
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import methodcaller
 from typing import Any, TypeVar
 
 import torch
@@ -13,10 +14,10 @@ from cellfeed._checks import is_integer
 from cellfeed.errors import CellfeedError, PlanError, ReadError
 from cellfeed.loader.datapipe import is_chained, plain
 from cellfeed.loader.dataset import ExperimentDataset
-from cellfeed.loader.device import DeviceMemory, check_device
+from cellfeed.loader.device_checks import DeviceMemory, check_device, makes_minibatches
 from cellfeed.loader.epochs import RankEpoch
 from cellfeed.loader.frameworks import EpochSampler, mark_last
-from cellfeed.loader.worker_monitor import Watchdog, leave_signals
+from cellfeed.loader.worker_monitor import Watchdog, is_lost_worker, leave_signals
 from cellfeed.loader.workers import WorkerGroup, check_sendable, sending
 from cellfeed.plan.epoch import MAX_WORKERS
 from cellfeed.rows.minibatch import AnyMinibatch
@@ -56,7 +57,8 @@ class ExperimentDataLoader(DataLoader[AnyMinibatch]):
     # ``batch_sampler``, which :func:`experiment_dataloader` refuses.
     def __init__(self, dataset: ExperimentDataset, num_workers: int = 0, *, device: Any = None, **kwargs: Any) -> None:
         self._engine = dataset._engine
-        self.device = None if device is None else check_device(device, self._engine.X_dtype)
+        sparse = self._engine.settings.return_sparse_X
+        self.device = None if device is None else check_device(device, self._engine.X_dtype, sparse=sparse)
         self._workers: WorkerGroup | None = None
         self._repeats_epoch = "batch_sampler" in kwargs
         self._repeated_epoch: int | None = None
@@ -69,7 +71,9 @@ class ExperimentDataLoader(DataLoader[AnyMinibatch]):
             }
             check_sendable(parts, num_workers)
         dataset = plain(dataset)
-        dataset._device = None if num_workers else self.device
+        # Whether minibatches are made without the device, and moved to it in the training loop.
+        self._moves = self.device is not None and (num_workers > 0 or not makes_minibatches(self.device))
+        dataset._device = None if self._moves else self.device
         super().__init__(dataset, num_workers=num_workers, **kwargs)
         # PyTorch accepts no sampler for an iterable dataset.
         self.__dict__["sampler"] = EpochSampler(self._engine.epochs)
@@ -91,13 +95,15 @@ class ExperimentDataLoader(DataLoader[AnyMinibatch]):
 
     def _minibatches(self) -> Iterator[AnyMinibatch]:
         """Begin the next epoch."""
-        if self.num_workers == 0:
+        minibatches: Iterator[Any]
+        if self.num_workers:
+            # The copies of the dataset in the workers cannot turn to the next epoch for this process.
+            this = self._engine.epochs.begin(self.num_workers)
+            minibatches = self._engine.counted(self._received(*self._begin(this)), this)
+        else:
             # PyTorch's iterator would add a quarter of a millisecond to each minibatch, for its profiler.
-            return self._torch_iterator() if self.pin_memory and not self.device else iter(self.dataset)
-        # The copies of the dataset in the workers cannot turn to the next epoch for this process.
-        this = self._engine.epochs.begin(self.num_workers)
-        minibatches = self._engine.counted(self._received(*self._begin(this)), this)
-        return minibatches if self.device is None else (minibatch.to(self.device) for minibatch in minibatches)
+            minibatches = self._torch_iterator() if self.pin_memory and not self.device else iter(self.dataset)
+        return map(methodcaller("to", self.device), minibatches) if self._moves else minibatches
 
     def _torch_iterator(self) -> Iterator[AnyMinibatch]:
         with torch.device("cpu"):  # PyTorch draws a seed, which the meta device could not return
@@ -144,7 +150,7 @@ class ExperimentDataLoader(DataLoader[AnyMinibatch]):
                 minibatches._shutdown_workers()
             workers.end()  # a stopped worker would delay the end of this process
             self._iterator = None  # the next epoch starts new workers
-            if not (watchdog.timed_out or _is_lost_worker(cause)):
+            if not (watchdog.timed_out or is_lost_worker(cause)):
                 raise
             what = f"no minibatch came for {self.timeout:g} s" if watchdog.timed_out else f"a worker was lost ({cause})"
             advice = NOT_BEGUN if workers.monitor.nothing_begun and not watchdog.timed_out else ""
@@ -153,7 +159,7 @@ class ExperimentDataLoader(DataLoader[AnyMinibatch]):
     @property
     def device_memory(self) -> DeviceMemory:
         """Memory for the minibatches of the next epoch, with ``device=`` and ``num_workers=0``."""
-        return DeviceMemory.of(self._engine.media.source.planner)
+        return DeviceMemory.of(self._engine.media.source.planner, self.device)
 
     def __len__(self) -> int:
         """Return the number of minibatches of this rank in the next epoch, including those before a restore."""
@@ -169,13 +175,6 @@ class ExperimentDataLoader(DataLoader[AnyMinibatch]):
     def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
         """Make the next iterator continue from a saved state; see :meth:`ExperimentDataset.load_state_dict`."""
         self._engine.epochs.restore(state)
-
-
-def _is_lost_worker(error: Exception) -> bool:
-    """Whether PyTorch reports a lost worker or a tensor that it could not receive, not an error of a worker itself."""
-    if isinstance(error, RuntimeError):
-        return str(error).startswith("DataLoader") and not isinstance(error, CellfeedError)
-    return isinstance(error, (OSError, EOFError)) and not str(error).startswith("Caught ")
 
 
 def experiment_dataloader(
@@ -205,8 +204,8 @@ def experiment_dataloader(
     device
         Where minibatches arrive: a :class:`torch.device`, or text such as ``"cuda"``, which is the current device when
         an epoch begins. X crosses to it in compact types and becomes dense or CSR there, and ``transform`` is applied
-        there, two minibatches ahead of the training loop. The values are those without a device. Minibatches of
-        worker processes are made by these, and moved as they are.
+        there, two minibatches ahead of the training loop. The values are those without a device. Worker processes, and
+        this process for ``"mps"``, make minibatches on the CPU; these are moved when the training loop receives them.
     kwargs
         Further arguments of :class:`torch.utils.data.DataLoader`, except for those that the dataset determines.
         ``timeout`` is 600 by default: workers that send no minibatch for 600 seconds count as hung.

@@ -16,6 +16,7 @@ from torch.utils.data import IterableDataset
 from cellfeed._joinids import IntArray
 from cellfeed._tabular import Tabular
 from cellfeed.loader.copying import write_copy
+from cellfeed.loader.device_checks import parse_device
 from cellfeed.loader.engine import Engine
 from cellfeed.loader.parts import folds, leave_one_out, split_by
 from cellfeed.loader.provenance import make_record, summarize
@@ -853,7 +854,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
 
     # ------------------------------------------------------------------ reports
 
-    def plan(self, label: str | None = None) -> Plan:
+    def plan(self, label: str | None = None, *, device: Any = None) -> Plan:
         """Predict, without reading X, the work and the memory of the next epoch of this rank.
 
         Parameters
@@ -861,6 +862,9 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
         label
             A column of obs, such as ``"dataset_id"``, for which to predict how well minibatches mix its labels.
             ``None`` assumes the worst case: each chunk has a label of its own.
+        device
+            As for :func:`~cellfeed.experiment_dataloader`: the plan then has the bytes that minibatches take there. The
+            device need not be in this machine.
 
         Returns
         -------
@@ -870,14 +874,18 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
         ------
         SelectionError
             If obs has no such column.
+        PlanError
+            If ``device`` is not a device of PyTorch.
 
         Examples
         --------
         >>> dataset = cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), batch_size=64, seed=0)
         >>> dataset.plan(label="bulk_labels").effective_batch_size
         64.0
+        >>> dataset.plan(device="cuda").device_bytes < 2_000_000
+        True
         """
-        return self._engine.plan(label)
+        return self._engine.plan(label, device=None if device is None else parse_device(device))
 
     def provenance(self, var_column: str | None = None) -> dict[str, Any]:
         """Describe the data in a small record to keep with a model that is trained on them.

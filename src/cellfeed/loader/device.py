@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from cellfeed._checks import format_bytes
 from cellfeed.errors import PlanError
+from cellfeed.loader.device_checks import check_memory
 from cellfeed.plan.budget import MINIBATCHES_HELD
 from cellfeed.plan.planner import Planner
 from cellfeed.rows.assemble import Assembler, CsrArrays, DenseBuffers, Scaling
@@ -20,33 +20,6 @@ from cellfeed.rows.compact import CompactLayout, CompactRows
 from cellfeed.rows.minibatch import AnyMinibatch, OrderedMinibatch, mapped
 
 M = TypeVar("M", bound=AnyMinibatch | OrderedMinibatch)
-
-SCRATCH_FACTOR = 8
-"""Bytes to expand the rows of one minibatch, over those of its compact rows: place, row and float64 of each value."""
-
-
-class DeviceMemory(NamedTuple):
-    """Most bytes for the minibatches of a loader with ``device=`` (an estimate from metadata).
-
-    Attributes
-    ----------
-    pinned_bytes
-        Page-locked memory of the machine, if the device is a CUDA device: compact rows that are copied to it.
-    device_bytes
-        Memory of the device: one minibatch in use, two ahead, and what it takes to make them.
-    """
-
-    pinned_bytes: int
-    device_bytes: int
-
-    @classmethod
-    def of(cls, planner: Planner) -> DeviceMemory:
-        """Return the memory for the epochs of a plan."""
-        process, order = planner.budget(), planner.epoch_order(0)
-        n_cells = min(order.batch_size, order.n_cells)
-        compact = process.chunk_bytes.sum() / max(order.n_cells, 1) * n_cells
-        pinned = int(MINIBATCHES_HELD * compact)
-        return cls(pinned, process.minibatch_bytes + int(SCRATCH_FACTOR * compact))
 
 
 class Sent(NamedTuple):
@@ -89,7 +62,7 @@ class DeviceFeed:
 
     def __init__(self, device: torch.device, planner: Planner) -> None:
         self.device = torch.empty(0, device=device).device
-        _check_memory(self.device, DeviceMemory.of(planner).device_bytes, planner)
+        check_memory(self.device, planner)
         self._stream: torch.cuda.Stream | None = None
         if _has_streams(self.device):
             self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
@@ -222,8 +195,7 @@ def _hand_over(minibatch: Any, arrived: torch.cuda.Event, stream: torch.cuda.Str
     stream.wait_event(arrived)
 
     def record(tensor: torch.Tensor) -> torch.Tensor:
-        is_csr = tensor.layout == torch.sparse_csr
-        for part in (tensor.crow_indices(), tensor.col_indices(), tensor.values()) if is_csr else (tensor,):
+        for part in _dense_parts(tensor):
             part.record_stream(stream)
         return tensor
 
@@ -231,53 +203,14 @@ def _hand_over(minibatch: Any, arrived: torch.cuda.Event, stream: torch.cuda.Str
         mapped(part, record)
 
 
-def check_device(device: Any, dtype: str) -> torch.device:
-    """Return a device; raise a PlanError if it is not there, or lacks the type of X."""
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError) as cause:
-        raise PlanError(
-            f"device={device!r} is not a device of PyTorch; give a torch.device, or text such as 'cuda', 'cuda:1' or "
-            f"'cpu'"
-        ) from cause
-    if found.type == "cuda":  # no context is made on the device: ranks choose theirs later
-        n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (found.index or 0) >= n_devices:
-            instead = f"give device='cuda:0' to 'cuda:{n_devices - 1}'" if n_devices else "leave device= out"
-            raise PlanError(
-                f"device={str(found)!r}: PyTorch {torch.__version__} finds {n_devices} CUDA devices here; {instead}"
-            )
-        return found
-    try:
-        torch.empty(0, device=found)
-    except Exception as cause:  # devices raise various errors
-        raise PlanError(
-            f"device={str(found)!r}: PyTorch {torch.__version__} cannot use it ({cause}); leave device= out"
-        ) from cause
-    try:
-        torch.zeros(1, dtype=getattr(torch, dtype), device=found)
-    except Exception as cause:
-        raise PlanError(
-            f"device={str(found)!r} lacks the type {dtype} of X ({cause}); make the dataset with X_dtype='float32'"
-        ) from cause
-    return found
+_PARTS = {
+    torch.sparse_coo: ("_indices", "_values"),
+    **dict.fromkeys((torch.sparse_csr, torch.sparse_bsr), ("crow_indices", "col_indices", "values")),
+    **dict.fromkeys((torch.sparse_csc, torch.sparse_bsc), ("ccol_indices", "row_indices", "values")),
+}
+"""Methods that return the dense tensors of which a sparse one consists."""
 
 
-def free_bytes(device: torch.device) -> int | None:
-    """Return the bytes that PyTorch can allocate on a device; ``None`` if it does not know them."""
-    if device.type != "cuda":
-        return None
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(torch.cuda.mem_get_info(device)[0]) + cached
-
-
-def _check_memory(device: torch.device, n_bytes: int, planner: Planner) -> None:
-    free = free_bytes(device)
-    if free is None or n_bytes <= free:
-        return
-    batch_size = planner.epoch_order(0).batch_size
-    raise PlanError(
-        f"device={str(device)!r} has {format_bytes(free)} of free memory, and minibatches of batch_size={batch_size} "
-        f"take {format_bytes(n_bytes)} there, one in use and two ahead; make the dataset with a batch_size of at most "
-        f"{max(1, int(batch_size * free / n_bytes))}, X_dtype='bfloat16', fewer genes, or return_sparse_X=True"
-    )
+def _dense_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """Return the dense tensors in which a tensor keeps its values; transforms of users return any layout."""
+    return [getattr(tensor, method)() for method in _PARTS.get(tensor.layout, ())] or [tensor]

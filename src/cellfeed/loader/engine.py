@@ -17,6 +17,7 @@ import torch
 from cellfeed._joinids import JoinIds
 from cellfeed.errors import PlanError
 from cellfeed.loader.device import DeviceFeed
+from cellfeed.loader.device_checks import DeviceMemory
 from cellfeed.loader.epochs import EpochTracker, RankEpoch
 from cellfeed.loader.label_counts import HasObs, LabelCounter
 from cellfeed.loader.media import LocalCopy, Media
@@ -192,7 +193,7 @@ class Engine:
         codes, values = pd.factorize(read_obs_column(self.selection, column), use_na_sentinel=False)
         return np.asarray(codes, dtype=np.int64), np.asarray(values)
 
-    def plan(self, label: str | None = None, labels: Labels | None = None) -> Plan:
+    def plan(self, label: str | None = None, labels: Labels | None = None, device: torch.device | None = None) -> Plan:
         """Return the plan of the next epoch; see :meth:`cellfeed.ExperimentDataset.plan`.
 
         ``labels`` are those of the column ``label``, if they have been read already by :meth:`factorized`.
@@ -203,7 +204,9 @@ class Engine:
         world = World(*find_ranks(self.settings.rank, self.settings.world_size))
         medium = self.epochs.next_medium(world.rank, world.world_size)
         in_order = None if labels is None else medium.in_order(labels[0])
-        plan = replace(medium.planner.report(self.epochs.next, world, label, in_order), label_shares=shares)
+        memory = DeviceMemory.of(self.media.source.planner, device)
+        plan = medium.planner.report(self.epochs.next, world, label, in_order)
+        plan = replace(plan, label_shares=shares, **memory._asdict())
         if self.media.local_copy is None:
             return plan
         n_copied = self.media.local_copy.count(self.selection)

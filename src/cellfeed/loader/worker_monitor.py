@@ -15,6 +15,7 @@ import torch
 from torch.utils.data._utils import signal_handling
 
 from cellfeed._joinids import IntArray
+from cellfeed.errors import CellfeedError
 from cellfeed.rows.row_allocator import Reader, RowAllocator, RowPointers
 
 MAX_READS = 64
@@ -138,6 +139,13 @@ class Watchdog:
                 self.timed_out = True
                 self._on_timeout()
                 return
+
+
+def is_lost_worker(error: Exception) -> bool:
+    """Whether PyTorch reports a lost worker or a tensor that it could not receive, not an error of a worker itself."""
+    if isinstance(error, RuntimeError):
+        return str(error).startswith("DataLoader") and not isinstance(error, CellfeedError)
+    return isinstance(error, (OSError, EOFError)) and not str(error).startswith("Caught ")
 
 
 class _WatchedReader:

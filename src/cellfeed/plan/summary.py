@@ -76,6 +76,9 @@ class Plan(Tabular):
         Kish's effective sample size: the number of cells that would have the same variance if all came equally often.
     label_shares
         The expected share of each label of ``label`` in the epoch, the most frequent first; ``None`` without ``label``.
+    pinned_bytes, device_bytes
+        With ``device=``, most bytes for minibatches: page-locked memory of the machine, from which a CUDA device
+        copies, and memory of the device (estimates from metadata). ``peak_memory_bytes`` does not depend on it.
 
     Examples
     --------
@@ -105,6 +108,8 @@ class Plan(Tabular):
     n_distinct: int = 0
     effective_n_obs: float = 0.0
     label_shares: Mapping[Any, float] | None = None
+    pinned_bytes: int = 0
+    device_bytes: int = 0
 
     @property
     def mixing(self) -> float:
@@ -123,6 +128,9 @@ class Plan(Tabular):
             "peak memory": f"{format_bytes(self.peak_memory_bytes)} at most, for reading and shuffling",
             "decode amplification": f"{self.decode_amplification:.3g} (values decoded per value used)",
         }
+        if self.device_bytes:
+            pinned = f", copied from {format_bytes(self.pinned_bytes)} of pinned memory" if self.pinned_bytes else ""
+            shown["device memory"] = f"{format_bytes(self.device_bytes)} at most, for minibatches{pinned}"
         if self.n_drawn != self.n_obs or self.n_distinct != self.n_obs:
             shown["resampled"] = (
                 f"{self.n_drawn:,} copies of {self.n_distinct:,} cells per epoch, worth "

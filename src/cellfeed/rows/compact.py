@@ -117,10 +117,9 @@ class CompactRows:
     def scaled(self, scaling: Scaling) -> CompactRows:
         """Return the rows with values of float32, scaled as :mod:`cellfeed.rows.scaling_kernels` does it.
 
-        Values are computed in float64, if the device has it, and rounded once.
+        Values are computed in float64 and rounded once.
         """
-        has_float64 = self.values.device.type != "mps"
-        values = self.values.to(torch.float64 if has_float64 else torch.float32)
+        values = self.values.double()
         if scaling.target:
             totals = torch.segment_reduce(values, "sum", lengths=self._lengths, unsafe=True)
             factors = torch.where(totals == 0, 1.0, scaling.target / totals)
