@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from types import SimpleNamespace
 
 import pytest
 import tiledbsoma as soma
@@ -161,6 +162,84 @@ def test_predictions_of_a_loader_alone_are_in_order(store):
     dataset = ExperimentDataset(store, batch_size=9, seed=1)
     predicted = trainer().predict(Probe(30), inference_dataloader(dataset))
     assert torch.cat(predicted).tolist() == list(range(100))
+
+
+@pytest.mark.parametrize(
+    ("root", "options", "expected"),
+    [
+        ("cuda:1", {}, "cuda:1"),
+        ("cuda:1", {"num_workers": 2, "dataloader_kwargs": {"pin_memory": True}}, "cuda:1"),
+        ("cuda:1", {"dataloader_kwargs": {"device": None}}, "None"),
+        ("cuda:1", {"dataloader_kwargs": {"device": "cpu"}}, "cpu"),
+        ("cpu", {}, "None"),  # faster without a device
+        ("mps", {}, "None"),  # Lightning moves minibatches to it
+        (None, {}, "None"),
+    ],
+)
+def test_each_rank_makes_minibatches_on_its_gpu(store, monkeypatch, root, options, expected):
+    """The loaders of all stages have the CUDA device of the trainer, unless the user chooses another one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    datamodule = make(store, **options)
+    if root is not None:
+        datamodule.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(root)))
+    stages = ("train", "val", "test", "predict")
+    devices = [str(getattr(datamodule, f"{stage}_dataloader")().device) for stage in stages]
+    assert devices == [expected] * 4
+
+
+class Keeping(Probe):
+    """Keeps the minibatches of all stages."""
+
+    def __init__(self, n_vars):
+        super().__init__(n_vars)
+        self.kept = []
+
+    def transfer_batch_to_device(self, batch, device, dataloader_idx):
+        there = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        assert there.X is batch.X
+        self.kept.append(there)
+        return there
+
+
+@pytest.mark.parametrize("content", [{}, {"joinids": True, "obs_values": ["number"], "rank_remainder": "pad"}])
+def test_minibatches_made_on_the_device_of_the_trainer(store, monkeypatch, content):
+    """All stages get the minibatches of a module without a device, to the bit, and Lightning does not copy them."""
+
+    def run():
+        datamodule = make(store, **content)
+        probe = Keeping(datamodule.n_vars)
+        each = trainer(num_sanity_val_steps=1)
+        each.fit(probe, datamodule=datamodule)
+        each.test(probe, datamodule=datamodule, verbose=False)
+        each.predict(probe, datamodule=datamodule)
+        return probe.kept, each.predict_dataloaders.device
+
+    expected, no_device = run()
+    monkeypatch.setattr(ExperimentDataModule, "_device", torch.device("cpu"))
+    found, device = run()
+    assert (no_device, device) == (None, torch.device("cpu"))
+    assert len(found) == len(expected) > 30
+    for one, other in zip(found, expected, strict=True):
+        assert type(one) is type(other)
+        pairs = zip(one.as_dict().values(), other.as_dict().values(), strict=True)
+        assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_loader_alone_has_a_device(store):
+    """Its epochs are those without one, under the same trainer; predictions are in order."""
+
+    def run(device):
+        datasets = make(store).parts
+        probe = Probe(30)
+        loaders = [experiment_dataloader(datasets[name], device=device) for name in ("train", "validation")]
+        each = trainer()
+        each.fit(probe, *loaders)
+        predicted = each.predict(probe, inference_dataloader(datasets["test"], device=device))
+        assert str(each.predict_dataloaders.device) == str(device)
+        return probe.cells, torch.cat(predicted).tolist()
+
+    assert run("cpu") == run(None)
 
 
 @pytest.mark.parametrize("bare", [False, True])

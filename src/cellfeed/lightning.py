@@ -61,7 +61,8 @@ class ExperimentDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
     num_workers
         Worker processes of the loaders for training, validation and testing; 0 reads in threads, which is faster.
     dataloader_kwargs
-        Further arguments of :func:`cellfeed.experiment_dataloader`, such as ``{"pin_memory": True}``.
+        Further arguments of :func:`cellfeed.experiment_dataloader`. On GPUs, ``device`` is that of the rank by default;
+        ``{"device": None}`` makes minibatches on the CPU, and Lightning moves them.
     parameters
         Parameters of :class:`cellfeed.ExperimentDataset`: ``obs_column_names``, ``batch_size``, ``seed`` and so on.
         Several ranks need a ``seed``.

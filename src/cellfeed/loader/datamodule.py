@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 
 from cellfeed._checks import suggest
 from cellfeed.errors import PlanError
@@ -143,6 +144,16 @@ class Loaders:
         if trainer is None or trainer.state.fn == "fit":  # prediction from a checkpoint does not change training
             self._to_resume = state.get("training")
 
+    @property
+    def _device(self) -> Any:
+        """The CUDA device on which this rank trains; ``None`` elsewhere, where Lightning moves minibatches."""
+        trainer = getattr(self, "trainer", None)
+        device = torch.device("cpu") if trainer is None else trainer.strategy.root_device
+        return device if device.type == "cuda" else None
+
+    def _loader(self, dataset: ExperimentDataset) -> ExperimentDataLoader:
+        return experiment_dataloader(dataset, self._num_workers, **{"device": self._device, **self._options})
+
     def _training_cells(self) -> ExperimentDataset:
         """Return the dataset that training reads."""
         return self.parts["train"]
@@ -154,7 +165,7 @@ class Loaders:
         if self._to_resume is not None:
             dataset.load_state_dict(self._to_resume)
             self._to_resume = None
-        return experiment_dataloader(dataset, self._num_workers, **self._options)
+        return self._loader(dataset)
 
     def val_dataloader(self) -> ExperimentDataLoader | list[Any]:
         """Make the loader of the validation cells, in ascending order of their joinids."""
@@ -166,8 +177,11 @@ class Loaders:
 
     def predict_dataloader(self) -> InferenceDataLoader:
         """Make the loader of ``(X, obs, joinids)`` of the cells to predict, in ascending order of their joinids."""
+        return self._ordered(self._part(self._predict))
+
+    def _ordered(self, dataset: ExperimentDataset, batch_size: int | None = None) -> InferenceDataLoader:
         options = {name: value for name, value in self._options.items() if name not in _WORKER_OPTIONS}
-        return inference_dataloader(self._part(self._predict), **options)
+        return inference_dataloader(dataset, batch_size, **{"device": self._device, **options})
 
     def _part(self, name: str) -> ExperimentDataset:
         return self.dataset if name == "all" else self.parts[name]
@@ -180,7 +194,7 @@ class Loaders:
         if name not in self.parts:
             return []
         ordered = self.parts[name]._with(**IN_ORDER, rank_remainder="drop")
-        return experiment_dataloader(ordered, self._num_workers, **self._options)
+        return self._loader(ordered)
 
 
 _WORKER_OPTIONS = {"multiprocessing_context", "persistent_workers", "prefetch_factor", "timeout", "worker_init_fn"}
