@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import torch
 
 from cellfeed import EncodeError, SelectionError, StateError
 from tests.support.processes import torchrun
@@ -110,6 +111,54 @@ def test_tensors_are_those_of_their_cells_and_codes_decode(uri, cells, var, spar
             mapping = fields["extra_categorical_covs"]["state_registry"]["mapping"][key]
             assert mapping[got["extra_categorical_covs"][:, k]].tolist() == list(rows[key].astype(str))
         assert np.array_equal(got["extra_continuous_covs"], rows[["age", "depth"]].to_numpy(np.float32))
+
+
+class Keeping(SCVIDataModule):
+    """Keeps the tensors that the model gets."""
+
+    def __init__(self, *arguments, **parameters):
+        super().__init__(*arguments, **parameters)
+        self.kept = []
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        self.kept.append(super().on_after_batch_transfer(batch, dataloader_idx))
+        return self.kept[-1]
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_tensors_made_on_the_device_of_the_trainer(uri, monkeypatch, sparse):
+    """The model gets the tensors of a module without a device, to the bit, in training, validation and inference."""
+
+    def run():
+        datamodule = Keeping(
+            uri, batch_key="donor", batch_size=50, seed=0, labels_key="cell_type", return_sparse_X=sparse,
+            obs_values=["depth"], **COVARIATES,
+        )  # fmt: skip
+        train(datamodule)
+        loader = datamodule.inference_dataloader()
+        return [*datamodule.kept, *loader], loader._loader.device
+
+    monkeypatch.setitem(QUIET, "check_val_every_n_epoch", 1)
+    expected, no_device = run()
+    monkeypatch.setattr(SCVIDataModule, "_device", torch.device("cpu"))
+    found, device = run()
+    assert (no_device, device) == (None, torch.device("cpu"))
+    assert len(found) == len(expected) == 6 + 1 + 7
+    for one, other in zip(found, expected, strict=True):
+        assert (one["X"].dtype, one["X"].layout) == (torch.float32, torch.strided)
+        assert list(one) == list(other)
+        assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(one.values(), other.values(), strict=True))
+
+
+def test_tensors_are_made_of_a_minibatch_without_waiting_for_its_device(uri):
+    """Tensors of the device "meta" have no values, so that an operation that reads one would raise an error."""
+    for sparse in (False, True):
+        options = {"return_sparse_X": sparse, "counts": False, "dataloader_kwargs": {"device": "meta"}}
+        datamodule = make(uri, labels_key="cell_type", **COVARIATES, **options)
+        batch = datamodule.on_before_batch_transfer(next(iter(datamodule.train_dataloader())), 0)
+        shapes = {name: tuple(tensor.shape) for name, tensor in datamodule.on_after_batch_transfer(batch, 0).items()}
+        covariates = {"extra_continuous_covs": (50, 2), "extra_categorical_covs": (50, 2)}
+        assert shapes == {"X": (50, G), "batch": (50, 1), "labels": (50, 1), **covariates}
 
 
 def test_training_leaves_out_what_cannot_be_normalised(uri):

@@ -14,7 +14,6 @@ from cellfeed.errors import EncodeError
 from cellfeed.scvi.registry import SEPARATOR, Schema
 from cellfeed.select.batch_encoder import BatchEncoder
 from cellfeed.select.encoders import NamedEncoder
-from cellfeed.select.labels import read_obs_column
 from cellfeed.select.selection import Selection
 
 ONLY = "0"
@@ -124,17 +123,13 @@ def make_encoders(keys: Mapping[str, Any], reference: Schema, extend: bool) -> l
     ]
 
 
-def read_numbers(selection: Selection, columns: Sequence[str]) -> npt.NDArray[np.float32]:
-    """Read columns of numbers for all cells of a selection: float32, shape (n_obs, n_columns)."""
-    out = np.empty((selection.n_obs, len(columns)), np.float32)
+def check_numbers(selection: Selection, columns: Sequence[str]) -> None:
+    """Raise an EncodeError if one of the first numeric columns of minibatches has values that are not finite."""
     for k, column in enumerate(columns):
-        numbers = pd.to_numeric(read_obs_column(selection, column), errors="coerce")
-        values = numbers.astype("Float64").to_numpy(dtype=np.float32, na_value=np.nan)
-        n_bad = int((~np.isfinite(values)).sum())
+        values: Any = selection.obs_values
+        n_bad = int((~np.isfinite(values[:, k])).sum())
         if n_bad:
             raise EncodeError(
                 f"continuous_covariate_keys: column {column!r} is not a finite number for {n_bad} of {len(values)} "
                 f"cells; exclude these cells by obs_query"
             )
-        out[:, k] = values
-    return out

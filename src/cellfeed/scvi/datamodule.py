@@ -8,17 +8,15 @@ from typing import Any
 
 import numpy as np
 import scvi
-import torch
 from lightning.pytorch import LightningDataModule
 
 from cellfeed._checks import ordered
-from cellfeed._joinids import in_order
 from cellfeed.loader.datamodule import Loaders, Split, divide, open_dataset
 from cellfeed.loader.dataset import ExperimentDataset
-from cellfeed.loader.inference import inference_dataloader, with_joinids
+from cellfeed.loader.inference import with_joinids
 from cellfeed.loader.world import find_ranks
 from cellfeed.rows.minibatch import densified
-from cellfeed.scvi.covariates import make_encoders, read_numbers
+from cellfeed.scvi.covariates import check_numbers, make_encoders
 from cellfeed.scvi.registry import Schema, compare, find_registry, keys_of, make_registry, name_model
 from cellfeed.scvi.tensors import InferenceTensors, Tensors, check_counts
 
@@ -67,8 +65,8 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         As for :class:`cellfeed.lightning.ExperimentDataModule`. Training leaves out a last minibatch of less than 3
         cells.
     parameters
-        Further parameters of :class:`cellfeed.ExperimentDataset`. With ``return_sparse_X=True``, X becomes dense on
-        the device.
+        Further parameters of :class:`cellfeed.ExperimentDataset`. X is dense for the model, also with
+        ``return_sparse_X=True``.
 
     Raises
     ------
@@ -123,18 +121,15 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         }
         schema = Schema() if reference is None else Schema.of(find_registry(reference))
         self._encoders = make_encoders(self._keys, schema, extend_categories)
-        dataset = open_dataset(
-            experiment, {"encoders": self._encoders, "batch_size": batch_size, "seed": seed, **parameters}
-        )
+        numbers = [*self._keys["continuous_covariate_keys"], *ordered("obs_values", parameters.get("obs_values", ()))]
+        parameters = {**parameters, "encoders": self._encoders, "obs_values": list(dict.fromkeys(numbers))}
+        dataset = open_dataset(experiment, {"batch_size": batch_size, "seed": seed, **parameters})
+        check_numbers(dataset._engine.selection, self._keys["continuous_covariate_keys"])
         genes = genes if schema.genes is None else schema.genes
         if genes is not None:
             dataset = dataset.select_genes(genes, var_column=var_column, missing=missing_genes)
         self._var_column = var_column if genes is None else None  # a dataset of named genes knows their names
         self.genes = [str(name) for name in dataset.gene_names(self._var_column)]
-        continuous = self._keys["continuous_covariate_keys"]
-        order, _ = in_order(dataset.obs_joinids)
-        self._continuous = read_numbers(dataset._engine.selection, continuous)[order]  # (n_obs, n_continuous_cov)
-        self._joinids = dataset.obs_joinids[order] if continuous else None  # ascending
         self._trimmed: ExperimentDataset | None = None
         self._must_check_counts = counts
         dataset = with_joinids(dataset)
@@ -183,7 +178,7 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         batch_size
             Cells per minibatch; by default that of the module.
         """
-        return InferenceTensors(inference_dataloader(self._part(part), batch_size), self.tensors)
+        return InferenceTensors(self._ordered(self._part(part), batch_size), self.tensors)
 
     def setup(self, stage: str | None = None) -> None:
         """Check that the model of the trainer has the genes and categories of this module; called by Lightning.
@@ -199,7 +194,7 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         """Make the tensors of a minibatch; for SCANVI, a pair with the tensors of its labelled cells."""
         if isinstance(batch, dict):
             return batch
-        tensors = self.tensors(batch.X, batch.obs, batch.joinids)
+        tensors = self.tensors(batch)
         plan = getattr(self.trainer, "lightning_module", None)
         if not isinstance(plan, scvi.train.SemiSupervisedTrainingPlan):
             return tensors
@@ -214,16 +209,16 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
             return tuple(self.on_after_batch_transfer(part, dataloader_idx) for part in batch)
         return {name: densified(tensor) for name, tensor in batch.items()}
 
-    def tensors(self, X: torch.Tensor, obs: torch.Tensor, joinids: torch.Tensor) -> Tensors:
+    def tensors(self, minibatch: Any) -> Tensors:
         """Return the input of a model's module by scvi-tools' names, from a minibatch of this module's dataset."""
+        X, obs = minibatch.X, minibatch.obs
         if self._must_check_counts:
             check_counts(X, self.dataset._engine.selection.X_name)
             self._must_check_counts = False
         tensors = {"X": X if X.is_floating_point() else X.float(), "batch": obs[:, :1], "labels": obs[:, 1:2]}
         # Continuous before categorical: if all cells are labelled, scvi-tools reads the five keys in this order.
-        if self._joinids is not None:
-            positions = np.searchsorted(self._joinids, joinids.numpy())
-            tensors["extra_continuous_covs"] = torch.from_numpy(self._continuous[positions])
+        if self.n_continuous_cov:
+            tensors["extra_continuous_covs"] = minibatch.obs_values[:, : self.n_continuous_cov]
         if self.n_cats_per_cov:
             tensors["extra_categorical_covs"] = obs[:, 2:]
         return tensors
@@ -243,7 +238,7 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
     @property
     def n_continuous_cov(self) -> int:
         """Number of continuous covariates."""
-        return int(self._continuous.shape[1])
+        return len(self._keys["continuous_covariate_keys"])
 
     @property
     def n_cats_per_cov(self) -> list[int] | None:

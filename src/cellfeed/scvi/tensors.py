@@ -33,8 +33,8 @@ class InferenceTensors:
     Attributes
     ----------
     joinids
-        One tensor per minibatch yielded so far: the ``soma_joinid`` of its rows. Under several ranks, pass it to
-        :func:`cellfeed.gather_ordered` together with the results of the model.
+        One tensor per minibatch yielded so far, on the CPU: the ``soma_joinid`` of its rows. Under several ranks, pass
+        it to :func:`cellfeed.gather_ordered` together with the results of the model.
 
     Examples
     --------
@@ -47,9 +47,7 @@ class InferenceTensors:
     [tensor([0, 1, 2, 3])]
     """
 
-    def __init__(
-        self, loader: InferenceDataLoader, make_tensors: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Tensors]
-    ) -> None:
+    def __init__(self, loader: InferenceDataLoader, make_tensors: Callable[[Any], Tensors]) -> None:
         self._loader = loader
         self._make_tensors = make_tensors
         self.joinids: list[torch.Tensor] = []
@@ -58,8 +56,8 @@ class InferenceTensors:
         self.joinids = []
         minibatches: Iterator[Any] = iter(self._loader)
         for minibatch in minibatches:
-            self.joinids.append(minibatch.joinids)
-            yield self._make_tensors(densified(minibatch.X), minibatch.obs, minibatch.joinids)
+            self.joinids.append(minibatch.joinids.cpu())
+            yield self._make_tensors(minibatch._replace(X=densified(minibatch.X)))
             del minibatch  # a reference would keep its memory from reuse
 
     def __len__(self) -> int:
