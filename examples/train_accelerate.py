@@ -32,13 +32,13 @@ def main(accelerator, uri, label, n_epochs, checkpoint):
     model = torch.nn.Sequential(torch.nn.LayerNorm(n_genes), torch.nn.Linear(n_genes, n_labels))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     # The loader of each rank already yields the part of this rank. Accelerate leaves it unchanged and saves its state.
-    model, optimizer, loader = accelerator.prepare(model, optimizer, cellfeed.experiment_dataloader(train))
+    loader = cellfeed.experiment_dataloader(train, device=accelerator.device)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     if checkpoint and checkpoint.exists():
         accelerator.load_state(str(checkpoint))
     while train.epoch < n_epochs:
         epoch, joinids, losses = train.epoch, [], []
         for X, obs in loader:
-            X, obs = X.to(accelerator.device), obs.to(accelerator.device)
             loss = cross_entropy(model(X), obs[:, 0], reduction="none")
             optimizer.zero_grad()
             accelerator.backward(loss.mean())
@@ -49,11 +49,12 @@ def main(accelerator, uri, label, n_epochs, checkpoint):
         if checkpoint:  # any other step would also work
             accelerator.save_state(str(checkpoint))
     joinids, correct = [], []
-    for X, obs, ids in cellfeed.inference_dataloader(test):  # each rank reads a part, in the order of the joinids
+    loader = cellfeed.inference_dataloader(test, device=accelerator.device)
+    for X, obs, ids in loader:  # each rank reads a part, in the order of the joinids
         with torch.no_grad():
-            predicted = model(X.to(accelerator.device)).argmax(dim=1)
+            predicted = model(X).argmax(dim=1)
         joinids.append(ids)
-        correct.append(predicted.cpu() == obs[:, 0])
+        correct.append(predicted == obs[:, 0])
     show(accelerator, "test: accuracy", joinids, correct)
 
 

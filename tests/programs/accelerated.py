@@ -18,7 +18,8 @@ def received(minibatches, accelerator, model, optimizer, n=None):
     cells = []
     for k, (X, obs) in enumerate(minibatches):
         optimizer.zero_grad()
-        accelerator.backward(model(X.to(accelerator.device)).sum())
+        assert {X.device.type, obs.device.type} == {accelerator.device.type}
+        accelerator.backward(model(X).sum())
         optimizer.step()
         cells.append(obs[:, 0].tolist())
         if n is not None and k + 1 == n:
@@ -32,7 +33,7 @@ def main():
     dataset = cellfeed.ExperimentDataset(uri, obs_column_names=["soma_joinid"], seed=3, batch_size=8)
     model = torch.nn.Linear(dataset.shape[1], 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
-    loader = cellfeed.experiment_dataloader(dataset)
+    loader = cellfeed.experiment_dataloader(dataset, device=accelerator.device)
     model, optimizer, prepared = accelerator.prepare(model, optimizer, loader)
     run = (accelerator, model, optimizer)
     whole = received(prepared, *run)
