@@ -351,7 +351,7 @@ def test_a_plan_has_the_memory_of_a_device(store):
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_an_error_of_a_transform_names_the_device(store, device):
-    """A transform that converts X to NumPy works on the CPU only, whoever chose the device."""
+    """A transform that converts X to NumPy works on the CPU only."""
 
     def fails(X):
         raise KeyError("own")
