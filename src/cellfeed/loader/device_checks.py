@@ -95,7 +95,9 @@ def check_device(device: Any, dtype: str, *, sparse: bool) -> torch.device:
 
 def _empty_csr(device: torch.device) -> torch.Tensor:
     offsets = torch.zeros(2, dtype=torch.int32, device=device)
-    return torch.sparse_csr_tensor(offsets, offsets[:0], offsets[:0].float(), size=(1, 1), check_invariants=False)
+    return torch.sparse_csr_tensor(
+        offsets, offsets[:0], offsets[:0].float(), size=(1, 1), device=device, check_invariants=False
+    )
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -46,8 +46,8 @@ def inference_dataloader(
         Cells per minibatch, by default the ``batch_size`` of the dataset. Under several ranks it may be reduced, so
         that all ranks yield equally many minibatches.
     kwargs
-        Further arguments of :class:`torch.utils.data.DataLoader`, except ``num_workers``: minibatches of several
-        processes alternate and would be out of order. The dataset reads in threads.
+        Further arguments of :func:`experiment_dataloader`, such as ``device``, except ``num_workers``: minibatches of
+        several processes alternate and would be out of order. The dataset reads in threads.
 
     Returns
     -------
