@@ -393,6 +393,17 @@ def test_a_chain_of_datapipes_takes_no_device(store):
 
 
 @CUDA.marks[0]
+def test_a_gpu_takes_any_layout_of_a_transform(store):
+    select = SelectGenes(["G7", "G2", "G3"], GENES)
+    for transform, _ in LAYOUTS.values():
+        dataset = ExperimentDataset(store, batch_size=7, seed=0, shuffle=False, transform=Compose(select, transform))
+        found = [X for X, _ in experiment_dataloader(dataset, device="cuda")]
+        assert np.array_equal(
+            torch.cat([X.to_dense() for X in found]).cpu(), addressed(100, 30).toarray()[:, [7, 2, 3]]
+        )
+
+
+@CUDA.marks[0]
 @pytest.mark.parametrize("sparse", [False, True])
 def test_a_gpu_holds_no_more_than_was_said(make_store, sparse):
     """The loop runs ahead of the device, on a stream of its own, and holds one minibatch."""

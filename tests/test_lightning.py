@@ -56,7 +56,8 @@ def make(experiment, **options):
 
 def trainer(**options):
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    return lightning.Trainer(accelerator="cpu", enable_model_summary=False, **{**quiet, "max_epochs": 2, **options})
+    defaults = {"accelerator": "cpu", "devices": 1, "max_epochs": 2, "enable_model_summary": False}
+    return lightning.Trainer(**{**quiet, **defaults, **options})
 
 
 def fit(store, *, stop_at=None, path=None, resume=None, **options):
@@ -202,28 +203,34 @@ class Keeping(Probe):
         return there
 
 
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU")
+GPU = pytest.param("gpu", marks=NO_GPU)
+
+
 @pytest.mark.parametrize("content", [{}, {"joinids": True, "obs_values": ["number"], "rank_remainder": "pad"}])
-def test_minibatches_made_on_the_device_of_the_trainer(store, monkeypatch, content):
+@pytest.mark.parametrize("accelerator", ["cpu", GPU])
+def test_minibatches_made_on_the_device_of_the_trainer(store, monkeypatch, accelerator, content):
     """All stages get the minibatches of a module without a device, to the bit, and Lightning does not copy them."""
 
-    def run():
+    def run(accelerator):
         datamodule = make(store, **content)
         probe = Keeping(datamodule.n_vars)
-        each = trainer(num_sanity_val_steps=1)
+        each = trainer(num_sanity_val_steps=1, accelerator=accelerator)
         each.fit(probe, datamodule=datamodule)
         each.test(probe, datamodule=datamodule, verbose=False)
         each.predict(probe, datamodule=datamodule)
         return probe.kept, each.predict_dataloaders.device
 
-    expected, no_device = run()
-    monkeypatch.setattr(ExperimentDataModule, "_device", torch.device("cpu"))
-    found, device = run()
-    assert (no_device, device) == (None, torch.device("cpu"))
+    expected, no_device = run("cpu")
+    if accelerator == "cpu":
+        monkeypatch.setattr(ExperimentDataModule, "_device", torch.device("cpu"))
+    found, device = run(accelerator)
+    assert (no_device, device.type) == (None, "cpu" if accelerator == "cpu" else "cuda")
     assert len(found) == len(expected) > 30
     for one, other in zip(found, expected, strict=True):
         assert type(one) is type(other)
         pairs = zip(one.as_dict().values(), other.as_dict().values(), strict=True)
-        assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
+        assert all(a.device.type == device.type and a.dtype == b.dtype and torch.equal(a.cpu(), b) for a, b in pairs)
 
 
 def test_a_loader_alone_has_a_device(store):

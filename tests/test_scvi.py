@@ -125,8 +125,13 @@ class Keeping(SCVIDataModule):
         return self.kept[-1]
 
 
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU")
+GPU = pytest.param("gpu", marks=NO_GPU)
+
+
 @pytest.mark.parametrize("sparse", [False, True])
-def test_tensors_made_on_the_device_of_the_trainer(uri, monkeypatch, sparse):
+@pytest.mark.parametrize("accelerator", ["cpu", GPU])
+def test_tensors_made_on_the_device_of_the_trainer(uri, monkeypatch, accelerator, sparse):
     """The model gets the tensors of a module without a device, to the bit, in training, validation and inference."""
 
     def run():
@@ -140,14 +145,17 @@ def test_tensors_made_on_the_device_of_the_trainer(uri, monkeypatch, sparse):
 
     monkeypatch.setitem(QUIET, "check_val_every_n_epoch", 1)
     expected, no_device = run()
-    monkeypatch.setattr(SCVIDataModule, "_device", torch.device("cpu"))
+    if accelerator == "cpu":
+        monkeypatch.setattr(SCVIDataModule, "_device", torch.device("cpu"))
+    monkeypatch.setitem(QUIET, "accelerator", accelerator)
     found, device = run()
-    assert (no_device, device) == (None, torch.device("cpu"))
+    assert (no_device, device.type) == (None, "cpu" if accelerator == "cpu" else "cuda")
     assert len(found) == len(expected) == 6 + 1 + 7
     for one, other in zip(found, expected, strict=True):
         assert (one["X"].dtype, one["X"].layout) == (torch.float32, torch.strided)
         assert list(one) == list(other)
-        assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(one.values(), other.values(), strict=True))
+        pairs = zip(one.values(), other.values(), strict=True)
+        assert all(a.device.type == device.type and a.dtype == b.dtype and torch.equal(a.cpu(), b) for a, b in pairs)
 
 
 def test_tensors_are_made_of_a_minibatch_without_waiting_for_its_device(uri):
@@ -375,6 +383,9 @@ def test_numbers_that_are_none_are_refused(uri, cells, var, tmp_path):
     bad = write_experiment(tmp_path / "bad.soma", sp.csr_matrix(X), obs.assign(age=np.nan), var=var)
     with pytest.raises(EncodeError, match="column 'age' is not a finite number for 302 of 302 cells"):
         make(bad, continuous_covariate_keys=["age"])
+    with pytest.raises(SelectionError, match="column 'donor' holds text") as raised:
+        make(bad, continuous_covariate_keys=["depth", "donor"])
+    assert raised.value.__notes__ == ["obs_values has the columns of continuous_covariate_keys=['depth', 'donor']"]
     with pytest.raises(StateError, match="has no model.pt"):
         SCVIDataModule.from_reference(tmp_path, uri)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from cellfeed._checks import abbreviate, missing_from
-from cellfeed.errors import EncodeError
+from cellfeed.errors import EncodeError, SelectionError
 from cellfeed.scvi.registry import SEPARATOR, Schema
 from cellfeed.select.batch_encoder import BatchEncoder
 from cellfeed.select.encoders import NamedEncoder
@@ -121,6 +122,17 @@ def make_encoders(keys: Mapping[str, Any], reference: Schema, extend: bool) -> l
         Categories(labels, "_scvi_labels", known=reference.labels, extend=extend, other=keys["unlabeled_category"]),
         *(Categories([key], key, known=reference.covariates.get(key), extend=extend) for key in covariates),
     ]
+
+
+@contextlib.contextmanager
+def naming_covariates(columns: Sequence[str]) -> Iterator[None]:
+    """Add to an error of the argument ``obs_values`` that its columns are the continuous covariates."""
+    try:
+        yield
+    except SelectionError as error:
+        if columns and "obs_values" in str(error):
+            error.add_note(f"obs_values has the columns of continuous_covariate_keys={list(columns)}")
+        raise
 
 
 def check_numbers(selection: Selection, columns: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from cellfeed.loader.dataset import ExperimentDataset
 from cellfeed.loader.inference import with_joinids
 from cellfeed.loader.world import find_ranks
 from cellfeed.rows.minibatch import densified
-from cellfeed.scvi.covariates import check_numbers, make_encoders
+from cellfeed.scvi.covariates import check_numbers, make_encoders, naming_covariates
 from cellfeed.scvi.registry import Schema, compare, find_registry, keys_of, make_registry, name_model
 from cellfeed.scvi.tensors import InferenceTensors, Tensors, check_counts
 
@@ -123,7 +123,8 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         self._encoders = make_encoders(self._keys, schema, extend_categories)
         numbers = [*self._keys["continuous_covariate_keys"], *ordered("obs_values", parameters.get("obs_values", ()))]
         parameters = {**parameters, "encoders": self._encoders, "obs_values": list(dict.fromkeys(numbers))}
-        dataset = open_dataset(experiment, {"batch_size": batch_size, "seed": seed, **parameters})
+        with naming_covariates(self._keys["continuous_covariate_keys"]):
+            dataset = open_dataset(experiment, {"batch_size": batch_size, "seed": seed, **parameters})
         check_numbers(dataset._engine.selection, self._keys["continuous_covariate_keys"])
         genes = genes if schema.genes is None else schema.genes
         if genes is not None:
