@@ -14,6 +14,7 @@ from numba.core.caching import IndexDataCacheFile
 from numba.core.compiler_lock import global_compiler_lock
 
 from cellfeed.rows import compiled
+from tests.support.processes import PATIENCE_S
 
 KERNEL = """from cellfeed.rows.compiled import compiled
 
@@ -114,6 +115,23 @@ def test_broken_files_of_the_cache_are_replaced(folder, monkeypatch, suffix, kep
     assert n_loaded(again) == 1
 
 
+def test_processes_that_compile_for_different_types_at_the_same_time_do_not_exchange_their_code(folder, monkeypatch):
+    """The second one has read the index before the first one writes it, and writes its files in the middle of this."""
+    first, second, later = (load(folder / "triples.py", monkeypatch).triple for _ in range(3))
+    save = IndexDataCacheFile._save_data
+
+    def save_after_the_other(files, name, data):
+        monkeypatch.setattr(IndexDataCacheFile, "_save_data", save)
+        with monkeypatch.context() as patch:
+            patch.setattr(IndexDataCacheFile, "_load_index", lambda files: {})
+            assert second(2.5) == 7.5
+        save(files, name, data)
+
+    monkeypatch.setattr(IndexDataCacheFile, "_save_data", save_after_the_other)
+    assert first(2) == 6
+    assert (later(2), later(2.5)) == (6, 7.5)
+
+
 def test_a_kernel_is_compiled_anew_if_a_kernel_that_it_calls_has_changed(folder, monkeypatch):
     """The two may be in different files; compiled code holds both."""
     monkeypatch.setattr(compiled, "__file__", str(folder / "compiled.py"))
@@ -144,7 +162,7 @@ def test_a_child_forked_while_another_thread_compiles_can_compile(folder, monkey
     held.wait()
     child = multiprocessing.get_context("fork").Process(target=kernel, args=(2,))
     child.start()
-    child.join(30)
+    child.join(PATIENCE_S)
     hangs = child.is_alive()
     child.kill()
     thread.join()

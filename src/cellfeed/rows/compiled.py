@@ -2,7 +2,8 @@
 
 numba keeps compiled code in the first of these folders that is writable: ``NUMBA_CACHE_DIR``, ``__pycache__`` beside
 the source, the user's cache folder. numba itself raises an error if there is no such folder, if the disk is full, and
-if a file of the cache is broken.
+if a file of the cache is broken; and processes that compile a kernel for different types at the same time may exchange
+their code.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 from numba import njit, typeof
 from numba.core import config
-from numba.core.caching import FunctionCache, NullCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
 from numba.core.compiler_lock import global_compiler_lock
 
 from cellfeed._checks import warn_user
@@ -92,8 +93,28 @@ def _collection_paused() -> Iterator[None]:
             gc.enable()
 
 
+class KernelFiles(IndexDataCacheFile):  # type: ignore[misc]
+    """The files of one function: an index, and a file of code per signature, which several processes may write at once.
+
+    numba numbers the files of code: two processes that have read the same index give one number to different code. It
+    also writes the index first, so that another process may read what the file held before.
+    """
+
+    def save(self, key: Any, data: Any) -> None:
+        """Write the code to a file that has the signature in its name, then name the file in the index."""
+        signature, machine, *_ = key
+        name = self._data_name(int(hashlib.sha256(repr((signature, machine)).encode()).hexdigest()[:16], 16))
+        self._save_data(name, data)
+        self._save_index({**self._load_index(), key: name})
+
+
 class KernelCache(FunctionCache):  # type: ignore[misc]
     """numba's cache of one function; if its files cannot be used, the function is compiled again."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        locator = self._impl.locator
+        self._cache_file = KernelFiles(self.cache_path, self._impl.filename_base, locator.get_source_stamp())
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the code for a signature, or ``None`` if no file can be read."""
