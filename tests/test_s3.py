@@ -17,6 +17,7 @@ import tiledbsoma as soma
 import cellfeed
 from cellfeed import CellfeedError, ExperimentDataset, ReadError, SelectionError
 from tests.support.fault_proxy import ProxyProcess
+from tests.support.processes import PATIENCE_S
 from tests.support.s3 import object_settings, s3_server
 from tests.support.stores import addressed, collect, labelled_obs, write_experiment
 
@@ -91,6 +92,27 @@ def test_a_pass_over_s3_by_every_path(make, reading_path, undisturbed):
     assert sorted(undisturbed) == list(range(N_OBS))
 
 
+@contextlib.contextmanager
+def passing(proxy, has_begun, **faults):
+    """Cause faults that end a second after ``has_begun()``, and before the next test."""
+    over = threading.Event()
+
+    def end():
+        while not has_begun() and not over.wait(0.01):
+            pass
+        over.wait(1.0)
+        proxy.set()
+
+    proxy.set(**faults)
+    thread = threading.Thread(target=end)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 PASSING = {
     "outage of 1 s": {"down": True},
     "silence for 1 s": {"timeout": 1.0},
@@ -106,14 +128,15 @@ PASSING = {
 @pytest.mark.parametrize("fault", PASSING)
 def test_faults_that_pass_change_no_cell(make, proxy, reading_path, undisturbed, fault):
     dataset = make()
-    proxy.set(**PASSING[fault])
-    if fault.endswith("1 s"):
-        threading.Timer(1.0, proxy.set).start()
-    assert order(dataset) == undisturbed
-    stats = dataset.stats()
+
+    def has_begun():
+        return dataset.stats().n_retries > 0 if fault == "outage of 1 s" else fault.endswith("1 s")
+
+    with passing(proxy, has_begun, **PASSING[fault]):
+        assert order(dataset) == undisturbed
     if fault == "outage of 1 s":
-        assert stats.n_retries > 0
-        assert stats.retry_wait_s > 0
+        assert dataset.stats().n_retries > 0
+        assert dataset.stats().retry_wait_s > 0
 
 
 LASTING = {"connection refused": {"down": True}, "silence": {"timeout": 1.0}, "slow down": {"error": 1.0}}
@@ -163,10 +186,9 @@ def test_an_array_created_again_is_refused(tmp_path, server, monkeypatch, direct
         list(dataset)
 
 
-def test_construction_outlives_an_outage(make, proxy, undisturbed):
-    proxy.set(down=True)
-    threading.Timer(1.0, proxy.set).start()
-    dataset = make()
+def test_construction_outlives_an_outage(make, proxy, undisturbed, caplog):
+    with passing(proxy, lambda: "failed, the next is in" in caplog.text, down=True):
+        dataset = make()
     assert dataset.stats().n_retries > 0
     assert order(dataset) == undisturbed
 
@@ -266,5 +288,5 @@ def test_a_process_ends_well_while_tiledb_still_tries(uri, proxy):
             time.sleep(0.01)
         assert process.poll() is None
         proxy.set()
-        _, output = process.communicate(timeout=60)
+        _, output = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, output
