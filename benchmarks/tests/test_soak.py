@@ -1,7 +1,6 @@
 """A short soak: the half-hour one is `python -m benchmarks.soak`."""
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
+from tests.support.processes import apart
 
 from benchmarks import soak
 
@@ -11,8 +10,6 @@ def short_soak():
 
 
 def test_epochs_under_faults_are_exact_and_hold_no_more_from_one_to_the_next():
-    # In a process of its own: threads and files of other tests would be counted, too.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        records = process.submit(short_soak).result()
+    records = apart(short_soak)
     assert records[-1]["retries"] > 0
     assert all(soak.flat(records).values()), soak.growth(records)
