@@ -25,7 +25,7 @@ def held():
     return {
         "threads": sorted(t.name for t in threading.enumerate() if t.name.startswith("cellfeed")),
         "files": len([name for name in files if not name.startswith(("pipe:", "anon_inode:", "socket:"))]),
-        "shared": sorted(path.name for path in Path("/dev/shm").iterdir() if str(os.getpid()) in path.name),
+        "shared": sorted(path.name for path in Path("/dev/shm").iterdir() if f"_{os.getpid()}_" in path.name),
     }
 
 
