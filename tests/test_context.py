@@ -11,6 +11,7 @@ from cellfeed.select.labels import read_obs_column
 from cellfeed.sources.soma import tiledb_private
 from cellfeed.sources.soma.address import SAFE_SETTINGS
 from cellfeed.sources.soma.experiment import open_experiment
+from tests.support.processes import PATIENCE_S
 
 [(MERGE, OFF)] = SAFE_SETTINGS.items()
 
@@ -93,4 +94,4 @@ def test_a_forked_child_has_a_context_of_its_own_and_keeps_its_parents():
     child.start()
     sender.close()
     assert receiver.recv() == (False, True, len(tiledb_private._defaults) + 1)
-    child.join(30)
+    child.join(PATIENCE_S)

@@ -23,7 +23,7 @@ from cellfeed.plan.schedule import ShufflePlan
 from cellfeed.sources.anndata.copies import local_copy, owner, part_writer
 from tests.support import copies
 from tests.support.copies import assert_same_copy, describe, described, parts_of, read_copy
-from tests.support.processes import python, torchrun
+from tests.support.processes import PATIENCE_S, python, torchrun
 from tests.support.stores import addressed, labelled_obs, write_experiment
 from tests.test_copy_writer import Failures, KilledError
 
@@ -98,7 +98,7 @@ def test_kills_at_random_moments(tmp_path, writes):
     options = json.dumps({"n_kills": 20, "seed": int(writes), "writes": writes})
     process = python("-m", "tests.programs.copied", source, tmp_path / "copy.zarr", tmp_path, options)
     epoch(make(source, tmp_path / "whole.zarr"))
-    assert process.wait(timeout=280) == 0
+    assert process.wait(timeout=PATIENCE_S) == 0
     if not writes:
         history = copies.history_of(tmp_path)
         assert copies.epochs_of(history, 3) == [described(matrix)] * 3
@@ -212,7 +212,7 @@ def test_two_processes_begin_one_copy_at_the_same_time(source, tmp_path):
         folder.mkdir()
         options = json.dumps({"n_kills": 0, "seed": 0, "writes": False})
         processes.append(python("-m", "tests.programs.copied", source, copy, folder, options))
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert [process.wait(timeout=PATIENCE_S) for process in processes] == [0, 0]
     for folder in folders:
         assert copies.epochs_of(copies.history_of(folder), 3) == [described(X)] * 3
     assert epoch(make(source, copy)) == described(X)

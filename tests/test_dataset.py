@@ -11,6 +11,7 @@ import tiledbsoma as soma
 
 from cellfeed import ExperimentDataPipe, ExperimentDataset
 from cellfeed.errors import PlanError, ReadError
+from tests.support.processes import PATIENCE_S
 from tests.support.stores import addressed, assert_canonical, collect, labelled_obs, write_experiment
 
 pytestmark = pytest.mark.usefixtures("reading_path")
@@ -41,7 +42,7 @@ def test_determinism_in_another_process(store):
         "print([int(j) for _, obs in ds for j in obs[:, 0]])"
     )
     here = joinids_of(ExperimentDataset(store, obs_column_names=["soma_joinid"], seed=5, batch_size=10))
-    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE_S)
     assert json.loads(there.stdout) == here
 
 

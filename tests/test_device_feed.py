@@ -20,6 +20,7 @@ from cellfeed.loader import device as device_module
 from cellfeed.loader.device import Ring
 from cellfeed.rows.compact import CompactRows
 from cellfeed.transforms import Compose, Log1p, NormalizeTotal, SelectGenes
+from tests.support.processes import PATIENCE_S
 from tests.support.stores import addressed, assert_canonical, labelled_obs, write_experiment
 
 N_OBS, N_VARS = 96, 30
@@ -268,7 +269,7 @@ dataset = cellfeed.ExperimentDataset({store!r}, batch_size=2, use_eager_fetch={e
 minibatches = iter(cellfeed.experiment_dataloader(dataset, device={device!r}))
 print(len(next(minibatches).X))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S, check=True)
     assert (done.stdout, done.stderr) == ("2\n", "")
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cellfeed import ExperimentDataset, experiment_dataloader
-from tests.support.processes import torchrun
+from tests.support.processes import PATIENCE_S, torchrun
 
 lightning = pytest.importorskip("pytorch_lightning", reason="Lightning is not installed")
 
@@ -94,7 +94,7 @@ def test_accelerate_makes_a_step_after_the_last_minibatch(store):
     """
     pytest.importorskip("accelerate", reason="Accelerate is not installed")
     program = [sys.executable, "-m", "tests.programs.accumulated", store]
-    done = subprocess.run(program, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(program, capture_output=True, text=True, check=True, timeout=PATIENCE_S)
     record = json.loads(done.stdout.splitlines()[-1])
     assert record["steps"] == [[0, 3], [0, 7], [0, 9], [1, 3], [1, 7], [1, 8]]
     assert [sorted(cells) for cells in record["metrics"]] == [record["test"]] * 2

@@ -13,6 +13,7 @@ import tiledbsoma as soma
 
 import cellfeed
 from cellfeed import CellfeedError, ExperimentDataset, ReadError
+from tests.support.processes import PATIENCE_S
 from tests.support.stores import addressed, labelled_obs, write_experiment
 
 N_OBS, N_VARS = 400, 30
@@ -148,7 +149,7 @@ def test_unreadable_files(reader, name):
         Path(folder).chmod(0o755)
         uri = write_experiment(Path(folder) / "cells", addressed(40, 5))
         command = [sys.executable, "-c", UNREADABLE, uri, *map(str, data_files(uri, name))]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.stdout.startswith("ReadError"), done.stdout + done.stderr
     assert "ermission" in done.stdout or "annot open" in done.stdout
 
@@ -185,7 +186,7 @@ def test_too_little_memory_for_the_budget(tmp_path, reader, form):
         tmp_path / "wide", addressed(4000, 12_000, density=0.05), extent=500, column_extent=12_000, capacity=100_000
     )
     command = [sys.executable, "-c", NO_MEMORY, uri, form]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.stdout.startswith("ReadError"), done.stdout + done.stderr
     assert any(word in done.stdout for word in ("memory", "alloc", "thread"))
 

@@ -11,13 +11,13 @@ import pytest
 import cellfeed
 from cellfeed import MissingDependencyError, datasets
 from tests.programs.bare import OPTIONAL
-from tests.support.processes import python
+from tests.support.processes import PATIENCE_S, python
 
 
 def test_an_error_names_a_missing_library_and_the_line_that_installs_it(store):
     """Every module but two is imported, minibatches come, and the two name their extra."""
     process = python("-m", "tests.programs.bare", store, stdout=subprocess.PIPE)
-    output, _ = process.communicate(timeout=200)
+    output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
     record = json.loads(output)
     assert record.pop("cells") == 100

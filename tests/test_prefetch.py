@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from cellfeed.loader.prefetch import Prefetch
+from tests.support.processes import PATIENCE_S
 
 
 def n_threads():
@@ -85,7 +86,7 @@ def test_the_interpreter_exits_while_an_iterator_lives():
         "from cellfeed.loader.prefetch import Prefetch\nimport itertools\n"
         "ahead = Prefetch((i for i in itertools.count()), depth=1)\nprint(next(ahead))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S, check=True)
     assert done.stdout.strip() == "0"
     assert done.stderr == ""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cellfeed import ExperimentDataset, ReadError, experiment_dataloader
-from tests.support.processes import python, torchrun
+from tests.support.processes import PATIENCE_S, python, torchrun
 
 
 @pytest.mark.parametrize(("n_ranks", "rank_remainder"), [(3, "drop"), (2, "pad")])
@@ -57,9 +57,9 @@ def test_killed_and_continued(store, tmp_path, num_workers, n_kills):
                 time.sleep(0.005)
             process.send_signal(signal.SIGKILL)
             kills += 1
-        process.wait(timeout=120)
+        process.wait(timeout=PATIENCE_S)
         assert [path for path in Path("/dev/shm").iterdir() if f"_{process.pid}_" in path.name] == []
-    assert undisturbed.wait(timeout=120) == 0
+    assert undisturbed.wait(timeout=PATIENCE_S) == 0
     assert kills == n_kills
     history = json.loads((broken / "state.json").read_text())["history"]
     assert history == json.loads((straight / "state.json").read_text())["history"]
@@ -101,7 +101,7 @@ def test_a_worker_that_dies_during_a_step_disturbs_it_not(doomed):
     """Whatever the main thread does then runs to its end; the loader raises the error when it is asked next."""
     _, iterator, pids = doomed
     os.kill(pids[0], signal.SIGKILL)
-    ended = time.monotonic() + 30
+    ended = time.monotonic() + PATIENCE_S
     while alive(pids[0]) and time.monotonic() < ended:
         time.sleep(0.01)
     assert sum(range(1_000_000)) == 499_999_500_000
@@ -145,7 +145,7 @@ def test_endings(store, how, num_workers):
     """However a loop ends, the process and its workers end by themselves; threads, files and memory are released."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = python("-m", "tests.programs.endings", store, how, num_workers, **pipes)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, errors[-20_000:]
     found = json.loads(output)
     assert found["after"] == (None if how == "exit" else found["before"])

@@ -11,6 +11,7 @@ import torch
 
 from cellfeed import ExperimentDataset, PlanError, SelectionError
 from cellfeed.transforms import Compose, Log1p
+from tests.support.processes import PATIENCE_S
 
 
 @pytest.mark.parametrize("sparse", [True, False])
@@ -139,6 +140,6 @@ except cellfeed.SelectionError as error:
 )
 def test_what_tiledb_lacks_when_it_starts_is_named(store, program, message):
     """A folder of scratch that was cleaned, and a limit of addresses that its buffers exceed."""
-    done = subprocess.run([sys.executable, "-c", program, store], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program, store], capture_output=True, text=True, timeout=PATIENCE_S)
     assert message in done.stdout, done.stdout + done.stderr
     assert "cellfeed.obs_filter" not in done.stdout

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cellfeed import ExperimentDataset, ReadError, experiment_dataloader
-from tests.support.processes import run
+from tests.support.processes import PATIENCE_S, run
 
 
 def joinids_of(minibatches):
@@ -145,8 +145,8 @@ def test_a_process_forked_in_the_middle_of_a_pass_gets_an_error(store, num_worke
     ours, theirs = context.Pipe(duplex=False)
     child = context.Process(target=_next_in_a_fork, args=(iterator, theirs))
     child.start()
-    assert ours.poll(60)
+    assert ours.poll(PATIENCE_S)
     assert "the process from which this one was forked" in ours.recv()
-    child.join(60)
+    child.join(PATIENCE_S)
     assert child.exitcode == 0
     assert sorted(received + joinids_of(iterator)) == list(range(100))

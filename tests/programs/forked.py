@@ -15,7 +15,7 @@ from cellfeed import ExperimentDataset
 
 
 def read(source):
-    signal.alarm(60)  # a child that hangs ends; a fork inherits no alarm
+    signal.alarm(200)  # a child that hangs ends; a fork inherits no alarm
     make = ExperimentDataset.from_query if isinstance(source, soma.ExperimentAxisQuery) else ExperimentDataset
     dataset = make(source, obs_column_names=["soma_joinid"], batch_size=16, seed=1)
     return sorted(int(joinid) for batch in dataset for joinid in batch.obs[:, 0])
@@ -68,7 +68,7 @@ def by_lightning(uri):
 
     class Module(lightning.LightningDataModule):
         def setup(self, stage):
-            signal.alarm(60)
+            signal.alarm(200)
             self.dataset = ExperimentDataset(uri, obs_column_names=["soma_joinid"], batch_size=16, seed=1)
 
         def train_dataloader(self):
@@ -101,13 +101,13 @@ def by_lightning(uri):
 def main():
     uri, way = sys.argv[1:]
     read(uri)
-    signal.alarm(90)
+    signal.alarm(250)
     if way in ("open", "query"):
         with soma.open(uri) as experiment:
             every = soma.AxisQuery(value_filter="soma_joinid >= 0")
             source = experiment if way == "open" else experiment.axis_query("RNA", obs_query=every)
             read(source)
-            signal.alarm(90)
+            signal.alarm(250)
             cells = by_process(source)
     else:
         under_way = iter(ExperimentDataset(uri, batch_size=8))
