@@ -1,10 +1,13 @@
 """A thread that reads ahead, and ends with its consumer."""
 
+import contextlib
 import gc
+import itertools
 import queue
 import subprocess
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -13,8 +16,11 @@ from cellfeed.loader.prefetch import Prefetch
 from tests.support.processes import PATIENCE_S
 
 
+@pytest.fixture
 def n_threads():
-    return sum(t.name == "cellfeed-prefetch" for t in threading.enumerate())
+    """The number of threads that have begun in this test and have not ended."""
+    earlier = set(threading.enumerate())
+    return lambda: sum(t.name == "cellfeed-prefetch" and t not in earlier for t in threading.enumerate())
 
 
 def counting(n, log):
@@ -27,7 +33,7 @@ def counting(n, log):
 
 
 @pytest.mark.parametrize("depth", [1, 3])
-def test_items_come_in_order_and_the_source_is_closed(depth):
+def test_items_come_in_order_and_the_source_is_closed(depth, n_threads):
     log = []
     assert list(Prefetch(counting(10, log), depth=depth)) == list(range(10))
     assert log[-1] == "closed"
@@ -53,7 +59,7 @@ def test_it_reads_ahead_no_further_than_depth():
     assert max(ahead_by) == 3
 
 
-def test_an_error_comes_in_its_turn_as_itself():
+def test_an_error_comes_in_its_turn_as_itself(n_threads):
     def source():
         yield 1
         raise KeyError("cell") from OSError("disk")
@@ -68,7 +74,7 @@ def test_an_error_comes_in_its_turn_as_itself():
 
 
 @pytest.mark.parametrize("how", ["close", "collect"])
-def test_the_thread_ends_before_its_source_does(how):
+def test_the_thread_ends_before_its_source_does(how, n_threads):
     log = []
     ahead = Prefetch(counting(10**6, log), depth=1)
     next(ahead)
@@ -78,6 +84,27 @@ def test_the_thread_ends_before_its_source_does(how):
     gc.collect()
     assert n_threads() == 0
     assert log[-1] == "closed"
+
+
+def test_the_garbage_collector_waits_for_no_thread(n_threads):
+    """It may run where a lock is held that the source needs, or in a thread for which the source waits."""
+    lock, log = threading.Lock(), []
+
+    def source():
+        with contextlib.suppress(GeneratorExit):
+            yield from itertools.count()
+        with lock:
+            log.append("closed")
+
+    cycle = [Prefetch(source(), depth=1)]
+    cycle.append(cycle)
+    del cycle
+    with lock:
+        gc.collect()
+        assert log == []
+    while n_threads():
+        time.sleep(0.01)
+    assert log == ["closed"]
 
 
 @pytest.mark.slow
@@ -112,7 +139,7 @@ def test_it_reports_how_long_items_waited_for_room(monkeypatch):
     assert waits == [5, 5, 5]
 
 
-def test_an_interrupt_while_the_thread_starts_leaves_no_thread(monkeypatch):
+def test_an_interrupt_while_the_thread_starts_leaves_no_thread(monkeypatch, n_threads):
     """Ctrl-C may come just before or after the start of the thread; in both cases it ends and the source is closed."""
     start = threading.Thread.start
 

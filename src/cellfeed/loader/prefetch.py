@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import os
 import queue
 import threading
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -18,6 +20,9 @@ _START_S = 1.0
 
 _POLL_S = 0.1
 """Seconds after which a producer with a full queue checks whether to stop."""
+
+_collecting: set[int] = set()
+"""Numbers of the threads in which the garbage collector runs."""
 
 
 class _End:
@@ -31,8 +36,8 @@ class Prefetch(Iterator[T], Generic[T]):
     """Iterate over ``source`` in a thread, up to ``depth`` items ahead.
 
     The thread ends when the source ends, when :meth:`close` is called, when this object is collected, and when the
-    interpreter exits. It closes the source before it ends, and these calls return after that. An error of the source
-    is raised by ``next`` after the items before it, unchanged.
+    interpreter exits. It closes the source before it ends, and these calls return after that; only the garbage
+    collector does not wait for it. An error of the source is raised by ``next`` after the items before it, unchanged.
 
     Parameters
     ----------
@@ -129,7 +134,10 @@ def _shut_down(
     with contextlib.suppress(queue.Empty):  # makes room for a producer that waits
         while True:
             items.get_nowait()
-    if thread is not threading.current_thread():
+    if threading.get_ident() in _collecting:
+        # It may run in a thread for which the source waits, or which holds a lock that the source needs.
+        atexit.register(_join, thread)
+    elif thread is not threading.current_thread():
         _join(thread)
 
 
@@ -140,3 +148,13 @@ def _join(thread: threading.Thread) -> None:
         time.sleep(_START_S / 1000)
     if thread.ident is not None:
         thread.join()
+
+
+def _note_collection(
+    phase: str, *_: object, collecting: set[int] = _collecting, thread: Any = threading.get_ident
+) -> None:
+    """Keep the numbers of threads; the arguments exist at the end of the interpreter, when the module may not."""
+    (collecting.add if phase == "start" else collecting.discard)(thread())
+
+
+gc.callbacks.append(_note_collection)
