@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from tests.programs import end_ranks
 from tests.programs.copied import make_dataset
 from tests.support.copies import describe, make_layout_small
 
@@ -24,7 +25,7 @@ def main():
         from_copy.append(dataset.stats().n_obs_from_copy)
         dist.barrier()
     (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps({"epochs": epochs, "from_copy": from_copy}))
-    dist.destroy_process_group()
+    end_ranks()
 
 
 if __name__ == "__main__":

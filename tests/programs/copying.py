@@ -29,7 +29,7 @@ def main():
     )
     dist.init_process_group("gloo")
     model = DistributedDataParallel(torch.nn.Linear(dataset.shape[1], 1))
-    loader = cellfeed.experiment_dataloader(dataset, num_workers=int(workers))
+    loader = cellfeed.experiment_dataloader(dataset, num_workers=int(workers), persistent_workers=workers != "0")
     record = []
     for _ in range(EPOCHS):
         received: list[int] = []

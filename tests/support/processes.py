@@ -12,7 +12,6 @@ ENVIRONMENT = {
     **{k: v for k, v in os.environ.items() if not k.startswith(("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_"))},
     "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")]),
     "GLOO_SOCKET_IFNAME": "lo",
-    "OMP_NUM_THREADS": "1",
 }
 
 PATIENCE_S = 280
