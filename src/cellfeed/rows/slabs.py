@@ -9,6 +9,7 @@ caching allocators.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import math
@@ -124,7 +125,7 @@ def _new_region() -> list[npt.NDArray[np.uint8]]:
     mapped = mmap.mmap(-1, REGION_BYTES + HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory = np.frombuffer(mapped, np.uint8)
     start = -memory.ctypes.data % HUGE_PAGE_BYTES
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+    with contextlib.suppress(AttributeError, OSError):  # other systems, and kernels built without huge pages
         mapped.madvise(mmap.MADV_HUGEPAGE)
     region = memory[start : start + REGION_BYTES]
     return [region[low : low + SLAB_BYTES] for low in range(0, REGION_BYTES, SLAB_BYTES)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import io
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
@@ -41,10 +41,13 @@ class LocalStoreFiles:
     @contextlib.contextmanager
     def open(self, key: str) -> Iterator[int]:
         """Yield the descriptor of an open file."""
+        with self._open(key) as file:
+            yield file.fileno()
+
+    def _open(self, key: str) -> io.FileIO:
         path = self._folder / key
         try:
-            with path.open("rb", buffering=0) as file:
-                yield file.fileno()
+            return path.open("rb", buffering=0)
         except FileNotFoundError:
             raise ReadError(f"the file {str(path)!r} is missing") from None
 
@@ -57,13 +60,14 @@ class LocalStoreFiles:
 
     def read(self, key: str, start: int, target: npt.NDArray[np.uint8]) -> None:
         """Read bytes from ``start`` on, until the target is full."""
-        with self.open(key) as file:
+        with self._open(key) as file:
+            file.seek(start)
             view = memoryview(target.data)
             while len(view):
-                n_bytes = os.preadv(file, [view], start)
-                if n_bytes == 0:
+                n_bytes = file.readinto(view)
+                if not n_bytes:
                     raise ReadError(f"the file {self.shown(key)!r} is damaged: it is too short")
-                view, start = view[n_bytes:], start + n_bytes
+                view = view[n_bytes:]
 
 
 class RemoteStoreFiles:

@@ -7,13 +7,13 @@ next change is an error of the disk, and the part has one writer still.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
 import re
 import socket
 import time
-import uuid
 from functools import cache
 from pathlib import Path
 
@@ -24,7 +24,9 @@ FREE = f"free{PARTIAL}"
 """Name of an unfinished part that no process has taken."""
 
 ABANDONED_S = 900
-"""Seconds without a write after which a part of a process that cannot be looked up is taken as abandoned."""
+"""Seconds without a write after which a part is abandoned if its process cannot be looked up."""
+
+PROC = Path("/proc")
 
 _NAME = re.compile(rf"(\w+)-(\d+)-(\d+)-\d+{re.escape(PARTIAL)}")
 """Machine, number and start of a process, and a number for each part."""
@@ -84,7 +86,8 @@ def _has_ended(work: Path) -> bool:
         return _age_s(work) > ABANDONED_S
     if pid == os.getpid():
         return work not in _open
-    return _started(pid) != started
+    # Without a start, another process may have the number by now.
+    return _started(pid) != started or (not started and _age_s(work) > ABANDONED_S)
 
 
 def _age_s(work: Path) -> float:
@@ -100,20 +103,25 @@ def _machine() -> str:
     """Return a name of the processes that this one can look up by number.
 
     They have its kernel, since the same boot, and its namespace of process numbers: containers on one machine, even
-    with one host name, have others. Without ``/proc``, a process can look up only itself.
+    with one host name, have others. On systems without ``/proc``, such as macOS, they have its host name.
     """
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
-        known = f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return uuid.uuid4().hex[:8]
+    known = socket.gethostname()
+    with contextlib.suppress(OSError):
+        boot = (PROC / "sys/kernel/random/boot_id").read_text()
+        known += f" {boot} {(PROC / 'self/ns/pid').readlink()}"
     return hashlib.blake2b(known.encode(), digest_size=4).hexdigest()
 
 
 def _started(pid: int) -> int | None:
-    """Return when a process started, in ticks since the boot; ``None`` if it has ended."""
+    """Return when a process started, in ticks since the boot; ``None`` if it has ended; 0 if its start is unknown."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        if PROC.exists():
+            fields = (PROC / f"{pid}/stat").read_text().rpartition(")")[2].split()
+            return None if fields[0] in "ZX" else int(fields[19])
+        if os.name == "posix":  # on Windows the call would end the process
+            os.kill(pid, 0)
+    except PermissionError:  # it belongs to another user
+        return 0
     except OSError:
         return None
-    return None if fields[0] in "ZX" else int(fields[19])
+    return 0
