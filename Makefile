@@ -3,9 +3,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-LOWEST := .venv-lowest
-
-.PHONY: demo test test-fast test-lowest lint types docs format clean
+.PHONY: demo test test-fast test-lowest test-matrix lint types docs wheel format clean
 
 demo: $(STAMP)
 	$(VENV)/bin/cellfeed demo
@@ -17,14 +15,22 @@ test: $(STAMP)
 test-fast: $(STAMP)
 	$(PY) -m pytest -q -m "not slow" --numprocesses logical --maxprocesses 4 --dist worksteal
 
-# On the lowest versions that pyproject.toml permits, without the libraries around cellfeed. pandas and h5py warn of NumPy.
-test-lowest: constraints-lowest.txt
-	test -x $(LOWEST)/bin/python || python3.11 -m venv $(LOWEST)
-	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable ".[dask,demo,plot]" \
-		boto3 hypothesis "moto[server]" psutil pytest pytest-timeout
-	$(LOWEST)/bin/python -m pytest -q -W "ignore:np.find_common_type:DeprecationWarning" \
-		-W 'ignore:`product` is deprecated:DeprecationWarning' --ignore tests/programs \
-		--ignore tests/test_census.py --ignore tests/test_examples.py --ignore tests/test_pages.py
+# On the lowest versions that pyproject.toml permits, without the libraries around cellfeed.
+test-lowest: $(STAMP)
+	$(VENV)/bin/nox --session lowest
+
+# On each supported version of Python that is installed, with the newest and the lowest libraries.
+test-matrix: $(STAMP)
+	$(VENV)/bin/nox
+
+# Builds the distributions, and uses the wheel outside of this folder with the libraries of .venv.
+wheel: $(STAMP)
+	rm -rf dist
+	$(PY) -m build --quiet
+	$(PY) -m twine check --strict dist/*
+	folder=$$(mktemp -d) && trap 'rm -rf '$$folder EXIT && \
+		$(PY) -m pip install --quiet --no-deps --target $$folder dist/*.whl && cd $$folder && \
+		PYTHONPATH=$$folder $(CURDIR)/$(PY) -P $(CURDIR)/tests/programs/installed.py
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .
@@ -48,4 +54,4 @@ $(STAMP): pyproject.toml constraints.txt requirements-dev.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(LOWEST) docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .nox dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
