@@ -306,6 +306,7 @@ def test_scanvi_learns_labels_and_predicts_them(uri, cells, tmp_path):
 @pytest.mark.parametrize("kind", [scvi.model.SCVI, scvi.model.SCANVI])
 def test_a_saved_model_can_be_described_and_published(uri, tmp_path, capsys, kind):
     """Its registry names its class: for the views of scvi-tools, for scvi-hub, and to refuse another class."""
+    pytest.importorskip("huggingface_hub", reason="scvi-hub needs it")
     hub = pytest.importorskip("scvi.hub", reason="scvi-hub is not installed")
     datamodule = make(uri, batch_key=["donor", "site"], labels_key="cell_type", unlabeled_category="unknown")
     options = {"datamodule": datamodule} if kind is scvi.model.SCANVI else {}
