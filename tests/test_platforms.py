@@ -11,12 +11,14 @@ import resource
 import sys
 from types import SimpleNamespace
 
+import llvmlite.binding as llvm
 import numpy as np
 import pytest
+from llvmlite import ir
 
 from cellfeed.command import bench
 from cellfeed.loader import workers, world
-from cellfeed.rows import slabs
+from cellfeed.rows import slabs, streaming
 from cellfeed.sources import bundled
 from cellfeed.sources.anndata.chunks import packed_chunks, store_files
 from cellfeed.sources.anndata.copies import owner
@@ -75,6 +77,30 @@ def test_peak_memory_is_in_bytes(monkeypatch, system, unit):
     monkeypatch.setattr(sys, "platform", system)
     monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=300))
     assert bench._peak_bytes() == 300 * unit
+
+
+@pytest.mark.parametrize(
+    ("system", "processor", "instructions"),
+    [
+        ("arm64-apple-darwin", "apple-m1", ("stnp", "dmb")),
+        ("x86_64-unknown-linux-gnu", "x86-64-v3", ("vmovnt", "lock")),
+    ],
+)
+def test_streaming_stores_and_their_fence_exist_on_each_processor(system, processor, instructions):
+    """LLVM compiles the intrinsics of ``cellfeed.rows.streaming`` for processors that the test does not run on."""
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    module = ir.Module()
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * 2), "stream")
+    builder = ir.IRBuilder(function.append_basic_block())
+    context = SimpleNamespace(get_dummy_value=lambda: None)
+    for intrinsic, arguments in ((streaming._stream_line, function.args), (streaming.finish_streams, ())):
+        _, generate = intrinsic._defn(None, *arguments)
+        generate(context, builder, None, arguments)
+    builder.ret_void()
+    machine = llvm.Target.from_triple(system).create_target_machine(cpu=processor)
+    code = machine.emit_assembly(llvm.parse_assembly(str(module)))
+    assert [instruction in code for instruction in instructions] == [True, True]
 
 
 # ---------------------------------------------------------------------- libraries
