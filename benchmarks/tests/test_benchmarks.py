@@ -169,7 +169,8 @@ def test_the_conversion_of_files(tmp_path):
     plain, packed = (tmp_path / f"tiny.{name}.h5ad" for name in local_copy.COMPRESSIONS)
     assert [h5py.File(file)["X/data"].compression for file in (plain, packed)] == [None, "gzip"]
     assert np.array_equal(anndata.read_h5ad(plain).X.toarray(), anndata.read_h5ad(packed).X.toarray())
-    child = "import pathlib, sys; x = bytearray(200 << 20); (p := pathlib.Path(sys.argv[2]) / 'X').mkdir(parents=True)"
+    child = "import pathlib, sys, time; x = bytearray(200 << 20); pathlib.Path(sys.argv[2], 'X').mkdir(parents=True); "
+    child += "time.sleep(1)"  # its memory is looked up while it lives
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}, *sys.argv[1:]], check=True)"
     out = tmp_path / "records.jsonl"
     records = local_copy.convert(plain, {"nothing": [sys.executable, "-c", parent]}, repeat=2, out=out)
