@@ -9,6 +9,7 @@ measures and nothing else of this repository but its records. ``run.py`` beside 
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import resource
 import sys
@@ -33,7 +34,8 @@ class Case:
     n_genes: int | None = None  # number of genes, from the first on; None takes all
     passes: int = 1
     seconds: float = 0.0  # run further epochs until this time has passed
-    max_cells: int | None = None  # stop an epoch here: slow contenders need not finish it
+    skip_cells: int = 0  # cells of an epoch that are received before its clock starts
+    max_cells: int | None = None  # stop an epoch after these cells: slow contenders need not finish it
     max_seconds: float | None = None  # or here
     sleep_s: float = 0.0  # a consumer that takes its time
     num_workers: int = 0  # of cellfeed's loader
@@ -174,7 +176,51 @@ def cellstream(case: Case) -> Callable[[], Minibatches]:
     return one_pass
 
 
-CONTENDERS = {f.__name__: f for f in (cellfeed, tiledbsoma_ml, experiment_datapipe, annbatch, cellstream)}
+def scdataset(case: Case) -> Callable[[], Minibatches]:
+    """Read blocks of adjacent rows of an ``.h5ad``."""
+    import anndata
+    from scdataset import BlockShuffling, scDataset
+    from torch.utils.data import DataLoader
+
+    options = dict(case.options)
+    cells = anndata.read_h5ad(converted(case.uri, "h5ad"), backed="r")
+    blocks = BlockShuffling(block_size=options.pop("block_size", 8))
+    fetch = {"fetch_callback": lambda cells, rows: cells[rows].to_memory()}
+    dataset = scDataset(cells, blocks, batch_size=case.batch_size, **fetch, **options)
+
+    def one_pass() -> Minibatches:
+        for cells in DataLoader(dataset, batch_size=None):
+            X = cells.X
+            yield X, X.shape[0]
+
+    return one_pass
+
+
+def homeobox(case: Case) -> Callable[[], Minibatches]:
+    """Read blocks of random rows ahead, or with ``mode="map"`` the random rows of one minibatch."""
+    from homeobox.dataloader import make_loader
+
+    from benchmarks.harness.homeobox_atlas import LAYER, open_atlas
+
+    cells = open_atlas(converted(case.uri, "homeobox")).query()
+    choice: dict[str, Any] = {"metadata_columns": ["cell_type"]}
+    if case.options.get("mode") == "map":
+        dataset = cells.to_unimodal_dataset("gene_expression", [LAYER], **choice)
+        loader = make_loader(dataset, batch_size=case.batch_size, shuffle=True)
+    else:
+        choice |= {"mode": "iterable", "batch_size": case.batch_size, "io_batch_size": 65_536, "shuffle": True}
+        loader = make_loader(cells.to_unimodal_dataset("gene_expression", [LAYER], **choice, **case.options))
+
+    def one_pass() -> Minibatches:
+        for minibatch in loader:
+            yield minibatch, len(minibatch.offsets) - 1
+
+    return one_pass
+
+
+CONTENDERS = {
+    f.__name__: f for f in (cellfeed, tiledbsoma_ml, experiment_datapipe, annbatch, cellstream, scdataset, homeobox)
+}
 PACKAGES = (
     "cellfeed",
     "tiledbsoma",
@@ -185,6 +231,8 @@ PACKAGES = (
     "zarr",
     "zarrs",
     "cellstream",
+    "scdataset",
+    "homeobox",
     "torch",
     "numpy",
     "numba",
@@ -210,6 +258,47 @@ def workers_peak_bytes() -> int:
     return sum(highest_resident_bytes(worker.pid) for worker in multiprocessing.active_children())
 
 
+def time_pass(minibatches: Minibatches, case: Case) -> tuple[dict[str, Any], int]:
+    """Return the figures of an epoch, or of its part, and the largest memory of its workers."""
+    forget_peak()
+    received, n, workers, first = 0, 0, 0, None
+    seconds, cpu_s = 0.0, 0.0
+    gaps: list[float] = []
+    begun = last = started = time.perf_counter()
+    cpu = time.process_time()
+    for _, n_cells in minibatches:
+        now = time.perf_counter()
+        first = now - begun if first is None else first
+        workers = max(workers, workers_peak_bytes())
+        received += n_cells
+        if received <= case.skip_cells:
+            started = last = time.perf_counter()
+            cpu = time.process_time()
+            continue
+        gaps.append(now - last)
+        n += n_cells
+        # Measured here: closing an iterator early may wait for a read in progress.
+        seconds, cpu_s = now - started, time.process_time() - cpu
+        if n >= (case.max_cells or float("inf")) or seconds >= (case.max_seconds or float("inf")):
+            break
+        if case.sleep_s:
+            time.sleep(case.sleep_s)
+        last = time.perf_counter()
+    later = sorted(gaps[1:]) or [0.0]
+    figures = {
+        "cells": n,
+        "seconds": seconds,
+        "cells_per_s": n / max(seconds, 1e-9),
+        "first_s": first,
+        "cpu_s": cpu_s,
+        "waited_s": sum(later),
+        "p999_gap_s": later[math.ceil(0.999 * len(later)) - 1],
+        "longest_gap_s": later[-1],
+        "peak_bytes": own_peak_bytes(),
+    }
+    return figures, workers
+
+
 def measure(name: str, case: Case) -> dict[str, Any]:
     """Run one contender; times are of iteration, construction apart."""
     idle_workers = workers = 0
@@ -224,36 +313,9 @@ def measure(name: str, case: Case) -> dict[str, Any]:
         "passes": [],
     }
     while len(record["passes"]) < case.passes or sum(one["seconds"] for one in record["passes"]) < case.seconds:
-        forget_peak()
-        started, cpu, n, first = time.perf_counter(), time.process_time(), 0, None
-        seconds, cpu_s = 0.0, 0.0
-        gaps: list[float] = []
-        last = started
-        for _, n_cells in one_pass():
-            now = time.perf_counter()
-            first = now - started if first is None else first
-            gaps.append(now - last)
-            n += n_cells
-            workers = max(workers, workers_peak_bytes())
-            # Measured here: closing an iterator early may wait for a read in progress.
-            seconds, cpu_s = now - started, time.process_time() - cpu
-            if n >= (case.max_cells or float("inf")) or seconds >= (case.max_seconds or float("inf")):
-                break
-            if case.sleep_s:
-                time.sleep(case.sleep_s)
-            last = time.perf_counter()
-        record["passes"].append(
-            {
-                "cells": n,
-                "seconds": seconds,
-                "cells_per_s": n / max(seconds, 1e-9),
-                "first_s": first,
-                "cpu_s": cpu_s,
-                "waited_s": sum(gaps[1:]),
-                "longest_gap_s": max(gaps[1:], default=0.0),
-                "peak_bytes": own_peak_bytes(),
-            }
-        )
+        done, of_workers = time_pass(one_pass(), case)
+        record["passes"].append(done)
+        workers = max(workers, of_workers)
     record["peak_bytes"] = max(done["peak_bytes"] for done in record["passes"]) + workers
     record["idle_bytes"] += idle_workers
     if name == "cellfeed":

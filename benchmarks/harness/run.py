@@ -24,15 +24,16 @@ PASSES = 4
 MAX_CRASHES = 2
 """Number of further attempts if a peer dies; its records contain the number of crashes."""
 
-ENVIRONMENTS = ("tiledbsoma_ml", "experiment_datapipe", "annbatch", "cellstream")
+ENVIRONMENTS = ("tiledbsoma_ml", "experiment_datapipe", "annbatch", "cellstream", "scdataset", "homeobox")
 """Folders under ``--peers``; cellfeed runs in the environment of the caller."""
 
 
 def run_once(label: str, contender: str, case: Case, peers: Path) -> dict[str, Any] | None:
     """Run one contender in its own process; ``None`` if its environment, or the store in its format, is not there."""
     python = str(peers / contender / "bin" / "python") if contender in ENVIRONMENTS else sys.executable
-    foreign = contender in SUFFIXES
-    if not Path(python).exists() or (foreign and not converted(case.uri, contender).exists()):
+    form = "h5ad" if contender == "scdataset" else contender
+    foreign = form in SUFFIXES
+    if not Path(python).exists() or (foreign and not converted(case.uri, form).exists()):
         return None
     if foreign:
         case = replace(case, warm_uri=None)  # they compile nothing at run time

@@ -101,14 +101,14 @@ def write_cells(
     sums |= {name: np.zeros(spec.n_obs, np.float64) for name in ("raw_sum", "raw_squares")}
     with soma.Experiment.create(uri) as experiment:
         measurement = experiment.add_new_collection("ms").add_new_collection("RNA", soma.Measurement)
-        _write_var(measurement, spec)
+        write_var(measurement, spec.n_vars)
         layers = measurement.add_new_collection("X", soma.Collection)
         X = layers.add_new_sparse_ndarray(
             "raw", type=pa.float32(), shape=(spec.n_obs, spec.n_vars), platform_config=_layout(spec)
         )
-        _write_global_order(X, _row_blocks(spec, depth, kind, popularity, sums))
+        write_global_order(X, _row_blocks(spec, depth, kind, popularity, sums))
     with soma.Experiment.open(uri, "w") as experiment:
-        _write_obs(experiment, obs(sums))
+        write_obs(experiment, obs(sums))
 
 
 def _layout(spec: StoreSpec) -> dict | None:
@@ -148,7 +148,7 @@ def _row_blocks(spec, depth, kind, popularity, sums) -> Iterator[pa.RecordBatch]
             yield pa.RecordBatch.from_pydict({"soma_dim_0": d0, "soma_dim_1": d1, "soma_data": data})
 
 
-def _write_global_order(X: soma.SparseNDArray, batches: Iterator[pa.RecordBatch]) -> None:
+def write_global_order(X: soma.SparseNDArray, batches: Iterator[pa.RecordBatch]) -> None:
     """One query, so one fragment, whatever the number of batches."""
     query = clib.ManagedQuery(X._handle)
     query.set_layout(clib.ResultOrder.globalorder)
@@ -160,22 +160,22 @@ def _write_global_order(X: soma.SparseNDArray, batches: Iterator[pa.RecordBatch]
     query.submit_and_finalize_batch(last)
 
 
-def _write_var(measurement: soma.Measurement, spec: StoreSpec) -> None:
+def write_var(measurement: soma.Measurement, n_vars: int) -> None:
     var = pd.DataFrame(
         {
-            "soma_joinid": np.arange(spec.n_vars),
-            "feature_id": [f"ENSG{i:011d}" for i in range(spec.n_vars)],
-            "feature_name": [f"GENE{i}" for i in range(spec.n_vars)],
+            "soma_joinid": np.arange(n_vars),
+            "feature_id": [f"ENSG{i:011d}" for i in range(n_vars)],
+            "feature_name": [f"GENE{i}" for i in range(n_vars)],
         }
     )
     table = pa.Table.from_pandas(var, preserve_index=False)
     frame = measurement.add_new_dataframe(
-        "var", schema=table.schema, index_column_names=["soma_joinid"], domain=[(0, spec.n_vars - 1)]
+        "var", schema=table.schema, index_column_names=["soma_joinid"], domain=[(0, n_vars - 1)]
     )
     frame.write(table)
 
 
-def _write_obs(experiment: soma.Experiment, table: pa.Table) -> None:
+def write_obs(experiment: soma.Experiment, table: pa.Table) -> None:
     frame = experiment.add_new_dataframe(
         "obs", schema=table.schema, index_column_names=["soma_joinid"], domain=[(0, max(len(table) - 1, 0))]
     )

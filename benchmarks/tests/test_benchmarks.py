@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from dataclasses import replace
 
 import anndata
@@ -20,13 +21,17 @@ from benchmarks import (
     gpu,
     local_copy,
     rare_types,
+    scale,
     scvi_epoch,
     scvi_knn,
     training,
     transforms,
     wall,
 )
+from benchmarks.harness.contenders import Case, time_pass
+from benchmarks.harness.formats import converted
 from benchmarks.harness.stores import StoreSpec, write_store
+from benchmarks.harness.uniform import UniformSpec
 from benchmarks.run import run_in_turn, run_suite, summary
 from cellfeed import ExperimentDataset
 
@@ -162,6 +167,42 @@ def test_a_local_copy_beside_its_source(tmp_path):
     with soma.open(f"{uri}/ms/RNA/X/raw") as X:
         assert local_copy.bytes_per_nonzero(str(uri), str(copy))["local copy"] == 1000 / X.nnz
     assert local_copy.suites(str(uri), str(copy))["dense"][0][2].uri == str(copy)
+
+
+def test_a_million_cells(tmp_path):
+    spec = UniformSpec(n_obs=3000, n_vars=4500)
+    scale.write(tmp_path, tmp_path / "none", spec)
+    uri, _ = scale.stores(tmp_path)
+    X = anndata.read_h5ad(converted(uri, "h5ad")).X
+    assert X.nnz == pytest.approx(0.07 * X.shape[0] * X.shape[1], rel=0.01)
+    assert X.data.min() == 2
+    with soma.open(uri) as experiment:
+        values = experiment.ms["RNA"].X["raw"].read().coos(X.shape).concat().to_scipy()
+        assert (values != X).nnz == 0
+    cases = scale.rates(tmp_path, 64, n_cells=512)
+    assert {name for _, name, _ in cases} == {"cellfeed", "tiledbsoma_ml", "annbatch", "scdataset", "homeobox"}
+    cases = [(label, name, replace(case, skip_cells=512)) for label, name, case in cases]
+    records = run_in_turn("batch size 64", cases, repeat=1, peers=tmp_path / "none", out=None)
+    assert [record["label"] for record in records] == ["cellfeed, local copy", "cellfeed, SOMA"]
+    assert [record["passes"][0]["cells"] for record in records] == [512, 512]
+    assert len(scale.summary(records).splitlines()) == 3
+    assert {case.max_cells for *_, case in scale.waits(tmp_path, 0.01)} == {None}  # whole epochs
+
+
+def test_the_clock_of_a_pass():
+    """It starts after the cells that are skipped; a gap is the time to a minibatch, without that of the consumer."""
+
+    def minibatches():
+        for k in range(6):
+            time.sleep(0.2 if k == 4 else 0)
+            yield None, 10
+
+    figures, _ = time_pass(minibatches(), Case("", skip_cells=20, max_cells=30, sleep_s=0.01))
+    assert figures["cells"] == 30
+    assert figures["longest_gap_s"] == figures["p999_gap_s"] > 0.2
+    assert figures["seconds"] > figures["waited_s"] > 0.2
+    figures, _ = time_pass(minibatches(), Case("", skip_cells=50))
+    assert (figures["cells"], figures["waited_s"]) == (10, 0)
 
 
 def test_the_conversion_of_files(tmp_path):
