@@ -5,8 +5,8 @@
     python -m benchmarks.scale wait folder --peers peers --out benchmarks/results/scale.jsonl
 
 The cells are those of ``harness/uniform.py``. A store that is there is not written again. ``read`` measures minibatches
-of 64, 512 and 4,096 cells: the cells of an epoch that follow its first 65,536, because an epoch of slow loaders takes
-minutes, and they deliver in bursts of up to 65,536 cells. ``wait`` measures whole epochs of a consumer that sleeps
+of 64, 512 and 4,096 cells in the middle of an epoch: a whole epoch of slow loaders takes minutes, and they deliver in
+bursts of up to 65,536 cells. ``wait`` measures whole epochs of a consumer that sleeps
 after each minibatch. Each run has a process of its own, in turn.
 
 Run this with an interpreter that has the versions of PyTorch and zarr that the peers have.
@@ -31,6 +31,9 @@ from cellfeed import ExperimentDataset
 BATCH_SIZES = (64, 512, 4096)
 BURST = 65_536
 """Cells that tiledbsoma-ml and homeobox read together, by default."""
+
+FILLED = 5 * BURST
+"""Cells after which the pool of cellfeed has its full size: until then it reads more cells than it delivers."""
 
 SLEEPS = (0.005, 0.01, 0.02)
 WAITING_BATCH_SIZE = 512
@@ -76,9 +79,10 @@ def rates(folder: Path, batch_size: int, n_cells: int, only: tuple[str, ...] = (
     """Return the cases of ``read``: all labels, or those that begin with one of ``only``."""
     uri, copy = stores(folder)
     part = Case(uri, batch_size=batch_size, skip_cells=BURST, max_cells=n_cells)
+    filled = replace(part, skip_cells=FILLED)
     cases = [
-        ("cellfeed, local copy", "cellfeed", replace(part, uri=str(copy))),
-        ("cellfeed, SOMA", "cellfeed", part),
+        ("cellfeed, local copy", "cellfeed", replace(filled, uri=str(copy))),
+        ("cellfeed, SOMA", "cellfeed", filled),
         *((label, name, replace(part, options=options)) for label, (name, options) in PEERS.items()),
     ]
     return [case for case in cases if case[0].startswith(only or "")]
