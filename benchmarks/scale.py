@@ -6,8 +6,8 @@
 
 The cells are those of ``harness/uniform.py``. A store that is there is not written again. ``read`` measures minibatches
 of 64, 512 and 4,096 cells in the middle of an epoch: a whole epoch of slow loaders takes minutes, and they deliver in
-bursts of up to 65,536 cells. ``wait`` measures whole epochs of a consumer that sleeps
-after each minibatch. Each run has a process of its own, in turn.
+bursts of up to 65,536 cells. ``wait`` measures whole epochs of a consumer that sleeps after each minibatch. Each run
+has a process of its own, in turn.
 
 Run this with an interpreter that has the versions of PyTorch and zarr that the peers have.
 """
