@@ -70,7 +70,7 @@ def split_stratified(strata: Codes, weights: Floats, seed: int) -> list[IntArray
     """Split so that each part has its share of every stratum.
 
     The parts have the sizes of :func:`part_sizes`. The cells of a stratum in a part are the exact share, rounded up or
-    down where the sizes permit.
+    down if the weights are equal; otherwise they rarely differ from it by more than one.
 
     Parameters
     ----------
@@ -95,8 +95,9 @@ def split_stratified(strata: Codes, weights: Floats, seed: int) -> list[IntArray
 def _stratum_quotas(counts: IntArray, sizes: IntArray, weights: Floats) -> IntArray:
     """Return the number of cells of each stratum in each part.
 
-    Shares are rounded down first. Each cell that remains of a stratum goes to the part with the largest fraction among
-    the parts that have not reached their size.
+    Shares are rounded down first. Each cell that remains of a stratum goes to the part with the largest sum of the
+    fraction of its share and of the cells by which the part is behind: it lacks them beyond the fractions of this and
+    of later strata. Without the second term the last stratum would fill one part with what earlier ones have left.
 
     Examples
     --------
@@ -108,12 +109,15 @@ def _stratum_quotas(counts: IntArray, sizes: IntArray, weights: Floats) -> IntAr
     exact = np.outer(counts, weights)  # (n_strata, n_parts)
     quotas = np.floor(exact + 1e-9).astype(np.int64)  # (n_strata, n_parts)
     missing = sizes - quotas.sum(axis=0)  # (n_parts,)
+    expected = (exact - quotas).sum(axis=0)  # (n_parts,)
     for stratum, n_remaining in enumerate(counts - quotas.sum(axis=1)):
+        fractions = exact[stratum] - quotas[stratum]  # (n_parts,)
         for _ in range(n_remaining):
-            fractions = np.where(missing > 0, exact[stratum] - quotas[stratum], -np.inf)  # (n_parts,)
-            part = int(np.argmax(fractions))
+            lag = exact[stratum] - quotas[stratum] + missing - expected  # (n_parts,)
+            part = int(np.argmax(np.where(missing > 0, lag, -np.inf)))
             quotas[stratum, part] += 1
             missing[part] -= 1
+        expected -= fractions
     return quotas
 
 
