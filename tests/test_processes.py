@@ -75,8 +75,9 @@ def steps(folder):
 def doomed(make_store):
     """A loader with two workers that are reading, its iterator, and the process numbers of the workers."""
     dataset = ExperimentDataset(make_store(3000), batch_size=4, soma_chunk_size=2, shuffle_chunk_count=50, seed=0)
-    next(iter(dataset))  # compiles: workers must start within the timeout
-    loader = experiment_dataloader(dataset, num_workers=2, timeout=15, persistent_workers=True)
+    loader = experiment_dataloader(dataset, num_workers=2, timeout=PATIENCE_S, persistent_workers=True)
+    assert sum(len(X) for X, _ in loader) == 3000
+    loader.timeout = 15  # the workers have started
     iterator = iter(loader)
     next(iterator)
     return loader, iterator, loader._workers.monitor._pids.tolist()
@@ -93,6 +94,7 @@ def test_a_worker_that_dies_or_hangs(doomed, sent):
             pass
     while any(alive(pid) for pid in pids):
         time.sleep(0.05)
+    loader.timeout = PATIENCE_S
     if sent == signal.SIGKILL:
         assert sum(len(X) for X, _ in loader) == 3000
 

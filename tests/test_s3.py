@@ -52,18 +52,19 @@ def proxy(s3):
     s3[1].set()
 
 
-def context_of(proxy, **settings):
-    settings = {**object_settings(proxy.endpoint), "vfs.s3.request_timeout_ms": "1000", **settings}
-    return soma.SOMATileDBContext(tiledb_config=settings)
+def context_of(proxy, *, request_timeout_s=30, **settings):
+    settings = {"vfs.s3.request_timeout_ms": str(request_timeout_s * 1000), **settings}
+    return soma.SOMATileDBContext(tiledb_config={**object_settings(proxy.endpoint), **settings})
 
 
 @pytest.fixture
 def make(uri, proxy):
-    """Make a dataset of the store as it is seen through the proxy."""
+    """Make a dataset of the store as it is seen through the proxy; requests end soon where the fault is silence."""
 
-    def make(**parameters):
+    def make(fault="", **parameters):
+        context = context_of(proxy, request_timeout_s=1 if "silence" in fault else 30)
         parameters = {"obs_column_names": ["soma_joinid"], "batch_size": 10, "seed": 3, **parameters}
-        return ExperimentDataset(uri, context=context_of(proxy), **parameters)
+        return ExperimentDataset(uri, context=context, **parameters)
 
     return make
 
@@ -127,7 +128,7 @@ PASSING = {
 
 @pytest.mark.parametrize("fault", PASSING)
 def test_faults_that_pass_change_no_cell(make, proxy, reading_path, undisturbed, fault):
-    dataset = make()
+    dataset = make(fault)
 
     def has_begun():
         return dataset.stats().n_retries > 0 if fault == "outage of 1 s" else fault.endswith("1 s")
@@ -144,7 +145,7 @@ LASTING = {"connection refused": {"down": True}, "silence": {"timeout": 1.0}, "s
 
 @pytest.mark.parametrize("fault", LASTING)
 def test_an_outage_beyond_the_deadline_is_an_error(make, proxy, reading_path, undisturbed, fault):
-    dataset = make(retry_deadline_s=0.5)
+    dataset = make(fault, retry_deadline_s=0.5)
     proxy.set(**LASTING[fault])
     with pytest.raises(
         ReadError, match=r"reading .*s3://cells/cells/ms/RNA/X/raw.*gave up after \d+ attempts? in"
