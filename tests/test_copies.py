@@ -16,7 +16,7 @@ from cellfeed import ExperimentDataset
 from cellfeed.sources.anndata.copies.layout import Layout
 from tests.support.sources import Cells
 
-CASES, SEEDS_PER_TEST = int(os.environ.get("CELLFEED_EXAMPLES", "200")), 10
+CASES, SEEDS_PER_TEST = int(os.environ.get("CELLFEED_EXAMPLES", "200")), 4
 
 VALUES: dict[str, Any] = {
     "small counts": (np.float32, [1, 2, 255]),

@@ -38,6 +38,7 @@ def test_ranks_under_torchrun(store, tmp_path, n_ranks, rank_remainder):
             assert of[0] == of[1]
 
 
+@pytest.mark.timeout(900)  # it starts up to ten processes, one after another
 @pytest.mark.parametrize(("num_workers", "n_kills"), [(0, 8), (2, 3)])
 def test_killed_and_continued(store, tmp_path, num_workers, n_kills):
     """A run that is killed at random steps and resumed from its last state receives the cells of an undisturbed run."""
