@@ -7,6 +7,7 @@ import ctypes
 import mmap
 import os
 import platform
+import re
 import resource
 import sys
 from types import SimpleNamespace
@@ -83,7 +84,7 @@ def test_peak_memory_is_in_bytes(monkeypatch, system, unit):
     ("system", "processor", "instructions"),
     [
         ("arm64-apple-darwin", "apple-m1", ("stnp", "dmb")),
-        ("x86_64-unknown-linux-gnu", "x86-64-v3", ("vmovnt", "lock")),
+        ("x86_64-unknown-linux-gnu", "x86-64-v3", ("vmovnt", "lock|mfence")),
     ],
 )
 def test_streaming_stores_and_their_fence_exist_on_each_processor(system, processor, instructions):
@@ -100,7 +101,7 @@ def test_streaming_stores_and_their_fence_exist_on_each_processor(system, proces
     builder.ret_void()
     machine = llvm.Target.from_triple(system).create_target_machine(cpu=processor)
     code = machine.emit_assembly(llvm.parse_assembly(str(module)))
-    assert [instruction in code for instruction in instructions] == [True, True]
+    assert all(re.search(instruction, code) for instruction in instructions)
 
 
 # ---------------------------------------------------------------------- libraries

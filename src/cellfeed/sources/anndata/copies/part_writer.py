@@ -196,7 +196,9 @@ def _write_elements(store: Path, elements: Mapping[str, Any]) -> None:
         group.require_group(name).attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
     with zarr.config.set({f"array.{name}": value for name, value in STORES_ALL_CHUNKS.items()}):
         for name, element in elements.items():
-            write_elem(group, name, element, dataset_kwargs={"compressors": (ZstdCodec(level=3), Crc32cCodec())})
+            folder, _, key = name.rpartition("/")  # anndata 0.13 refuses a slash in a key
+            into = group[folder] if folder else group
+            write_elem(into, key, element, dataset_kwargs={"compressors": (ZstdCodec(level=3), Crc32cCodec())})
     for name, content in files.items():
         (store / name).parent.mkdir(parents=True, exist_ok=True)
         (store / name).write_bytes(content.to_bytes())
