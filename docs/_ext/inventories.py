@@ -27,6 +27,9 @@ PROJECTS = {
         "pd.DataFrame": "pandas.DataFrame.html#pandas.DataFrame",
         "pd.Series": "pandas.Series.html#pandas.Series",
     }),
+    "anndata": ("https://anndata.readthedocs.io/en/stable", "generated/", {
+        "AnnData": "anndata.AnnData.html#anndata.AnnData",
+    }),
     "torch": ("https://docs.pytorch.org/docs/stable", "", {
         "torch.Tensor": "tensors.html#torch.Tensor",
         "torch.Tensor.to": "generated/torch.Tensor.to.html#torch.Tensor.to",

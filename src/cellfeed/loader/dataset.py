@@ -747,7 +747,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
 
         Returns
         -------
-        An ``anndata.AnnData`` of n cells and the genes of the dataset. obs and var have a column ``soma_joinid``, and
+        An :class:`AnnData` of n cells and the genes of the dataset. obs and var have a column ``soma_joinid``, and
         obsm the embeddings of the dataset, too.
 
         Raises
