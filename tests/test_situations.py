@@ -107,7 +107,7 @@ def test_a_store_written_later_than_this_machine_thinks_it_is_is_named(store, mo
 
 
 NO_FOLDER = """
-import os, sys, tempfile, cellfeed
+import os, sys, tempfile, cellfeed, tiledbsoma  # Python itself imports some packages from no such folder
 folder = tempfile.mkdtemp()
 os.chdir(folder)
 os.rmdir(folder)
