@@ -11,7 +11,7 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 
-from cellfeed._joinids import IntArray, find_in, in_order
+from cellfeed._joinids import IntArray, in_order
 from cellfeed.errors import SelectionError
 from cellfeed.loader.engine import Engine
 from cellfeed.plan.settings import IN_ORDER
@@ -50,25 +50,23 @@ def _positions(selection: Selection, joinids: Any) -> IntArray:
     """Return the positions of the cells with some joinids, in their order; by default all positions."""
     if joinids is None:
         return np.arange(selection.n_obs)
-    known = np.asarray(selection.joinid_column[:])
-    order = np.argsort(known)
     wanted = array_of(joinids)
     if wanted.ndim != 1 or not np.issubdtype(wanted.dtype, np.integer):
         raise SelectionError(
             f"joinids of type {wanted.dtype} and shape {wanted.shape} must be one or more integers in one dimension; "
             f"give those that inference_dataloader yields, or values of dataset.obs_joinids"
         )
-    found = find_in(known[order], wanted)
-    if (found < 0).any():
+    positions = selection.find(wanted.astype(np.int64))
+    if (positions < 0).any():
         raise SelectionError(
-            f"joinids: {wanted[found < 0][0]} is not a cell of this dataset; give values of dataset.obs_joinids"
+            f"joinids: {wanted[positions < 0][0]} is not a cell of this dataset; give values of dataset.obs_joinids"
         )
     _, repeated = in_order(wanted)
     if len(repeated):
         raise SelectionError(
             f"joinids: {repeated[0]} comes twice, but a cell is one row of an AnnData; give numpy.unique(joinids)"
         )
-    return order[found]
+    return positions
 
 
 def _embedding(name: str, rows: Any, n_obs: int) -> npt.NDArray[Any]:
@@ -99,21 +97,16 @@ def _matrices(engine: Engine, positions: IntArray) -> dict[str, Any]:
     """Read X and the layers of cells at some positions."""
     ascending = np.sort(positions)
     ordered = engine.derive(
-        selection=engine.selection.take(ascending), with_joinids=True, **IN_ORDER, rank_remainder="uneven", rank=0,
-        world_size=1, return_sparse_X=True, X_dtype="stored", transform=None, batch_size=CELLS_PER_STEP,
+        selection=engine.selection.take(ascending), **IN_ORDER, rank_remainder="uneven", rank=0, world_size=1,
+        return_sparse_X=True, X_dtype="stored", transform=None, batch_size=CELLS_PER_STEP,
     )  # fmt: skip
     pieces: dict[str, list[sp.csr_matrix]] = {"X": []}
-    read = []
     minibatches: Iterator[Any] = iter(ordered.minibatches())
     for minibatch in minibatches:
         layers = getattr(minibatch, "layers", None) or {}
         for name, tensor in {"X": minibatch.X, **layers}.items():
             pieces.setdefault(name, []).append(_csr(tensor))
-        read.append(minibatch.joinids.numpy())
-    wanted = engine.selection.joinid_column[positions]
-    joinids = np.concatenate(read)
-    order = np.argsort(joinids)
-    rows = order[np.searchsorted(joinids, wanted, sorter=order)]
+    rows = np.searchsorted(ascending, positions)
     X, *further = (sp.vstack(parts, format="csr")[rows] for parts in pieces.values())
     return {"X": X, "layers": dict(zip(list(pieces)[1:], further, strict=True))}
 

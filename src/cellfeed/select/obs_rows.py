@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from cellfeed._checks import abbreviate, missing_from, ordered, suggest
-from cellfeed._joinids import JOINID, IntArray, JoinIds
+from cellfeed._joinids import JOINID
 from cellfeed.errors import SelectionError
 from cellfeed.select.labels import known_columns
 from cellfeed.select.selection import Selection
@@ -28,7 +28,7 @@ def read_obs_rows(selection: Selection, joinids: npt.NDArray[Any], columns: Sequ
     if absent := missing_from(columns, known):
         raise SelectionError(f"columns: obs has no column {absent[0]!r}; {suggest(absent[0], known)}")
     cells, row_of = np.unique(joinids.astype(np.int64), return_inverse=True)
-    positions = _find(selection.joinid_column, cells)
+    positions = selection.find(cells)
     if unknown := cells[positions < 0].tolist():
         raise SelectionError(f"joinids: {len(unknown)} are not cells of this dataset: {abbreviate(unknown)}")
     order = np.argsort(positions)
@@ -39,12 +39,3 @@ def read_obs_rows(selection: Selection, joinids: npt.NDArray[Any], columns: Sequ
     rows = np.empty_like(order)
     rows[order] = np.arange(len(order))
     return frame.iloc[rows[row_of]].reset_index(drop=True)
-
-
-def _find(column: JoinIds | IntArray, joinids: IntArray) -> IntArray:
-    """Return the position of each joinid, -1 if it is absent; the joinids of a copy are in random order."""
-    if isinstance(column, JoinIds):
-        return column.find(joinids)
-    order = np.argsort(column)
-    places = JoinIds.from_sorted(column[order]).find(joinids)
-    return np.where(places < 0, -1, order[places])

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cellfeed._geometry import ArrayGeometry
-from cellfeed._joinids import IntArray, JoinIds
+from cellfeed._joinids import IntArray, JoinIds, find_in
 from cellfeed.select.content import NOTHING_MORE, Content
 from cellfeed.select.encoders import Encoder
 from cellfeed.select.measured import Measured
@@ -138,6 +138,14 @@ class Selection:
     def joinid_column(self) -> JoinIds | IntArray:
         """The ``soma_joinid`` of each cell, to be indexed by positions."""
         return self.joinids if self.soma_joinids is None else self.soma_joinids
+
+    def find(self, soma_joinids: IntArray) -> IntArray:
+        """Return the position of the cell with each ``soma_joinid``, -1 if it is not selected."""
+        if self.soma_joinids is None:
+            return self.joinids.find(soma_joinids)
+        order = np.argsort(self.soma_joinids)  # those of a copy are in random order
+        places = find_in(self.soma_joinids[order], soma_joinids)
+        return np.where(places < 0, -1, order[places])
 
     @property
     def further(self) -> tuple[Selection, ...]:
