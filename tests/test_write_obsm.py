@@ -85,3 +85,18 @@ def test_what_cannot_be_written(copy, tmp_path):
     with pytest.raises(SelectionError, match="is not an AnnData in zarr on a local disk; make one by cellfeed copy"):
         cellfeed.write_obsm(tmp_path / "mine.h5ad", "X_mine", [3], [[1.0]])
     assert "X_mine" not in anndata.read_zarr(copy).obsm
+
+
+def test_no_rows_make_an_embedding_without_values(copy):
+    cellfeed.write_obsm(copy, "X_mine", [], np.zeros((0, 2)))
+    assert np.isnan(anndata.read_zarr(copy).obsm["X_mine"]).all()
+
+
+def test_joinids_mean_the_cells_that_a_dataset_reads(tmp_path):
+    """A column that cannot be the joinids of a dataset is refused here, too."""
+    cells = anndata.AnnData(sp.csr_matrix(addressed(5, 3)))
+    cells.obs["soma_joinid"] = [1, 1, 2, 3, 4]
+    with writing(3):
+        cells.write_zarr(tmp_path / "theirs.zarr")
+    with pytest.raises(SelectionError, match="soma_joinid that is not a distinct integer per row; rename it"):
+        cellfeed.write_obsm(tmp_path / "theirs.zarr", "X_mine", [1], [[1.0]])

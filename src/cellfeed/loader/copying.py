@@ -113,8 +113,8 @@ def write_part(
 
     ``by_force`` continues a part that another process writes, whose writing then ends with an error.
     """
-    from cellfeed.sources.anndata.copies.written_tables import obs_of, obsm_of, var_of
-    from cellfeed.sources.anndata.provenance import identity_of, record_of, written_name
+    from cellfeed.sources.anndata.copies.written_tables import WrittenTables, obsm_of
+    from cellfeed.sources.anndata.provenance import identity_of, written_name
 
     engine = _mixing_most(engine)
     selection, identity = engine.selection, identity_of(engine.selection)
@@ -128,10 +128,8 @@ def write_part(
                 rows, *layers = (replace(matrix, positions=joinids) for matrix in matrices)
                 writer.append(rows, dict(zip(names, layers, strict=True)))
                 bar.update(len(rows))
-        record = record_of(selection, identity)
-        obs = obs_of(selection, writer.records, obs_columns)
-        uns = {"cellfeed": json.dumps(record)}
-        return writer.finish(path, obs, var_of(selection), uns, obsm_of(selection, writer.records))
+        tables = WrittenTables.read(selection, writer.records, identity, obs_columns)
+        return writer.finish(path, *tables, obsm_of(selection, writer.records))
 
 
 def _more(selection: Selection) -> dict[str, list[str]]:

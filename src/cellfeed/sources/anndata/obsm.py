@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from shutil import rmtree
@@ -12,11 +11,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cellfeed._joinids import JOINID, IntArray, find_in
+from cellfeed._joinids import IntArray, find_in
 from cellfeed.errors import SelectionError
+from cellfeed.sources.anndata.axes import Tables
 from cellfeed.sources.anndata.files import AnnDataFile, anndata_files, length_of
-from cellfeed.sources.anndata.sealing import STORES_ALL_CHUNKS, is_sealed, read_metadata, seal
-from cellfeed.sources.anndata.tables import columns_of, read_table
+from cellfeed.sources.anndata.parts import Part
+from cellfeed.sources.anndata.sealing import (
+    STORES_ALL_CHUNKS,
+    is_sealed,
+    read_metadata,
+    seal,
+    verified_compressors,
+    writing_quietly,
+)
 from cellfeed.sources.redact import reraise_as
 
 VALUES_PER_CHUNK = 1 << 18
@@ -30,14 +37,15 @@ def write_to_anndata(path: Any, name: str, ids: IntArray, rows: Rows, *, overwri
     for file in files:
         _check_file(file, name, overwrite)
     joinids = _joinids_of(files)
-    known = np.concatenate(joinids)
-    lost = ids[~np.isin(ids, known)]
+    lost = ids[~np.isin(ids, np.concatenate(joinids))]
     if len(lost):
         raise SelectionError(f"joinids: obs has no soma_joinid {lost[0]} ({len(lost)} of {len(ids)} are not in it)")
     for file, own in zip(files, joinids, strict=True):
         places = find_in(ids, own)
+        values = np.full((len(own), rows.shape[1]), np.nan, np.float32)
+        values[places >= 0] = rows[places[places >= 0]]
         with reraise_as(SelectionError, f"experiment={str(file)!r} cannot be written to"):
-            _write(Path(file.path), name, np.where((places >= 0)[:, None], rows[places], np.float32(np.nan)))
+            _write(Path(file.path), name, values)
     return str(os.fspath(path))
 
 
@@ -57,22 +65,18 @@ def _check_file(file: AnnDataFile, name: str, overwrite: bool) -> None:
 
 
 def _joinids_of(files: Sequence[AnnDataFile]) -> list[IntArray]:
-    """Return the joinid of each row of each file: its number over all files, if obs has no column of joinids."""
-    counts, columns = [], []
+    """Return the joinid of each row of each file, as datasets read them."""
+    parts = []
     for file in files:
         with file.open() as root:
-            counts.append(length_of(root, "obs"))
-            columns.append(JOINID in columns_of(root, "obs").names)
-    starts = np.cumsum([0, *counts])
-    if not all(columns):
-        return [np.arange(start, start + count) for start, count in zip(starts, counts, strict=False)]
-    return [read_table(file, "obs", [JOINID])[JOINID].to_numpy(np.int64) for file in files]
+            parts.append(Part(file, "X", length_of(root, "obs"), nnz=0, stamp=0, record={}))
+    _, joinids = Tables(parts).read("obs", [])
+    return np.split(joinids, np.cumsum([part.n_rows for part in parts])[:-1])
 
 
 def _write(store: Path, name: str, rows: Rows) -> None:
     """Write an array beside the others, which replaces one of the same name when it is complete."""
     import zarr
-    from zarr.codecs import Crc32cCodec, ZstdCodec
 
     root = zarr.open_group(store, mode="r+", use_consolidated=False)
     zarr_format = root.metadata.zarr_format
@@ -83,7 +87,7 @@ def _write(store: Path, name: str, rows: Rows) -> None:
         unfinished,
         data=rows,
         chunks=(max(1, min(len(rows), VALUES_PER_CHUNK // rows.shape[1])), rows.shape[1]),
-        compressors=(ZstdCodec(level=3), Crc32cCodec()) if zarr_format == 3 else "auto",
+        compressors=verified_compressors() if zarr_format == 3 else "auto",
         attributes={"encoding-type": "array", "encoding-version": "0.2.0"},
         config=STORES_ALL_CHUNKS,
         overwrite=True,
@@ -93,8 +97,7 @@ def _write(store: Path, name: str, rows: Rows) -> None:
     (store / "obsm" / unfinished).rename(place)
     was_sealed = is_sealed(root)
     if read_metadata(root).get("consolidated_metadata") or (store / ".zmetadata").exists():
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+        with writing_quietly():
             zarr.consolidate_metadata(store, zarr_format=zarr_format)
     if was_sealed:
         seal(store)

@@ -6,10 +6,13 @@ attribute. Each chunk of such a store is in a file, also one of zeros.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
-from collections.abc import Mapping
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,29 @@ CHECKSUM = "cellfeed_checksum"
 
 STORES_ALL_CHUNKS: Any = {"write_empty_chunks": True}
 """Configuration of an array of zarr whose chunks of zeros are written, too."""
+
+
+HARMLESS_WARNINGS = ("zarr v3 autosharding will be the default", "Consolidated metadata is currently not part")
+"""Beginnings of warnings of anndata and zarr about what their next versions may do."""
+
+_settings_lock = threading.Lock()
+"""Filters of warnings, and the settings of zarr, belong to all threads."""
+
+
+@contextlib.contextmanager
+def writing_quietly() -> Iterator[None]:
+    """Write without the warnings that do not concern users; one thread at a time."""
+    with _settings_lock, warnings.catch_warnings():
+        for message in HARMLESS_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        yield
+
+
+def verified_compressors() -> Any:
+    """Return codecs of zarr v3 for arrays beside X: zstd, and a checksum for each chunk."""
+    from zarr.codecs import Crc32cCodec, ZstdCodec
+
+    return ZstdCodec(level=3), Crc32cCodec()
 
 
 def seal(folder: Path) -> None:

@@ -8,13 +8,11 @@ cells is refused. A copy by ``write_copy``, which is a single AnnData, is read a
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -28,9 +26,9 @@ from cellfeed.select.selection import Selection
 from cellfeed.sources.anndata.copies import owner
 from cellfeed.sources.anndata.copies.part_appender import PartAppender
 from cellfeed.sources.anndata.copies.part_writer import PartWriter
-from cellfeed.sources.anndata.copies.written_tables import obs_of, var_of
+from cellfeed.sources.anndata.copies.written_tables import WrittenTables
 from cellfeed.sources.anndata.files import AnnDataFile
-from cellfeed.sources.anndata.provenance import identity_of, read_provenance, record_of
+from cellfeed.sources.anndata.provenance import identity_of, read_provenance
 from cellfeed.sources.anndata.query import make_source
 from cellfeed.sources.anndata.sealing import seal
 from cellfeed.sources.anndata.tables import read_table
@@ -218,11 +216,7 @@ class LocalCopy:
             writer.abandon()
             shutil.rmtree(writer.work)
             return
-        with ThreadPoolExecutor(2, thread_name_prefix="cellfeed-copy") as pool:  # each waits for a distant source
-            var = pool.submit(var_of, self._selection)
-            record = pool.submit(record_of, self._selection, self._identity)
-            obs = obs_of(self._selection, writer.records)
-        writer.complete(obs, var.result(), {"cellfeed": json.dumps(record.result())})
+        writer.complete(*WrittenTables.read(self._selection, writer.records, self._identity))
         self._put(writer)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +14,7 @@ from cellfeed.rows.cell_rows import CellRows
 from cellfeed.sources.anndata.copies.journal import Journal, RowRecords
 from cellfeed.sources.anndata.copies.layout import Layout
 from cellfeed.sources.anndata.copies.matrix_writer import MatrixWriter
-from cellfeed.sources.anndata.sealing import STORES_ALL_CHUNKS, seal
+from cellfeed.sources.anndata.sealing import STORES_ALL_CHUNKS, seal, verified_compressors, writing_quietly
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,13 +26,6 @@ SETTINGS = "settings.json"
 
 MAPPINGS = ("layers", "obsm", "obsp", "uns", "varm", "varp")
 """The groups that every AnnData store has beside X, obs and var."""
-
-
-HARMLESS_WARNINGS = ("zarr v3 autosharding will be the default", "Consolidated metadata is currently not part")
-"""Beginnings of warnings of anndata and zarr about what their next versions may do."""
-
-_settings_lock = threading.Lock()
-"""Filters of warnings, and the settings of zarr, belong to all threads."""
 
 
 class PartWriter:
@@ -152,9 +143,7 @@ class PartWriter:
             raise ValueError(f"obs has {len(obs)} rows, and {self.n_rows} rows were appended")
         for matrix in self._matrices.values():
             matrix.close()
-        with _settings_lock, warnings.catch_warnings():
-            for message in HARMLESS_WARNINGS:
-                warnings.filterwarnings("ignore", message=message)
+        with writing_quietly():
             embeddings = {f"obsm/{name}": rows for name, rows in (obsm or {}).items()}
             _write_elements(self.work / "store", {"obs": obs, "var": var, "uns": dict(uns or {}), **embeddings})
 
@@ -186,7 +175,6 @@ def _write_elements(store: Path, elements: Mapping[str, Any]) -> None:
     """
     import zarr
     from anndata.io import write_elem
-    from zarr.codecs import Crc32cCodec, ZstdCodec
     from zarr.storage import MemoryStore
 
     files: dict[str, Any] = {}
@@ -198,7 +186,7 @@ def _write_elements(store: Path, elements: Mapping[str, Any]) -> None:
         for name, element in elements.items():
             folder, _, key = name.rpartition("/")  # anndata 0.13 refuses a slash in a key
             into = group[folder] if folder else group
-            write_elem(into, key, element, dataset_kwargs={"compressors": (ZstdCodec(level=3), Crc32cCodec())})
+            write_elem(into, key, element, dataset_kwargs={"compressors": verified_compressors()})
     for name, content in files.items():
         (store / name).parent.mkdir(parents=True, exist_ok=True)
         (store / name).write_bytes(content.to_bytes())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +20,34 @@ from cellfeed.select.selection import Selection
 from cellfeed.sources.anndata.axes import INDEX
 from cellfeed.sources.anndata.copies.journal import RowRecords
 from cellfeed.sources.anndata.parts import Axis
+from cellfeed.sources.anndata.provenance import record_of
 from cellfeed.sources.anndata.source import AnnDataSource
 
 NAMES: dict[Axis, tuple[str, ...]] = {"obs": ("obs_id", "observation_joinid"), "var": ("feature_id", "var_id")}
 """Columns of an experiment that become ``obs_names`` and ``var_names``: the first that has a distinct text per row."""
+
+
+class WrittenTables(NamedTuple):
+    """What a copy has beside its matrices and embeddings."""
+
+    obs: pd.DataFrame
+    var: pd.DataFrame
+    uns: dict[str, str]
+
+    @classmethod
+    def read(
+        cls,
+        selection: Selection,
+        records: RowRecords,
+        identity: Mapping[str, Any],
+        columns: Sequence[str] | None = None,
+    ) -> WrittenTables:
+        """Read them at the same time: each waits for a distant source. See :func:`obs_of` for the arguments."""
+        with ThreadPoolExecutor(2, thread_name_prefix="cellfeed-copy") as pool:
+            var = pool.submit(var_of, selection)
+            record = pool.submit(record_of, selection, identity)
+            obs = obs_of(selection, records, columns)
+        return cls(obs, var.result(), {"cellfeed": json.dumps(record.result())})
 
 
 def obs_of(selection: Selection, records: RowRecords, columns: Sequence[str] | None = None) -> pd.DataFrame:
@@ -35,7 +61,7 @@ def obs_of(selection: Selection, records: RowRecords, columns: Sequence[str] | N
         Columns of obs; ``None`` takes all.
     """
     joinids = records["position"]
-    frame = obs_table(selection, _positions(selection.joinid_column[:], joinids), columns)
+    frame = obs_table(selection, selection.find(joinids), columns)
     frame[NNZ] = records["nnz"]
     sums = records["sum"]
     if selection.X_name == "raw" or _are_counts(sums):
@@ -57,7 +83,7 @@ def obsm_of(selection: Selection, records: RowRecords) -> dict[str, npt.NDArray[
     """Return the embeddings of the rows of a copy."""
     if not selection.obsm:
         return {}
-    positions = _positions(selection.joinid_column[:], records["position"])
+    positions = selection.find(records["position"])
     return {name: rows[positions] for name, rows in selection.obsm.items()}
 
 
@@ -69,12 +95,6 @@ def var_of(selection: Selection) -> pd.DataFrame:
 
 def _are_counts(sums: npt.NDArray[np.float64]) -> bool:
     return bool((sums == np.floor(sums)).all())
-
-
-def _positions(ids: IntArray, wanted: IntArray) -> IntArray:
-    """Return the position of each wanted id."""
-    order = np.argsort(ids)
-    return order[np.searchsorted(ids, wanted, sorter=order)]
 
 
 def check_columns(selection: Selection, columns: Sequence[str]) -> None:
