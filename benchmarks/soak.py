@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ import scipy.sparse as sp
 from tests.support.fault_proxy import ProxyProcess
 from tests.support.s3 import object_settings, s3_server
 from tests.support.stores import addressed
+from tests.support.threads import beside
 
 import cellfeed
 from benchmarks.harness import remote
@@ -55,24 +56,16 @@ MAY_GROW = {"rss": 0.05, "threads": 0.0, "files": 0.0}
 """Growth that still counts as flat, as a share: from the third of the epochs after warming up to the last."""
 
 
-@contextmanager
-def weather(proxy: ProxyProcess, seed: int) -> Iterator[None]:
-    """Change the faults at random."""
-    over = threading.Event()
+def weather(proxy: ProxyProcess, seed: int) -> AbstractContextManager[None]:
+    """Change the faults at random, beside the body of a context."""
     chance = random.Random(seed)
 
-    def change() -> None:
+    def change(over: threading.Event) -> None:
         while not over.wait(chance.uniform(*CHANGES_S)):
             proxy.set(**chance.choice(WEATHER))
         proxy.set()
 
-    thread = threading.Thread(target=change, name="weather")
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+    return beside(change)
 
 
 def check_epoch(dataset: cellfeed.ExperimentDataset, X: sp.csr_matrix) -> None:

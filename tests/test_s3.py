@@ -6,7 +6,6 @@ import logging
 import os
 import subprocess
 import sys
-import threading
 import time
 import traceback
 
@@ -20,6 +19,7 @@ from tests.support.fault_proxy import ProxyProcess
 from tests.support.processes import PATIENCE_S
 from tests.support.s3 import object_settings, s3_server
 from tests.support.stores import addressed, collect, labelled_obs, write_experiment
+from tests.support.threads import beside
 
 N_OBS, N_VARS = 800, 30
 SECRET = "S3SAME"
@@ -93,25 +93,17 @@ def test_a_pass_over_s3_by_every_path(make, reading_path, undisturbed):
     assert sorted(undisturbed) == list(range(N_OBS))
 
 
-@contextlib.contextmanager
 def passing(proxy, has_begun, **faults):
     """Cause faults that end a second after ``has_begun()``, and before the next test."""
-    over = threading.Event()
 
-    def end():
+    def end(over):
         while not has_begun() and not over.wait(0.01):
             pass
         over.wait(1.0)
         proxy.set()
 
     proxy.set(**faults)
-    thread = threading.Thread(target=end)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+    return beside(end)
 
 
 PASSING = {

@@ -140,7 +140,7 @@ def annbatch(case: Case) -> Callable[[], Minibatches]:
     options = dict(case.options)
     if options.pop("zarrs", True):  # as its authors advise for local disks
         zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})
-    loader = Loader(batch_size=case.batch_size, shuffle=True, preload_to_gpu=False, **options)
+    loader = Loader(batch_size=case.batch_size, shuffle=True, **{"preload_to_gpu": False, **options})
     loader = loader.use_collection(DatasetCollection(str(converted(case.uri, "annbatch")), mode="r"))
 
     def one_pass() -> Minibatches:

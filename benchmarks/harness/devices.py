@@ -6,13 +6,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import scipy.sparse as sp
 import tiledbsoma as soma
 import torch
 
+from benchmarks.harness.contenders import Case, annbatch, tiledbsoma_ml
+from benchmarks.harness.formats import converted, write_annbatch, write_h5ad
 from benchmarks.harness.records import environment
 from benchmarks.harness.stores import StoreSpec, write_store
 from cellfeed import ExperimentDataset, experiment_dataloader
@@ -28,9 +32,9 @@ Step = Callable[[torch.Tensor], torch.Tensor]
 
 
 def write_stores(folder: Path, spec: StoreSpec, n_copies: int) -> dict[str, str]:
-    """Write an experiment, a local copy that repeats it, and annbatch's collection of the copy, unless they are there.
+    """Write an experiment, a local copy that repeats it, and annbatch's collection, unless they are there.
 
-    Returns the paths by the kind of source. annbatch's is missing if annbatch is not installed.
+    annbatch's is left out if annbatch is not installed. Returns the paths of the others by the kind of source.
     """
     uri, single = folder / f"census_{spec.n_obs}.soma", folder / f"census_{spec.n_obs}.zarr"
     repeated = folder / f"census_{spec.n_obs * n_copies}.zarr"
@@ -45,18 +49,10 @@ def write_stores(folder: Path, spec: StoreSpec, n_copies: int) -> dict[str, str]
             study.symlink_to(single.name)
         command = [sys.executable, "-m", "cellfeed", "copy", *map(str, studies), str(repeated), "--layer", "X"]
         subprocess.run(command, check=True, capture_output=True, env=environment())
-    sources = {"copy": str(repeated), "SOMA": str(uri)}
-    if find_spec("annbatch"):
-        sources["annbatch"] = str(folder / f"census_{spec.n_obs}.annbatch.zarr")
-        if not Path(sources["annbatch"]).exists():
-            write_annbatch(single, sources["annbatch"])
-    return sources
-
-
-def write_annbatch(source: Path, out: str) -> None:
-    from annbatch import DatasetCollection
-
-    DatasetCollection(out).add_adatas([str(source)], shuffle=True)
+    if find_spec("annbatch") and not converted(str(uri), "annbatch").exists():
+        write_h5ad(str(uri))  # of float32: PyTorch makes no dense minibatch of the small types of a copy
+        write_annbatch(str(uri))
+    return {"copy": str(repeated), "SOMA": str(uri)}
 
 
 def make_dataset(path: str, n_genes: int | None, batch_size: int, sparse: bool) -> ExperimentDataset:
@@ -72,59 +68,31 @@ def minibatches(dataset: ExperimentDataset, way: str, device: torch.device) -> I
     return (X for X, _ in experiment_dataloader(dataset, device="meta" if way == "host" else device))
 
 
-def of_annbatch(
-    path: str, batch_size: int, sparse: bool, device: torch.device, options: dict[str, Any]
-) -> Callable[[], Iterator[torch.Tensor]]:
-    """Return a function that begins an epoch of annbatch, which moves rows to a GPU before it shuffles them."""
-    import zarr
-    from annbatch import DatasetCollection, Loader
-
-    if find_spec("zarrs"):  # as its authors advise for local disks
-        zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})
-    on_gpu = device.type == "cuda"
-    loader = Loader(batch_size=batch_size, shuffle=True, preload_to_gpu=on_gpu, to="torch", **options)
-    loader = loader.use_collection(DatasetCollection(path, mode="r"))
-
-    def epoch() -> Iterator[torch.Tensor]:
-        for minibatch in loader:
-            X = minibatch["X"].to(device)
-            yield X if sparse else X.to_dense()
-
-    return epoch
-
-
-def of_tiledbsoma_ml(
-    uri: str, batch_size: int, sparse: bool, device: torch.device
-) -> Callable[[], Iterator[torch.Tensor]]:
-    """Return a function that begins an epoch of tiledbsoma-ml."""
-    import tiledbsoma_ml as ml
-
-    query = soma.open(uri).axis_query("RNA")
-    dataset = ml.ExperimentDataset(
-        query,
-        layer_name="raw",
-        obs_column_names=["cell_type"],
-        batch_size=batch_size,
-        return_sparse_X=sparse,
-        use_eager_fetch=True,
-    )
-
-    def epoch() -> Iterator[torch.Tensor]:
-        for X, _ in ml.experiment_dataloader(dataset):
-            rows = torch.sparse_csr_tensor(X.indptr, X.indices, X.data, size=X.shape) if sparse else torch.as_tensor(X)
-            yield rows.to(device)
-
-    return epoch
-
-
 def peers(
     sources: dict[str, str], batch_size: int, sparse: bool, device: torch.device
 ) -> Iterator[tuple[str, Callable[[], Iterator[torch.Tensor]]]]:
-    """Yield the name and the epochs of each setting of each peer that is installed."""
-    for setting, options in ANNBATCH.items() if "annbatch" in sources else ():
-        yield f"annbatch, {setting}", of_annbatch(sources["annbatch"], batch_size, sparse, device, options)
+    """Yield the name and the epochs of each setting of each peer that is installed.
+
+    annbatch moves rows to a GPU before it shuffles them.
+    """
+    case = Case(sources["SOMA"], sparse=sparse, batch_size=batch_size)
+    at_all = {"to": "torch", "preload_to_gpu": device.type == "cuda", "zarrs": find_spec("zarrs") is not None}
+    for setting, options in ANNBATCH.items() if find_spec("annbatch") else ():
+        yield f"annbatch, {setting}", moved(annbatch(replace(case, options={**at_all, **options})), device)
     if find_spec("tiledbsoma_ml"):
-        yield "tiledbsoma-ml", of_tiledbsoma_ml(sources["SOMA"], batch_size, sparse, device)
+        yield "tiledbsoma-ml", moved(tiledbsoma_ml(case), device)
+
+
+def moved(epoch: Callable[[], Iterator[tuple[Any, int]]], device: torch.device) -> Callable[[], Iterator[torch.Tensor]]:
+    """Return a function that begins an epoch of a contender, with X on the device."""
+
+    def on_device() -> Iterator[torch.Tensor]:
+        for X, _ in epoch():
+            if sp.issparse(X):
+                X = torch.sparse_csr_tensor(X.indptr, X.indices, X.data, size=X.shape)
+            yield torch.as_tensor(X).to(device)
+
+    return on_device
 
 
 def perceptron(n_vars: int, device: torch.device) -> Step:

@@ -24,23 +24,9 @@ def converted(uri: str, name: str) -> Path:
 
 
 def write_h5ad(uri: str) -> None:
-    import anndata
-    import numpy as np
-    import pandas as pd
-    import scipy.sparse as sp
-
     import cellfeed
 
-    parts, kinds = [], []
-    dataset = cellfeed.ExperimentDataset(
-        uri, obs_column_names=["cell_type"], batch_size=8192, shuffle=False, return_sparse_X=True
-    )
-    for X, obs in dataset:
-        arrays = (X.values().numpy(), X.col_indices().numpy(), X.crow_indices().numpy())
-        parts.append(sp.csr_matrix(arrays, shape=tuple(X.shape)))
-        kinds.append(dataset.obs_encoders["cell_type"].inverse_transform(obs[:, 0]))
-    obs = pd.DataFrame({"cell_type": np.concatenate(kinds)}, index=pd.RangeIndex(dataset.shape[0]).astype(str))
-    cells = anndata.AnnData(sp.vstack(parts, format="csr"), obs=obs)
+    cells = cellfeed.ExperimentDataset(uri).to_anndata(obs_columns=["cell_type"])
     cells.write_h5ad(converted(uri, "h5ad"))
 
 
