@@ -66,8 +66,8 @@ SCANPY_SUMS_EXACTLY = tuple(map(int, version("scanpy").split(".")[:2])) < (1, 12
 @pytest.mark.parametrize("batch_key", [None, "phase"])
 @pytest.mark.parametrize("n_top_genes", [20, 765])
 def test_statistics_of_seurat_v3_are_those_of_scanpy(n_top_genes, batch_key, flavor):
-    """Every column of all genes; scanpy 1.12 sums each batch by a method whose last digit depends on the order of the
-    cells, by which it ranks genes of equal variance.
+    """Every column of all genes, and each rank. In scanpy 1.12, the last digits of the variances of a batch depend on
+    the order of the cells, and with them the LOESS curve and the ranks of genes of equal variance.
     """
     cells = pbmc700_anndata()
     parameters = {"n_top_genes": n_top_genes, "batch_key": batch_key, "flavor": flavor}
@@ -75,13 +75,12 @@ def test_statistics_of_seurat_v3_are_those_of_scanpy(n_top_genes, batch_key, fla
     found = cellfeed.highly_variable_genes(ExperimentDataset(pbmc700(), seed=0), **parameters, as_frame=True)
     assert list(found.index) == list(cells.var_names)
     assert set(wanted) - set(found) == {"gene_name"} - set(found)
+    varies = batch_key is not None and not SCANPY_SUMS_EXACTLY
     for column in ("means", "variances", "variances_norm"):
-        np.testing.assert_allclose(found[column], wanted[column], rtol=1e-9 if SCANPY_SUMS_EXACTLY else 1e-3)
-    if SCANPY_SUMS_EXACTLY or batch_key is None:
-        for column in set(found) - {"means", "variances", "variances_norm"}:
-            np.testing.assert_array_equal(found[column], wanted[column])
-    else:
-        assert (found["highly_variable"] != wanted["highly_variable"]).mean() <= 0.02
+        np.testing.assert_allclose(found[column], wanted[column], rtol=0.02 if varies else 1e-9)
+    for column in set(found) - {"means", "variances", "variances_norm"} if not varies else ():
+        np.testing.assert_array_equal(found[column], wanted[column])
+    assert (found["highly_variable"] != wanted["highly_variable"]).mean() <= (0.02 if varies else 0)
     names = cellfeed.highly_variable_genes(ExperimentDataset(pbmc700(), seed=0), **parameters)
     assert set(names) == set(found.index[found["highly_variable"]])
     assert flavor == "seurat_v3_paper" or found.loc[names, "highly_variable_rank"].dropna().is_monotonic_increasing
