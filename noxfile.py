@@ -56,7 +56,7 @@ def lowest(session: nox.Session) -> None:
 def scvi(session: nox.Session) -> None:
     """Train models of scvi-tools: of 1.4 on Python 3.11, and of 1.5 on later ones, which it needs."""
     session.install("-e", ".[demo,scvi]", "huggingface_hub", *PYTEST)
-    run_tests(session, "tests/test_scvi.py", "tests/test_order.py", *session.posargs)
+    run_tests(session, "tests/test_scvi.py", "tests/test_scvi_models.py", "tests/test_order.py", *session.posargs)
 
 
 @nox.session(python=PYTHONS)

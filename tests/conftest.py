@@ -26,7 +26,16 @@ SLOW_MODULES = {
     ),
     *("test_devices", "test_ecosystem", "test_effective", "test_examples", "test_fault_proxy", "test_hostile"),
     *("test_lightning", "test_mixing", "test_optional", "test_other_loaders", "test_pages", "test_processes"),
-    *("test_progress", "test_real_counts", "test_s3", "test_scvi", "test_sending", "test_soak", "test_verification"),
+    *(
+        "test_progress",
+        "test_real_counts",
+        "test_s3",
+        "test_scvi",
+        "test_scvi_models",
+        "test_sending",
+        "test_soak",
+        "test_verification",
+    ),
     "test_workers",
 }
 """Many of their tests start processes or servers, train models, or take seconds; elsewhere single tests are marked."""

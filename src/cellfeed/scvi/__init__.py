@@ -2,8 +2,8 @@
 
 ::
 
-    datamodule = SCVIDataModule(experiment, batch_key="donor_id", labels_key="cell_type", seed=0)
-    model = scvi.model.SCVI(adata=None, registry=datamodule.registry)
+    datamodule = cellfeed.scvi.setup(scvi.model.SCVI, "cells.zarr", batch_key="donor_id", n_top_genes=2000, seed=0)
+    model = scvi.model.SCVI(registry=datamodule.registry)
     model.train(datamodule=datamodule, max_epochs=20)
     latent = model.get_latent_representation(dataloader=datamodule.inference_dataloader())
     cellfeed.write_obsm(uri, "X_scVI", datamodule.dataset.obs_joinids, latent)
@@ -30,6 +30,7 @@ if importlib.util.find_spec("scvi") is None:
 
 from cellfeed.scvi.datamodule import SCVIDataModule
 from cellfeed.scvi.models import load, load_query_data
+from cellfeed.scvi.preparation import setup
 from cellfeed.scvi.tensors import InferenceTensors
 
-__all__ = ["InferenceTensors", "SCVIDataModule", "load", "load_query_data"]
+__all__ = ["InferenceTensors", "SCVIDataModule", "load", "load_query_data", "setup"]

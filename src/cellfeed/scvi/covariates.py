@@ -98,7 +98,7 @@ class Categories(NamedEncoder):
 
 
 def make_encoders(keys: Mapping[str, Any], reference: Schema, extend: bool) -> list[Categories]:
-    """Return the encoders of batches, labels and each categorical covariate.
+    """Return the encoders of batches, labels, samples (if there is a key of samples), and each categorical covariate.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def make_encoders(keys: Mapping[str, Any], reference: Schema, extend: bool) -> l
         Whether batches and covariates may have further categories.
     """
     batch_key, covariates = keys["batch_key"], keys["categorical_covariate_keys"]
-    labels = [] if keys["labels_key"] is None else [keys["labels_key"]]
+    labels, samples = ([] if keys[key] is None else [keys[key]] for key in ("labels_key", "sample_key"))
     if not isinstance(extend, bool):
         raise EncodeError(f"extend_categories={extend!r} must be True or False")
     if not batch_key and len(reference.batches or ()) > 1:
@@ -120,28 +120,42 @@ def make_encoders(keys: Mapping[str, Any], reference: Schema, extend: bool) -> l
     return [
         Categories(batch_key, "_scvi_batch", known=reference.batches, extend=extend),
         Categories(labels, "_scvi_labels", known=reference.labels, extend=extend, other=keys["unlabeled_category"]),
+        *(Categories([key], "_scvi_sample", known=reference.samples, extend=extend) for key in samples),
         *(Categories([key], key, known=reference.covariates.get(key), extend=extend) for key in covariates),
     ]
 
 
 @contextlib.contextmanager
-def naming_covariates(columns: Sequence[str]) -> Iterator[None]:
-    """Add to an error of the argument ``obs_values`` that its columns are the continuous covariates."""
+def naming_keys(keys: Mapping[str, Any]) -> Iterator[None]:
+    """Add to an error of the argument ``obs_values`` which arguments its columns are from."""
+    given = [f"{name}={keys[name]!r}" for name in ("continuous_covariate_keys", "size_factor_key") if keys[name]]
     try:
         yield
     except SelectionError as error:
-        if columns and "obs_values" in str(error):
-            error.add_note(f"obs_values has the columns of continuous_covariate_keys={list(columns)}")
+        if given and "obs_values" in str(error):
+            error.add_note(f"obs_values has the columns of {' and '.join(given)}")
         raise
 
 
-def check_numbers(selection: Selection, columns: Sequence[str]) -> None:
-    """Raise an EncodeError if one of the first numeric columns of minibatches has values that are not finite."""
-    for k, column in enumerate(columns):
-        values: Any = selection.obs_values
-        n_bad = int((~np.isfinite(values[:, k])).sum())
+def check_numbers(selection: Selection, columns: Sequence[str], keys: Mapping[str, Any]) -> None:
+    """Raise an EncodeError if numbers of cells are not finite, or size factors not above 0.
+
+    Parameters
+    ----------
+    columns
+        The numeric columns of minibatches.
+    keys
+        The columns of obs, by the names of the arguments of :class:`SCVIDataModule`.
+    """
+    needed = [("continuous_covariate_keys", key, -np.inf) for key in keys["continuous_covariate_keys"]]
+    if keys["size_factor_key"] is not None:
+        needed.append(("size_factor_key", keys["size_factor_key"], 0.0))
+    for argument, column, bound in needed:
+        values: Any = selection.obs_values[:, columns.index(column)]  # type: ignore[index]
+        n_bad = int((~np.isfinite(values) | (values <= bound)).sum())
         if n_bad:
+            what = "a finite number" if bound < 0 else "a finite number above 0"
             raise EncodeError(
-                f"continuous_covariate_keys: column {column!r} is not a finite number for {n_bad} of {len(values)} "
-                f"cells; exclude these cells by obs_query"
+                f"{argument}: column {column!r} is not {what} for {n_bad} of {len(values)} cells; exclude these cells "
+                f"by obs_query"
             )

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import scvi
 from lightning.pytorch import LightningDataModule
 
@@ -16,7 +15,8 @@ from cellfeed.loader.dataset import ExperimentDataset
 from cellfeed.loader.inference import with_joinids
 from cellfeed.loader.world import find_ranks
 from cellfeed.rows.minibatch import densified
-from cellfeed.scvi.covariates import check_numbers, make_encoders, naming_covariates
+from cellfeed.scvi.attributes import ModelAttributes
+from cellfeed.scvi.covariates import check_numbers, make_encoders, naming_keys
 from cellfeed.scvi.registry import Schema, compare, find_registry, keys_of, make_registry, name_model
 from cellfeed.scvi.tensors import InferenceTensors, Tensors, check_counts
 
@@ -24,8 +24,8 @@ LEAST_CELLS = 3
 """Cells that a last training minibatch must have, as in scvi-tools: batch normalisation needs several."""
 
 
-class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
-    """Train models of scvi-tools (SCVI, SCANVI and others that take data modules) on a SOMA experiment.
+class SCVIDataModule(ModelAttributes, Loaders, LightningDataModule):  # type: ignore[misc]
+    """Train models of scvi-tools (SCVI, SCANVI, MRVI and others that take data modules) on an experiment or AnnData.
 
     X must hold counts, unless ``counts=False``. Genes are identified by name and categories by text, so that codes
     have the same meaning in all modules of one reference.
@@ -33,7 +33,8 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
     Parameters
     ----------
     experiment
-        An open ``tiledbsoma.Experiment``, the URI of one, or a ``tiledbsoma.ExperimentAxisQuery``.
+        An open ``tiledbsoma.Experiment``, the URI of one, a ``tiledbsoma.ExperimentAxisQuery``, or the path of an
+        AnnData, ``.zarr`` or ``.h5ad``.
     batch_key
         A column of obs, a list of columns whose combinations are the batches, or ``None`` for one batch. scvi-tools
         joins several names by ``"//"``: ``model.differential_expression(groupby="donor//site", ...)``.
@@ -41,6 +42,11 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         A column of obs, or ``None``.
     unlabeled_category
         For SCANVI: the label of cells without a label, and of cells whose label the reference lacks.
+    sample_key
+        For MRVI: the column of obs that names samples, such as donors.
+    size_factor_key
+        A numeric column of obs, by which a model scales the expected counts of a cell instead of by their sum. It must
+        be finite and above 0.
     categorical_covariate_keys, continuous_covariate_keys
         Columns of obs, one covariate each. Continuous covariates must be finite.
     genes
@@ -92,6 +98,8 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         batch_key: str | Sequence[str] | None,
         labels_key: str | None = None,
         unlabeled_category: str | None = None,
+        sample_key: str | None = None,
+        size_factor_key: str | None = None,
         categorical_covariate_keys: Sequence[str] = (),
         continuous_covariate_keys: Sequence[str] = (),
         genes: Sequence[str] | None = None,
@@ -115,17 +123,20 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
             "batch_key": [batch_key] if isinstance(batch_key, str) else ordered("batch_key", batch_key or ()),
             "labels_key": labels_key,
             "unlabeled_category": unlabeled_category,
+            "sample_key": sample_key,
+            "size_factor_key": size_factor_key,
             "categorical_covariate_keys": ordered("categorical_covariate_keys", categorical_covariate_keys),
             "continuous_covariate_keys": ordered("continuous_covariate_keys", continuous_covariate_keys),
             "var_column": var_column,
         }
         schema = Schema() if reference is None else Schema.of(find_registry(reference))
         self._encoders = make_encoders(self._keys, schema, extend_categories)
-        numbers = [*self._keys["continuous_covariate_keys"], *ordered("obs_values", parameters.get("obs_values", ()))]
-        parameters = {**parameters, "encoders": self._encoders, "obs_values": list(dict.fromkeys(numbers))}
-        with naming_covariates(self._keys["continuous_covariate_keys"]):
+        numbers = [*self._keys["continuous_covariate_keys"], *([] if size_factor_key is None else [size_factor_key])]
+        self._numbers = list(dict.fromkeys([*numbers, *ordered("obs_values", parameters.get("obs_values", ()))]))
+        parameters = {**parameters, "encoders": self._encoders, "obs_values": self._numbers}
+        with naming_keys(self._keys):
             dataset = open_dataset(experiment, {"batch_size": batch_size, "seed": seed, **parameters})
-        check_numbers(dataset._engine.selection, self._keys["continuous_covariate_keys"])
+        check_numbers(dataset._engine.selection, self._numbers, self._keys)
         genes = genes if schema.genes is None else schema.genes
         if genes is not None:
             dataset = dataset.select_genes(genes, var_column=var_column, missing=missing_genes)
@@ -221,70 +232,20 @@ class SCVIDataModule(Loaders, LightningDataModule):  # type: ignore[misc]
         if self.n_continuous_cov:
             tensors["extra_continuous_covs"] = minibatch.obs_values[:, : self.n_continuous_cov]
         if self.n_cats_per_cov:
-            tensors["extra_categorical_covs"] = obs[:, 2:]
+            tensors["extra_categorical_covs"] = obs[:, -len(self.n_cats_per_cov) :]
+        if self._keys["sample_key"] is not None:
+            tensors["sample"] = obs[:, 2:3]
+        if (size_factor_key := self._keys["size_factor_key"]) is not None:
+            column = self._numbers.index(size_factor_key)
+            tensors["size_factor"] = minibatch.obs_values[:, column : column + 1]
         return tensors
-
-    # ------------------------------------------------------------------ attributes that scvi-tools reads
-
-    @property
-    def n_batch(self) -> int:
-        """Number of batches."""
-        return len(self._encoders[0].categories)
-
-    @property
-    def n_labels(self) -> int:
-        """Number of labels, without the unlabeled category."""
-        return len(self._encoders[1].categories) - (self.unlabeled_category is not None)
-
-    @property
-    def n_continuous_cov(self) -> int:
-        """Number of continuous covariates."""
-        return len(self._keys["continuous_covariate_keys"])
-
-    @property
-    def n_cats_per_cov(self) -> list[int] | None:
-        """Number of categories of each categorical covariate; ``None`` without covariates."""
-        return [len(encoder.categories) for encoder in self._encoders[2:]] or None
-
-    n_samples = 0
-    """Number of samples, for MrVI, which this module does not support."""
-
-    @property
-    def batch_labels(self) -> list[str]:
-        """The batches, by code."""
-        return self._encoders[0].categories
-
-    @property
-    def label_keys(self) -> list[str] | None:
-        """The column of labels, in a list."""
-        return None if self._keys["labels_key"] is None else [self._keys["labels_key"]]
-
-    @property
-    def unlabeled_category(self) -> str | None:
-        """The label of cells without a label."""
-        return self._keys["unlabeled_category"]  # type: ignore[no-any-return]
-
-    @property
-    def labels_(self) -> Any:
-        """The label of each cell, as text: shape (n_obs,).
-
-        If there is an ``unlabeled_category`` and all cells are labelled, one more entry names it, because SCANVI
-        expects it here.
-        """
-        codes: Any = self.dataset._engine.selection.codes[self._encoders[1].name]
-        labels = self._encoders[1].inverse_transform(codes)
-        if self.unlabeled_category is None or self.unlabeled_category in labels:
-            return labels
-        return np.append(labels, [self.unlabeled_category])
 
     @cached_property
     def registry(self) -> dict[str, Any]:
         """The description of the data that a model keeps: genes, categories by code, keys, and provenance."""
-        batches, labels, *covariates = self._encoders
-        schema = Schema(
-            self.genes, batches.categories, labels.categories, {key.name: key.categories for key in covariates}
-        )
-        return make_registry(scvi.__version__, self.n_obs, schema, self._keys, self.provenance())
+        covariates = {encoder.name: encoder.categories for encoder in self._covariates}
+        schema = Schema(self.genes, self.batch_labels, self._encoders[1].categories, self.sample_labels, covariates)
+        return make_registry(scvi.__version__, self.n_obs, self.n_obs_per_sample, schema, self._keys, self.provenance())
 
     def check(self, model: Any) -> None:
         """Raise a StateError, which lists the differences, if a model or registry has other genes or categories."""

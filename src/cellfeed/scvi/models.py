@@ -51,7 +51,7 @@ def load(model_class: Any, path: str | Path, datamodule: Any = None) -> Any:
     attributes = dict(saved["attr_dict"])
     registry, parameters = attributes.pop("registry_"), attributes.pop("init_params_")
     saved_class = registry.get(MODEL_NAME, model_class.__name__)
-    if saved_class != model_class.__name__:
+    if saved_class.removeprefix("Torch") != model_class.__name__.removeprefix("Torch"):  # MRVI makes TorchMRVI in 1.4
         raise StateError(
             f"{str(path)!r} holds a model of the class {saved_class}, not {model_class.__name__}: "
             f"load(scvi.model.{saved_class}, ...)"

@@ -33,23 +33,26 @@ class Schema:
     genes: list[str] | None = None
     batches: list[str] | None = None
     labels: list[str] | None = None
+    samples: list[str] | None = None
     covariates: Mapping[str, list[str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, registry: Mapping[str, Any]) -> Schema:
         """Read the registry of a data module or of an AnnData."""
-        fields = registry["field_registries"]
-        covariates = fields.get("extra_categorical_covs", {}).get("state_registry", {}).get("mapping", {})
+        states = {name: one.get("state_registry", {}) for name, one in registry["field_registries"].items()}
+        categories = {name: state.get("categorical_mapping") for name, state in states.items()}
+        covariates = states.get("extra_categorical_covs", {}).get("mapping", {})
         return cls(
-            genes=_text(fields["X"]["state_registry"]["column_names"]),
-            batches=_text(fields["batch"]["state_registry"]["categorical_mapping"]),
-            labels=_text(fields["labels"]["state_registry"]["categorical_mapping"]),
-            covariates={key: _text(mapping) for key, mapping in covariates.items()},
+            genes=_text(states["X"]["column_names"]),
+            batches=_text(categories.get("batch")),
+            labels=_text(categories.get("labels")),
+            samples=_text(categories.get("sample")),
+            covariates={key: _text(mapping) or [] for key, mapping in covariates.items()},
         )
 
 
-def _text(values: Any) -> list[str]:
-    return [str(value) for value in values]
+def _text(values: Any) -> list[str] | None:
+    return None if values is None else [str(value) for value in values]
 
 
 def keys_of(registry: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,10 +60,13 @@ def keys_of(registry: Mapping[str, Any]) -> dict[str, Any]:
     if OWN in registry:
         return dict(registry[OWN]["keys"])
     arguments = registry["setup_args"]
+    labels = registry["field_registries"].get("labels", {}).get("state_registry", {})
     return {
         "batch_key": arguments.get("batch_key"),
         "labels_key": arguments.get("labels_key"),
-        "unlabeled_category": registry["field_registries"]["labels"]["state_registry"].get("unlabeled_category"),
+        "sample_key": arguments.get("sample_key"),
+        "size_factor_key": arguments.get("size_factor_key"),
+        "unlabeled_category": labels.get("unlabeled_category"),
         "categorical_covariate_keys": arguments.get("categorical_covariate_keys") or [],
         "continuous_covariate_keys": arguments.get("continuous_covariate_keys") or [],
     }
@@ -92,6 +98,7 @@ def compare(model_registry: Mapping[str, Any], registry: Mapping[str, Any], *, e
     model, data = Schema.of(model_registry), Schema.of(registry)
     _compare("genes", model.genes or [], data.genes or [])
     _compare("batches", model.batches or [], data.batches or [], extended=extended)
+    _compare("samples", model.samples or [], data.samples or [], extended=extended)
     for key, categories in model.covariates.items():
         _compare(f"categories of {key!r}", categories, data.covariates.get(key, []), extended=extended)
 
@@ -108,7 +115,12 @@ def _compare(what: str, model: Sequence[str], data: Sequence[str], *, extended: 
 
 
 def make_registry(
-    version: str, n_obs: int, schema: Schema, keys: Mapping[str, Any], provenance: Mapping[str, Any]
+    version: str,
+    n_obs: int,
+    n_obs_per_sample: Any,
+    schema: Schema,
+    keys: Mapping[str, Any],
+    provenance: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the registry of a data module, without the class of the model, as several models may use the module.
 
@@ -123,11 +135,15 @@ def make_registry(
             "layer": None,
             "batch_key": batch_key,
             "labels_key": keys["labels_key"],
-            "size_factor_key": None,
+            "size_factor_key": keys["size_factor_key"],
+            "sample_key": keys["sample_key"],
             "categorical_covariate_keys": list(schema.covariates) or None,
             "continuous_covariate_keys": list(keys["continuous_covariate_keys"]) or None,
         },
-        "field_registries": _fields(n_obs, schema, keys, batch_key),
+        "field_registries": {
+            **_fields(n_obs, schema, keys, batch_key),
+            "sample": _sample_field(schema.samples or [], keys["sample_key"], n_obs_per_sample),
+        },
         OWN: {"keys": dict(keys), "provenance": dict(provenance)},
     }
 
@@ -145,8 +161,7 @@ def _fields(n_obs: int, schema: Schema, keys: Mapping[str, Any], batch_key: str 
             {"n_labels": len(labels)},
         ),
         "ind_x": _field("obs", "_indices", {}, {}),
-        "sample": _field("obs", "_scvi_sample", {}, {"n_sample": 0}),
-        "size_factor": _field(None, None, {}, {}),
+        "size_factor": _field("obs" if keys["size_factor_key"] else None, "_scvi_size_factor", {}, {}),
         "extra_categorical_covs": _field(
             "obsm", "_scvi_extra_categorical_covs", _covariates(schema.covariates),
             {"n_extra_categorical_covs": len(schema.covariates)},
@@ -157,6 +172,13 @@ def _fields(n_obs: int, schema: Schema, keys: Mapping[str, Any], batch_key: str 
             {"n_extra_continuous_covs": len(continuous)},
         ),
     }  # fmt: skip
+
+
+def _sample_field(samples: Sequence[str], key: str | None, n_obs_per_sample: Any) -> dict[str, Any]:
+    """Return the field of samples, with the numbers of their cells where MRVI reads them."""
+    state = _categories(samples, key) if samples else {}
+    field = _field("obs", "_scvi_sample", state, {"n_sample": len(samples)})
+    return {**field, "n_obs_per_sample": {"n_obs_per_sample": n_obs_per_sample}}
 
 
 def _field(
