@@ -34,7 +34,7 @@ def test_the_example_cells_name_their_extra(monkeypatch):
 
 def test_no_module_imports_a_library_of_another_extra():
     """Accelerate and Ray are supported without being imported: no extra is needed for them."""
-    allowed = {"lightning": set(), "scvi": {"scvi", "lightning"}}
+    allowed = {"lightning": set(), "scvi": {"scvi", "lightning"}, "loader": {"skmisc"}}
     source = Path(cellfeed.__file__).parent
     for path in source.rglob("*.py"):
         part = path.relative_to(source).with_suffix("").parts[0]

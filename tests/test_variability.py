@@ -120,7 +120,7 @@ def test_a_tally_holds_few_counts_and_gives_exact_sums(monkeypatch):
         X[rng.choice(np.flatnonzero(codes == b), 7, replace=False), np.arange(7)] = 1e5
     tally = CountTally(2, 7)
     for k in range(0, 1000, 50):
-        tally.add(torch.from_numpy(codes[k : k + 50]), torch.from_numpy(X[k : k + 50]).to_sparse_csr())
+        tally.add(codes[k : k + 50], torch.from_numpy(X[k : k + 50]).to_sparse_csr())
         assert tally._n_held == sum(len(values) for _, values in tally._held) <= 4 * 2 * 7
     own = [X[codes == b].astype(float) for b in (0, 1)]
     np.testing.assert_allclose(tally.mean, [x.mean(axis=0) for x in own])

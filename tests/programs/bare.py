@@ -8,7 +8,7 @@ import json
 import pkgutil
 import sys
 
-OPTIONAL = {"accelerate", "cellxgene_census", "lightning", "pytorch_lightning", "ray", "scvi"}
+OPTIONAL = {"accelerate", "cellxgene_census", "lightning", "pytorch_lightning", "ray", "scvi", "skmisc"}
 
 
 class Without:

@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cellfeed._joinids import IntArray
+
 FloatArray = npt.NDArray[np.float64]
 
 MAX_HELD = 1 << 24
@@ -37,7 +39,7 @@ class CountTally:
     --------
     >>> tally = CountTally(1, 2)
     >>> X = torch.tensor([[1.0, 0], [9, 2]]).to_sparse_csr()
-    >>> tally.add(torch.tensor([0, 0]), X)
+    >>> tally.add(np.array([0, 0]), X)
     >>> tally.mean.tolist(), tally.variance.tolist()
     ([[5.0, 1.0]], [[32.0, 2.0]])
     >>> tally.clipped(np.array([[6.0, 6.0]]))[0].tolist()  # sums of min(x, 6)
@@ -48,45 +50,43 @@ class CountTally:
         self._shape = n_batches, n_vars
         n_slots = n_batches * n_vars  # slot = batch * n_vars + gene
         self.n_cells = np.zeros((n_batches, 1))
-        self._sums = torch.zeros(2, n_slots, dtype=torch.float64)  # of counts and of their squares
-        self._floor = torch.zeros(n_slots, dtype=torch.float64)
-        self._held: list[tuple[torch.Tensor, torch.Tensor]] = []  # slots and counts
+        self._sums = np.zeros((2, n_slots))  # of counts and of their squares
+        self._floor = np.zeros(n_slots)
+        self._held: list[tuple[IntArray, FloatArray]] = []  # slots and counts
         self._n_held, self._max_held = 0, float(max(MAX_HELD, 4 * n_slots))
         if floor is not None:
-            self._floor, self._max_held = torch.from_numpy(floor.ravel()), math.inf
+            self._floor, self._max_held = floor.ravel(), math.inf
         self._share = 256.0
 
-    def add(self, batches: torch.Tensor, X: torch.Tensor) -> None:
+    def add(self, batches: IntArray, X: torch.Tensor) -> None:
         """Add cells: the codes of their batches, int64 of shape (B,), and X in CSR."""
+        from cellfeed.rows import tally_kernels  # imports numba
+
         n_batches, n_vars = self._shape
-        self.n_cells[:, 0] += np.bincount(batches.numpy(), minlength=n_batches)
-        slots = torch.repeat_interleave(batches * n_vars, X.crow_indices().diff()) + X.col_indices()
-        values = X.values().double()
-        self._sums[0].index_add_(0, slots, values)
-        self._sums[1].index_add_(0, slots, values * values)
-        self._hold(slots, values)
+        self.n_cells[:, 0] += np.bincount(batches, minlength=n_batches)
+        csr = X.crow_indices().numpy(), X.col_indices().numpy(), X.values().numpy()
+        slots, large = np.empty(len(csr[1]), np.int64), np.empty(len(csr[1]))
+        n_large = tally_kernels.add_counts(batches, *csr, n_vars, *self._sums, self._floor, slots, large)
+        self._held.append((slots[:n_large].copy(), large[:n_large].copy()))
+        self._n_held += n_large
         if self._n_held > self._max_held:
             self._drop()
             while self._n_held > self._max_held / 2:
                 self._share /= 2
                 self._drop()
 
-    def _hold(self, slots: torch.Tensor, values: torch.Tensor) -> None:
-        large = values > self._floor[slots]
-        self._held.append((slots[large], values[large]))
-        self._n_held += len(self._held[-1][0])
-
     def _drop(self) -> None:
         """Raise the floors, and drop the counts at or below."""
         deviation = np.sqrt(np.maximum(self._moment(1) - self.mean**2, 0))
         floor = self.mean + np.sqrt(self.n_cells / self._share) * deviation
-        self._floor = torch.maximum(self._floor, torch.from_numpy(floor.ravel()))
-        held, self._held, self._n_held = self._held, [], 0
-        for slots, values in held:
-            self._hold(slots, values)
+        self._floor = np.maximum(self._floor, floor.ravel())
+        for k, (slots, values) in enumerate(self._held):
+            large = values > self._floor[slots]
+            self._held[k] = slots[large], values[large]
+        self._n_held = sum(len(values) for _, values in self._held)
 
     def _moment(self, k: int) -> FloatArray:
-        moment: FloatArray = self._sums[k].numpy().reshape(self._shape) / np.maximum(self.n_cells, 1)
+        moment: FloatArray = self._sums[k].reshape(self._shape) / np.maximum(self.n_cells, 1)
         return moment
 
     @property
@@ -103,25 +103,22 @@ class CountTally:
         """Return the sums over all batches, without the largest counts."""
         whole = CountTally(1, self._shape[1])
         whole.n_cells = self.n_cells.sum(axis=0, keepdims=True)
-        whole._sums = self._sums.reshape(2, *self._shape).sum(dim=1)
+        whole._sums = self._sums.reshape(2, *self._shape).sum(axis=1)
         return whole
 
     def covers(self, clip: FloatArray) -> bool:
         """Whether all counts above ``clip``, shape (n_batches, n_vars), were held."""
-        return bool((self._floor.numpy().reshape(self._shape) <= clip).all())
+        return bool((self._floor.reshape(self._shape) <= clip).all())
 
     def clipped(self, clip: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return the sums of ``min(x, clip)`` and of its squares, each of shape (n_batches, n_vars)."""
-        slots = torch.cat([slots for slots, _ in self._held] or [torch.zeros(0, dtype=torch.int64)])
-        values = torch.cat([values for _, values in self._held] or [torch.zeros(0, dtype=torch.float64)])
-        above = values > torch.from_numpy(clip.ravel())[slots]
+        slots = np.concatenate([np.empty(0, np.int64), *(slots for slots, _ in self._held)])
+        values = np.concatenate([np.empty(0), *(values for _, values in self._held)])
+        above = values > clip.ravel()[slots]
         slots, values = slots[above], values[above]
+        n_above = np.bincount(slots, minlength=clip.size).reshape(self._shape)
         sums = []
-        for k, power in enumerate((values, values * values)):
-            lost = torch.zeros_like(self._sums[0]).index_add_(0, slots, power)
-            n_above = torch.zeros_like(lost).index_add_(0, slots, torch.ones_like(values))
-            sums.append(
-                (self._sums[k] - lost).numpy().reshape(self._shape)
-                + n_above.numpy().reshape(self._shape) * clip ** (k + 1)
-            )
+        for k in (0, 1):
+            lost = np.bincount(slots, values ** (k + 1), minlength=clip.size)
+            sums.append((self._sums[k] - lost).reshape(self._shape) + n_above * clip ** (k + 1))
         return sums[0], sums[1]

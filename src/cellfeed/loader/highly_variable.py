@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from cellfeed._checks import is_integer, is_number, ordered, suggest
+from cellfeed._joinids import IntArray
 from cellfeed.errors import PlanError, SelectionError
 from cellfeed.loader.count_tally import CountTally, FloatArray
 from cellfeed.loader.dataset import ExperimentDataset
@@ -146,7 +147,7 @@ def _by_dispersion(dataset: ExperimentDataset, n_top_genes: int, target_sum: flo
     scale = NormalizeTotal(target_sum)
     tally = CountTally(1, dataset.shape[1], floor=np.full((1, dataset.shape[1]), np.inf))
     for X in _read(dataset):
-        tally.add(torch.zeros(len(X), dtype=torch.int64), scale(X))
+        tally.add(np.zeros(len(X), np.int64), scale(X))
     mean, variance = tally.mean[0], np.maximum(tally.variance[0], 0)
     dispersion, normalized = normalized_dispersion(mean, variance)
     order = np.argsort(-np.nan_to_num(normalized, nan=-np.inf), kind="stable")
@@ -176,16 +177,16 @@ def _by_standardized_variance(
     return frame if batch_key is not None else frame.drop(columns="highly_variable_nbatches")
 
 
-def _find_batches(dataset: ExperimentDataset, batch_key: str | Sequence[str] | None) -> tuple[list[str], torch.Tensor]:
+def _find_batches(dataset: ExperimentDataset, batch_key: str | Sequence[str] | None) -> tuple[list[str], IntArray]:
     """Return the batches, and the code of each cell in the order of the joinids."""
     if batch_key is None:
-        return ["all"], torch.zeros(dataset.shape[0], dtype=torch.int64)
+        return ["all"], np.zeros(dataset.shape[0], np.int64)
     columns = [batch_key] if isinstance(batch_key, str) else ordered("batch_key", batch_key)
     obs = pd.DataFrame({column: read_obs_column(dataset._engine.selection, column) for column in columns})
     encoder = BatchEncoder(columns, separator="//")
     encoder.fit(obs)
-    codes = torch.as_tensor(encoder.transform(obs).astype(np.int64))
-    n_cells = torch.bincount(codes)
+    codes = encoder.transform(obs).astype(np.int64)
+    n_cells = np.bincount(codes)
     if (n_cells < 2).any():
         single = encoder.classes_[int(n_cells.argmin())]
         raise PlanError(
