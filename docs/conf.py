@@ -37,6 +37,7 @@ extensions = [
     "shown_tests",
 ]
 exclude_patterns = ["_build"]
+templates_path = ["_templates"]
 html_theme = "furo"
 html_title = "cellfeed"
 html_static_path = ["_static"]
