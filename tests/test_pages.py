@@ -45,6 +45,7 @@ def counts_with_census_columns():
             "dataset_id": pd.Categorical([f"data set {k}" for k in np.arange(n_obs) // 100]),
             "donor_id": pd.Categorical([f"donor {k}" for k in np.arange(n_obs) // 40]),
             "assay": pd.Categorical(["10x 3' v3"] * n_obs),
+            "age": rng.integers(20, 90, n_obs).astype(np.float32),
         }
     )
     var = pd.DataFrame({"feature_id": [f"ENSG{j:011}" for j in range(n_vars)]})
@@ -247,6 +248,49 @@ def test_public_names_have_an_example():
 
 def examples_of(thing):
     return doctest.DocTestParser().get_examples(inspect.getdoc(thing) or "")
+
+
+MARKDOWN = {
+    "the {term}`ranks <rank>` of an {term}`epoch`": "the ranks of an epoch",
+    "{meth}`~cellfeed.Plan.as_dict`, {func}`cellfeed.obs_filter`": "`as_dict`, `cellfeed.obs_filter`",
+    "(measured)=\n% not run: no network\n## Measured": "## Measured",
+    "[Census](#census), [a file](own_data.md#a-file), [scanpy](https://scanpy.org)": {
+        "": "Census, a file, [scanpy](https://scanpy.org)",
+        "https://a.org/tutorials/scvi.html": (
+            "[Census](https://a.org/tutorials/scvi.html#census), "
+            "[a file](https://a.org/tutorials/own_data.html#a-file), [scanpy](https://scanpy.org)"
+        ),
+    },
+}
+
+
+@pytest.mark.parametrize("address", ["", "https://a.org/tutorials/scvi.html"])
+@pytest.mark.parametrize(("markdown", "expected"), MARKDOWN.items())
+def test_notebooks_have_text_that_jupyter_shows(markdown, expected, address):
+    text, pictures = extension_of_sphinx("notebooks").plain(markdown, address)
+    assert text == (expected if isinstance(expected, str) else expected[address])
+    assert pictures == []
+
+
+RUN = [page for page in PAGES if "file_format: mystnb" in page.read_text()]
+"""Pages whose code a build runs, and which have a notebook."""
+
+
+@pytest.mark.parametrize("page", RUN, ids=lambda page: page.stem)
+def test_notebooks_of_pages_are_complete(page):
+    """No role of Sphinx is left, and pictures are inside."""
+    nbformat = pytest.importorskip("nbformat")
+    extension = extension_of_sphinx("notebooks")
+    text = page.read_text().split("---\n", maxsplit=2)[2]
+    cells = [nbformat.v4.new_markdown_cell(text), nbformat.v4.new_code_cell("import cellfeed")]
+    raw = nbformat.v4.new_notebook(cells=cells, metadata={"file_format": "mystnb", "source_map": []})
+    shown, code = extension.convert(raw, page.parent, "").cells
+    assert code.source == "import cellfeed"
+    assert re.findall(r"\{\w+\}`", shown.source) == []
+    assert ".md)" not in shown.source
+    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
+    assert set(shown.get("attachments", {})) == {Path(name).name for name in pictures}
+    assert shown.source.count("](attachment:") == len(pictures)
 
 
 FAULTS = {
