@@ -250,6 +250,22 @@ def examples_of(thing):
     return doctest.DocTestParser().get_examples(inspect.getdoc(thing) or "")
 
 
+def test_the_page_of_a_class_has_the_members_that_users_call():
+    """Not the fields of a tuple, the members that other libraries define, or the hooks that Lightning calls."""
+    skip = extension_of_sphinx("docstrings").skip
+
+    def members(kind):
+        found = {name: inspect.getattr_static(kind, name) for name in dir(kind) if not name.startswith("_")}
+        return {name for name, thing in found.items() if skip(None, "class", name, thing, False, None) is None}
+
+    assert members(cellfeed.Minibatch) == {"to", "as_dict"}
+    assert {"obs_encoders", "train_dataloader", "state_dict"} < members(cellfeed.lightning.ExperimentDataModule)
+    lightnings = {"hparams", "setup", "on_after_batch_transfer", "prepare_data"}
+    assert members(cellfeed.lightning.ExperimentDataModule).isdisjoint(lightnings)
+    own = {name for name in vars(cellfeed.ExperimentDataset) if not name.startswith("_")}
+    assert members(cellfeed.ExperimentDataset) == own
+
+
 MARKDOWN = {
     "the {term}`ranks <rank>` of an {term}`epoch`": "the ranks of an epoch",
     "{meth}`~cellfeed.Plan.as_dict`, {func}`cellfeed.obs_filter`": "`as_dict`, `cellfeed.obs_filter`",
