@@ -54,4 +54,4 @@ $(STAMP): pyproject.toml constraints.txt requirements-dev.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .nox dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .nox dist docs/_build docs/reference .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -53,7 +53,7 @@ def _save(out: Path, record: dict[str, Any]) -> None:
     )
 
 
-COLOURS = {"ExperimentDataPipe": "tab:orange", "cellfeed": "tab:blue", "cellfeed, own plan": "tab:green"}
+COLOURS = {"ExperimentDataPipe": "#ffa90e", "cellfeed": "#3f90da", "cellfeed, own plan": "#bd1f01"}
 NAMES = {"ExperimentDataPipe": "published ExperimentDataPipe", "cellfeed": "cellfeed, same settings"}
 MARKERS = {65_536: "o", 131_072: "s", 262_144: "^", None: "*"}
 

@@ -40,7 +40,7 @@ def draw(uri: str, picture: Path) -> None:
     figure, axes = plt.subplots(1, len(WAYS), figsize=(9.6, 3.2), sharey=True, layout="constrained")
     for axis, (name, options) in zip(axes, WAYS.items(), strict=True):
         labels = labels_of_minibatches(uri, **options)
-        axis.imshow(labels, cmap="tab20", vmin=0, vmax=19, aspect="auto", interpolation="nearest")
+        axis.imshow(labels, aspect="auto", interpolation="nearest")
         axis.set_title(name, family="monospace", size=9)
         axis.set_xticks([])
         axis.set_yticks([])

@@ -238,7 +238,7 @@ def _mean_and_sd(values: list[float]) -> str:
     return f"{np.mean(values):.3f} \N{PLUS-MINUS SIGN} {np.std(values, ddof=min(1, len(values) - 1)):.3f}"
 
 
-COLOURS = {PLAIN: "black", WEIGHTED: "tab:orange", ROOT: "tab:blue", BALANCED: "tab:green"}
+COLOURS = {PLAIN: "black", WEIGHTED: "#ffa90e", ROOT: "#3f90da", BALANCED: "#bd1f01"}
 
 
 def draw(records: list[dict[str, Any]], picture: Path) -> None:

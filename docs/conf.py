@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tomllib
 from pathlib import Path
 
 import cellfeed
@@ -19,6 +20,9 @@ os.environ["EXAMPLES"] = str(Path(__file__).parents[1] / "examples")
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MATPLOTLIBRC"] = str(Path(__file__).parent / "_static" / "matplotlibrc")
 
+about = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+REPOSITORY = about["project"]["urls"]["Repository"]
+
 project = "cellfeed"
 author = "The cellfeed developers"
 copyright = "2026, The cellfeed developers"
@@ -30,15 +34,29 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "sphinx_design",
+    "checked",
     "docstrings",
     "mathml",
+    "notebooks",
     "shown_tests",
 ]
 exclude_patterns = ["_build"]
+templates_path = ["_templates"]
 html_theme = "furo"
 html_title = "cellfeed"
+html_baseurl = os.environ.get("READTHEDOCS_CANONICAL_URL", "")
+html_theme_options = {
+    "source_repository": REPOSITORY,
+    "source_branch": "main",
+    "source_directory": "docs/",
+    "top_of_page_buttons": ["view", "edit"],
+    "footer_icons": [
+        {"name": "Repository", "url": REPOSITORY, "html": "Repository", "class": ""}
+    ],
+}
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 html_math_renderer = "mathml"
@@ -73,3 +91,13 @@ autodoc_typehints = "signature"
 autodoc_type_aliases = {"npt.ArrayLike": "npt.ArrayLike", "IntArray": "numpy.ndarray"}
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False
+
+
+def generated_pages_have_no_source(app, page, template, context, doctree):
+    """Without it, they would have links to files that are not in the repository."""
+    if page == "tests" or page.startswith("reference/"):
+        context["page_source_suffix"] = ""
+
+
+def setup(app):
+    app.connect("html-page-context", generated_pages_have_no_source)

@@ -45,6 +45,7 @@ def counts_with_census_columns():
             "dataset_id": pd.Categorical([f"data set {k}" for k in np.arange(n_obs) // 100]),
             "donor_id": pd.Categorical([f"donor {k}" for k in np.arange(n_obs) // 40]),
             "assay": pd.Categorical(["10x 3' v3"] * n_obs),
+            "age": rng.integers(20, 90, n_obs).astype(np.float32),
         }
     )
     var = pd.DataFrame({"feature_id": [f"ENSG{j:011}" for j in range(n_vars)]})
@@ -181,11 +182,21 @@ def public_objects():
     yield "lightning.ExperimentDataModule", cellfeed.lightning.ExperimentDataModule
 
 
-def test_the_reference_lists_every_public_name_in_its_overview_and_describes_it():
-    overview, entries = (ROOT / "docs" / "api.md").read_text().split("\n## Datasets")
-    for name in cellfeed.__all__:
-        assert re.search(rf"\b{name}\b", overview), name
-        assert re.search(rf"\b{name}\b", entries), name
+def test_the_reference_has_a_page_for_every_public_name():
+    """Tables with the option ``toctree`` make the pages."""
+    tables = re.findall(
+        r"autosummary::\n   :toctree: reference\n(.*?)```", (ROOT / "docs/api.md").read_text(), re.DOTALL
+    )
+    listed = {name for table in tables for name in re.findall(r"^   ([\w.]+)$", table, re.MULTILINE)}
+    assert {name.removeprefix("scvi.") for name, _ in public_objects()} - listed == set()
+
+
+def extension_of_sphinx(name):
+    pytest.importorskip("sphinx")
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "_ext" / f"{name}.py")
+    extension = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(extension)
+    return extension
 
 
 RETURNS = re.compile(r"^Returns\n-+\n(.+?)(?=\n\n|\Z)", re.MULTILINE | re.DOTALL)
@@ -193,13 +204,9 @@ RETURNS = re.compile(r"^Returns\n-+\n(.+?)(?=\n\n|\Z)", re.MULTILINE | re.DOTALL
 
 def test_the_reference_shows_returns_and_properties_as_they_are_written():
     """No line of *Returns*, and no words before the colon of a property, become a type."""
-    pytest.importorskip("sphinx")
+    extension = extension_of_sphinx("docstrings")
     from sphinx.ext.napoleon import Config
 
-    location = ROOT / "docs" / "_ext" / "docstrings.py"
-    spec = importlib.util.spec_from_file_location("docstrings", location)
-    extension = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(extension)
     app = type("App", (), {"config": Config(napoleon_use_rtype=False)})
 
     def shown(what, thing):
@@ -241,3 +248,127 @@ def test_public_names_have_an_example():
 
 def examples_of(thing):
     return doctest.DocTestParser().get_examples(inspect.getdoc(thing) or "")
+
+
+def test_the_page_of_a_class_has_the_members_that_users_call():
+    """Not the fields of a tuple, the members that other libraries define, or the hooks that Lightning calls."""
+    skip = extension_of_sphinx("docstrings").skip
+
+    def members(kind):
+        found = {name: inspect.getattr_static(kind, name) for name in dir(kind) if not name.startswith("_")}
+        return {name for name, thing in found.items() if skip(None, "class", name, thing, False, None) is None}
+
+    assert members(cellfeed.Minibatch) == {"to", "as_dict"}
+    assert {"obs_encoders", "train_dataloader", "state_dict"} < members(cellfeed.lightning.ExperimentDataModule)
+    lightnings = {"hparams", "setup", "on_after_batch_transfer", "prepare_data"}
+    assert members(cellfeed.lightning.ExperimentDataModule).isdisjoint(lightnings)
+    own = {name for name in vars(cellfeed.ExperimentDataset) if not name.startswith("_")}
+    assert members(cellfeed.ExperimentDataset) == own
+
+
+MARKDOWN = {
+    "the {term}`ranks <rank>` of an {term}`epoch`": "the ranks of an epoch",
+    "{meth}`~cellfeed.Plan.as_dict`, {func}`cellfeed.obs_filter`": "`as_dict`, `cellfeed.obs_filter`",
+    "(measured)=\n% not run: no network\n## Measured": "## Measured",
+    "[Census](#census), [a file](own_data.md#a-file), [scanpy](https://scanpy.org)": {
+        "": "Census, a file, [scanpy](https://scanpy.org)",
+        "https://a.org/tutorials/scvi.html": (
+            "[Census](https://a.org/tutorials/scvi.html#census), "
+            "[a file](https://a.org/tutorials/own_data.html#a-file), [scanpy](https://scanpy.org)"
+        ),
+    },
+}
+
+
+@pytest.mark.parametrize("address", ["", "https://a.org/tutorials/scvi.html"])
+@pytest.mark.parametrize(("markdown", "expected"), MARKDOWN.items())
+def test_notebooks_have_text_that_jupyter_shows(markdown, expected, address):
+    text, pictures = extension_of_sphinx("notebooks").plain(markdown, address)
+    assert text == (expected if isinstance(expected, str) else expected[address])
+    assert pictures == []
+
+
+RUN = [page for page in PAGES if "file_format: mystnb" in page.read_text()]
+"""Pages whose code a build runs, and which have a notebook."""
+
+
+@pytest.mark.parametrize("page", RUN, ids=lambda page: page.stem)
+def test_notebooks_of_pages_are_complete(page):
+    """No role of Sphinx is left, and pictures are inside."""
+    nbformat = pytest.importorskip("nbformat")
+    extension = extension_of_sphinx("notebooks")
+    text = page.read_text().split("---\n", maxsplit=2)[2]
+    cells = [nbformat.v4.new_markdown_cell(text), nbformat.v4.new_code_cell("import cellfeed")]
+    raw = nbformat.v4.new_notebook(cells=cells, metadata={"file_format": "mystnb", "source_map": []})
+    shown, code = extension.convert(raw, page.parent, "").cells
+    assert code.source == "import cellfeed"
+    assert re.findall(r"\{\w+\}`", shown.source) == []
+    assert ".md)" not in shown.source
+    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
+    assert set(shown.get("attachments", {})) == {Path(name).name for name in pictures}
+    assert shown.source.count("](attachment:") == len(pictures)
+
+
+FAULTS = {
+    '<script src="https://cdn.org/a.js"></script>': "loads https://cdn.org/a.js",
+    '<link rel="stylesheet" href="//cdn.org/a.css">': "loads //cdn.org/a.css",
+    '<img alt="a" src="http://badge.org/a.svg">': "loads http://badge.org/a.svg",
+    '<p style="background: url(https://a.org/b.png)">': "loads https://a.org/b.png",
+    '<img src="here.png">': "here.png has no alternative text",
+    '<img alt="here.png" src="here.png">': "here.png has no alternative text",
+    '<img alt="a" src="gone.png">': "links to gone.png, which does not exist",
+    '<a href="gone.html">': "links to gone.html, which does not exist",
+    '<a href="#gone">': "links to #gone, which does not exist",
+    '<a href="../index.html#gone">': "links to ../index.html#gone, which does not exist",
+}
+SOUND = """<a href="https://a.org">, <a href="../index.html#there">, <a href="#here" id="here">, <link rel="canonical"
+href="https://a.org">, <img alt="A cell" src="here.png">, <img alt="A cell" src="data:image/png;base64,AA">"""
+
+
+@pytest.mark.parametrize(("html", "fault"), FAULTS.items())
+def test_a_built_page_needs_no_network_and_its_links_and_pictures_are_complete(tmp_path, html, fault):
+    """Each build checks its pages, and fails with one of these faults."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "here.png").touch()
+    (tmp_path / "index.html").write_text('<p id="there">')
+    page = tmp_path / "folder" / "page.html"
+    page.write_text(SOUND)
+    faults = extension_of_sphinx("checked").faults
+    assert list(faults(tmp_path)) == []
+    page.write_text(SOUND + html)
+    (found,) = faults(tmp_path)
+    assert found.startswith("folder/page.html")
+    assert found.endswith(fault)
+
+
+def test_a_style_loads_no_font_from_the_network(tmp_path):
+    (tmp_path / "a.css").write_text("a { background: url(a.png) } @import 'https://fonts.org/a.css';")
+    assert list(extension_of_sphinx("checked").faults(tmp_path)) == ["a.css loads https://fonts.org/a.css"]
+
+
+# Machado, Oliveira and Fernandes (2009): linear RGB as it looks without one kind of cones.
+COLOUR_VISIONS = {
+    "all": np.eye(3),
+    "no L": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "no M": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "no S": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+LMS_OF_RGB = [[0.412221, 0.536333, 0.051446], [0.211903, 0.680700, 0.107397], [0.088302, 0.281719, 0.629979]]
+OKLAB_OF_LMS = [[0.210454, 0.793618, -0.004072], [1.977998, -2.428592, 0.450594], [0.025904, 0.782772, -0.808676]]
+
+
+@pytest.mark.parametrize("vision", COLOUR_VISIONS)
+def test_colours_of_figures_look_different_to_people_with_any_colour_vision(vision):
+    """At least by the distance 0.06 in the space OKLab, in which black and white have the distance 1."""
+    matplotlib = pytest.importorskip("matplotlib")
+    from benchmarks import figure3, rare_types
+
+    style = matplotlib.rc_params_from_file(ROOT / "docs/_static/matplotlibrc", use_default_template=False)
+    cycle = style["axes.prop_cycle"].by_key()["color"]
+    for colours in (cycle, figure3.COLOURS.values(), rare_types.COLOURS.values()):
+        rgb = np.array([matplotlib.colors.to_rgb(colour) for colour in colours])
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        seen = np.clip(linear @ np.transpose(COLOUR_VISIONS[vision]), 0, 1)
+        places = np.cbrt(seen @ np.transpose(LMS_OF_RGB)) @ np.transpose(OKLAB_OF_LMS)
+        distances = np.linalg.norm(places[:, None] - places, axis=2)[np.triu_indices(len(places), 1)]
+        assert distances.min() > 0.06

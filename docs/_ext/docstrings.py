@@ -1,8 +1,11 @@
-"""Docstrings on the reference page: napoleon, with three changes.
+"""Docstrings in the reference: napoleon, with three changes, and the members that users need.
 
 A *Returns* section is prose: napoleon takes each of its lines as a type. A property is prose: napoleon takes the words
 before its colon as a type. Attributes that share a description, ``a, b``, are names: Sphinx takes ``a,`` as the type of
 ``b``.
+
+The page of a class has the members that cellfeed documents, its own and inherited ones. It leaves out those of other
+libraries, and the hooks that Lightning calls.
 """
 
 import re
@@ -29,6 +32,13 @@ def process(app, what, name, obj, options, lines):
     lines[:] = Docstring(lines, app.config, app, what, name, obj, options).lines()
 
 
+def skip(app, what, name, obj, skipped, options):
+    getter = getattr(obj, "fget", obj)  # of a property
+    foreign = not str(getattr(getter, "__module__", "")).startswith("cellfeed")
+    return True if foreign or name == "setup" or name.startswith("on_") else None
+
+
 def setup(app):
+    app.connect("autodoc-skip-member", skip)
     app.connect("autodoc-process-docstring", process)
     return {"parallel_read_safe": True}

@@ -209,14 +209,15 @@ def _read(dataset: ExperimentDataset, *, integers: bool = False) -> Iterator[tor
 
 def _check_counts(values: torch.Tensor, X_name: str, integers: bool) -> None:
     """Refuse negative values, and values that are not integers if ``integers``."""
-    odd = values < 0
-    what = "negative values"
-    if integers and not odd.any():
-        odd, what = values != values.round(), "values that are not integers"
-    if odd.any():
+    if len(values) and (smallest := float(values.min())) < 0:
         raise SelectionError(
-            f"X_name={X_name!r} holds {what}, such as {float(values[odd].min()):.4g}: these are not counts, but may be "
-            f"scaled values; give a dataset with the layer that holds counts, ExperimentDataset(..., X_name=...)"
+            f"X_name={X_name!r} holds negative values, such as {smallest:.4g}: these are not counts, but may be scaled "
+            f"values; give a dataset with the layer that holds counts, ExperimentDataset(..., X_name=...)"
+        )
+    if integers and len(odd := values[values != values.round()]):
+        raise SelectionError(
+            f"X_name={X_name!r} holds values that are not integers, such as {odd[0]:.4g}; this flavor expects counts: "
+            f"give a dataset with the layer that holds them, ExperimentDataset(..., X_name=...), or flavor='seurat'"
         )
 
 

@@ -137,20 +137,26 @@ class Pipeline:
         with contextlib.ExitStack() as stack:
             stack.callback(close)
             stack.enter_context(contextlib.closing(ahead))
+            counted = time.perf_counter()  # elapsed_s has the time until then
             while True:
                 started = time.perf_counter()
                 minibatch = next(ahead, None)
-                waited = time.perf_counter() - started
-                meter.add(consumer_wait_s=waited, elapsed_s=waited, first_wait_s=waited if first else 0.0)
+                now = time.perf_counter()
+                n_obs = 0 if minibatch is None else minibatch.obs.shape[0]
+                # One call per minibatch: the training loop waits for it.
+                meter.add(
+                    consumer_wait_s=now - started,
+                    elapsed_s=now - counted,
+                    first_wait_s=now - started if first else 0.0,
+                    n_minibatches=int(minibatch is not None),
+                    n_obs=n_obs,
+                    n_obs_from_copy=n_obs if self.reads_copy else 0,
+                )
                 if minibatch is None:
                     return
-                first = False
-                n_obs = len(minibatch.obs)
-                meter.add(n_minibatches=1, n_obs=n_obs, n_obs_from_copy=n_obs if self.reads_copy else 0)
-                yielded = time.perf_counter()
+                first, counted = False, now
                 yield minibatch
                 del minibatch  # a reference here would prevent the reuse of its memory
-                meter.add(elapsed_s=time.perf_counter() - yielded)
 
     def _produce(self, windows: Iterable[Window], retries: Sequence[Retries]) -> Generator[Yielded | Sent, None, None]:
         with contextlib.ExitStack() as stack:
