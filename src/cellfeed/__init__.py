@@ -1,6 +1,7 @@
 """cellfeed feeds single cells from TileDB-SOMA experiments to PyTorch."""
 
 from cellfeed import datasets as datasets
+from cellfeed import tokens as tokens
 from cellfeed.errors import (
     CellfeedError,
     EncodeError,
@@ -13,6 +14,7 @@ from cellfeed.errors import (
 from cellfeed.loader.dataloader import experiment_dataloader
 from cellfeed.loader.datapipe import ExperimentDataPipe
 from cellfeed.loader.dataset import ExperimentDataset
+from cellfeed.loader.gene_medians import gene_medians
 from cellfeed.loader.highly_variable import highly_variable_genes
 from cellfeed.loader.inference import gather_ordered, inference_dataloader
 from cellfeed.plan.summary import Plan
@@ -49,6 +51,7 @@ __all__ = [
     "Stats",
     "experiment_dataloader",
     "gather_ordered",
+    "gene_medians",
     "highly_variable_genes",
     "inference_dataloader",
     "obs_filter",
@@ -58,4 +61,4 @@ __all__ = [
 
 def __dir__() -> list[str]:
     """List public names only, so that tab completion does not show the modules behind them."""
-    return sorted([*__all__, "__version__", "datasets", "errors", "transforms"])
+    return sorted([*__all__, "__version__", "datasets", "errors", "tokens", "transforms"])

@@ -267,7 +267,7 @@ def columns_after(transform: Any, n_vars: int) -> int:
 
 def name_of(transform: Any) -> str | None:
     """Return a name that is the same in every process."""
-    if transform is None or type(transform).__module__ == __name__:
+    if transform is None or type(transform).__module__.startswith("cellfeed."):
         return None if transform is None else repr(transform)
     named = transform if hasattr(transform, "__qualname__") else type(transform)
     return f"{named.__module__}.{named.__qualname__}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -13,6 +13,16 @@ from cellfeed.rows.cell_rows import CellRows
 from cellfeed.rows.minibatch import ExtendedMinibatch
 from cellfeed.select.selection import Selection
 from cellfeed.transforms import Transform, apply
+
+
+class TensorMaker(Protocol):
+    """Makes what minibatches have as X of rows."""
+
+    def tensor(self, rows: CellRows) -> Any:
+        """Return a tensor, or tensors, with an entry per row."""
+
+    def close(self) -> None:
+        """End the threads."""
 
 
 class MatrixAssembler(NamedTuple):

@@ -22,6 +22,7 @@ from cellfeed.loader.parts import folds, leave_one_out, split_by
 from cellfeed.loader.provenance import make_record, summarize
 from cellfeed.loader.resample import resample
 from cellfeed.loader.to_anndata import to_anndata
+from cellfeed.loader.tokenizing import with_tokens
 from cellfeed.loader.workers import Sendable
 from cellfeed.plan.epoch import Remainder
 from cellfeed.plan.settings import Settings, check_names
@@ -218,6 +219,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
             allow_empty=allow_empty,
             meter=meter,
         )
+        selection, settings = with_tokens(selection, settings)
         self._engine = Engine(selection, settings, meter=meter, local_copy=open_local_copy(local_copy, selection))
 
     @classmethod
@@ -276,7 +278,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
             allow_empty=allow_empty,
             meter=meter,
         )
-        return cls._of(Engine(selection, settings, meter=meter))
+        return cls._of(Engine(*with_tokens(selection, settings), meter=meter))
 
     @classmethod
     def _of(cls, engine: Engine) -> Self:

@@ -18,6 +18,7 @@ from cellfeed.rows.assemble import Assembler, CsrArrays, DenseBuffers, Scaling
 from cellfeed.rows.cell_rows import CellRows
 from cellfeed.rows.compact import CompactLayout, CompactRows
 from cellfeed.rows.minibatch import AnyMinibatch, OrderedMinibatch, mapped
+from cellfeed.tokens import RaggedTokens, TokenBatch
 
 M = TypeVar("M", bound=AnyMinibatch | OrderedMinibatch)
 
@@ -87,7 +88,9 @@ class DeviceFeed:
 
     def _moved(self, minibatch: M) -> M:
         X = minibatch.X
-        if not isinstance(X, torch.Tensor) or X.device != self.device:
+        if not isinstance(X, (TokenBatch, RaggedTokens)) and (
+            not isinstance(X, torch.Tensor) or X.device != self.device
+        ):
             found = f"X on {str(X.device)!r}" if isinstance(X, torch.Tensor) else f"a {type(X).__name__}"
             raise PlanError(
                 f"transform returned {found}, but device={str(self.device)!r}: it must return a tensor on the device "

@@ -22,6 +22,7 @@ from cellfeed.loader.epochs import EpochTracker, RankEpoch
 from cellfeed.loader.label_counts import HasObs, LabelCounter
 from cellfeed.loader.media import LocalCopy, Media
 from cellfeed.loader.pipeline import Pipeline, Yielded
+from cellfeed.loader.tokenizing import refuse_tokens
 from cellfeed.loader.workers import WorkerGroup
 from cellfeed.loader.world import available_threads, find_ranks, find_worker, refuse_fork, refuse_loader
 from cellfeed.plan import budget, splits
@@ -162,6 +163,7 @@ class Engine:
 
     def select_genes(self, genes: Sequence[str], var_column: str | None, missing: str) -> Engine:
         """Return an engine of some genes; see :meth:`cellfeed.ExperimentDataset.select_genes`."""
+        refuse_tokens(self.settings, "select_genes")
         genes = gene_list(genes)
         places, names = find_selected(self.selection, genes, var_column, missing)  # -1 for a gene that is missing
         present = np.sort(places[places >= 0])
@@ -263,6 +265,7 @@ class Engine:
             appender=self.media.appender(medium),
             reads_copy=medium.name == COPY,
             feed=feed,
+            epoch=this.epoch,
         )
         minibatches: Iterator[Any] = pipeline.minibatches(self.epochs.windows(this, worker))
         if workers:

@@ -146,7 +146,7 @@ def _by_dispersion(dataset: ExperimentDataset, n_top_genes: int, target_sum: flo
     """Return the statistics of the first method of Seurat, the most variable gene first."""
     scale = NormalizeTotal(target_sum)
     tally = CountTally(1, dataset.shape[1], floor=np.full((1, dataset.shape[1]), np.inf))
-    for X in _read(dataset):
+    for X in read_counts(dataset):
         tally.add(np.zeros(len(X), np.int64), scale(X))
     mean, variance = tally.mean[0], np.maximum(tally.variance[0], 0)
     dispersion, normalized = normalized_dispersion(mean, variance)
@@ -165,7 +165,7 @@ def _by_standardized_variance(
 
     def read(floor: FloatArray | None) -> CountTally:
         tally, n_read = CountTally(len(names), dataset.shape[1], floor), 0
-        for X in _read(dataset, integers=True):
+        for X in read_counts(dataset, integers=True):
             tally.add(codes[n_read : n_read + len(X)], X)
             n_read += len(X)
         return tally
@@ -196,7 +196,7 @@ def _find_batches(dataset: ExperimentDataset, batch_key: str | Sequence[str] | N
     return list(encoder.classes_), codes
 
 
-def _read(dataset: ExperimentDataset, *, integers: bool = False) -> Iterator[torch.Tensor]:
+def read_counts(dataset: ExperimentDataset, *, integers: bool = False) -> Iterator[torch.Tensor]:
     """Yield X of all cells in the order of their joinids, in CSR, without the transform of the dataset."""
     engine = dataset._engine.derive(
         **IN_ORDER, rank_remainder="uneven", rank=0, world_size=1,

@@ -15,7 +15,7 @@ import torch
 from cellfeed._checks import format_bytes
 from cellfeed._joinids import IntArray, read_bounds
 from cellfeed.errors import CellfeedError, ReadError
-from cellfeed.loader.content import MatrixAssembler, extended
+from cellfeed.loader.content import MatrixAssembler, TensorMaker, extended
 from cellfeed.loader.device import DeviceFeed, Sent
 from cellfeed.loader.feed import load_windows, rebatch
 from cellfeed.loader.measured_masks import MeasuredMasks
@@ -35,6 +35,8 @@ from cellfeed.sources.failures import lacks_memory
 from cellfeed.sources.retry import Retries
 from cellfeed.sources.verify import check_rows
 from cellfeed.stats import Meter
+from cellfeed.tokens import Tokenizer
+from cellfeed.tokens.assembler import TokenAssembler
 from cellfeed.transforms import check_result, split_scaling
 
 Yielded = AnyMinibatch | OrderedMinibatch
@@ -75,6 +77,8 @@ class Pipeline:
         Whether the cells are read in the local copy.
     feed
         Makes the minibatches on a device.
+    epoch
+        Number of the epoch, for random tokens.
     """
 
     selection: Selection
@@ -87,6 +91,7 @@ class Pipeline:
     appender: Appender | None = None
     reads_copy: bool = False
     feed: DeviceFeed | None = None
+    epoch: int = 0
 
     @cached_property
     def _pipelines(self) -> list[Pipeline]:
@@ -262,9 +267,12 @@ class Pipeline:
                 f"batch_size={self.settings.batch_size} need; reduce memory_budget or batch_size"
             ) from cause
 
-    def assembler(self) -> MatrixAssembler:
+    def assembler(self) -> TensorMaker:
         """Return what makes tensors of rows; the caller closes it."""
         selection, settings = self.selection, self.settings
+        if isinstance(settings.transform, Tokenizer):
+            key = selection.joinid_column, settings.seed, self.epoch
+            return TokenAssembler(settings.transform, *key, n_threads=self.resources.n_threads)
         dtype = settings.type_of_X(selection.geometry.dtype)
         # The kernels that copy values to a minibatch can scale them, but in float32 only.
         scaling, transform = split_scaling(settings.transform) if dtype == "float32" else (None, settings.transform)
@@ -273,7 +281,7 @@ class Pipeline:
         steps = tuple(step for step in (selection.column_transform, transform) if step is not None)
         return MatrixAssembler(assembler, steps, sparse=settings.return_sparse_X)
 
-    def _assemble(self, matrices: Sequence[CellRows], assemblers: Sequence[MatrixAssembler]) -> Yielded:
+    def _assemble(self, matrices: Sequence[CellRows], assemblers: Sequence[TensorMaker]) -> Yielded:
         selection, settings, rows = self.selection, self.settings, matrices[0]
         X, *further = (assembler.tensor(own) for own, assembler in zip(matrices, assemblers, strict=True))
         check_result(settings.transform, X, len(rows))

@@ -179,9 +179,11 @@ def _is_empty(part: Any) -> bool:
 
 
 def mapped(part: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """Apply a function to a tensor, or to those of a dict; ``None`` stays ``None``."""
+    """Apply a function to a tensor, or to those of a dict or of tokens; ``None`` stays ``None``."""
     if isinstance(part, dict):
         return {name: function(tensor) for name, tensor in part.items()}
+    if isinstance(part, tuple):
+        return type(part)(*map(function, part))
     return None if part is None else function(part)
 
 

@@ -1,0 +1,186 @@
+"""Rows to tokens. Each kernel writes the genes of a row, and a value for each, to the room of the row.
+
+Rows of a minibatch have room one after another in :class:`TokenArrays`. A gene is a column of X until its token is
+written. Only positive values are tokens: a store may hold zeros.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from cellfeed._joinids import IntArray
+from cellfeed.rows.compiled import compiled
+from cellfeed.rows.kernels import _UINT8, _UINT16, UINT8, UINT16, array_at
+from cellfeed.tokens.bin_kernels import find_bins
+from cellfeed.tokens.random_kernels import uniform
+from cellfeed.tokens.rank_kernels import N_BUCKETS, find_largest
+
+
+class TokenArrays(NamedTuple):
+    """Where kernels write tokens.
+
+    Attributes
+    ----------
+    ids, values, mask
+        int64, float32, bool: the tokens of one row after another, their values, and whether each is not padding.
+    starts
+        int64, shape (n_rows + 1,): where the room of each row begins, and the last one ends.
+    lengths
+        int64, shape (n_rows,): number of tokens of each row, with the special ones.
+    gene_ids
+        int64, shape (n_vars,): the token of each column of X.
+    scales
+        float32, shape (n_vars,): values are divided by that of their column.
+    cls, eos, pad
+        The tokens before and after those of genes, -1 for none; and that of the room that is left.
+    """
+
+    ids: IntArray
+    values: npt.NDArray[np.float32]
+    mask: npt.NDArray[np.bool_]
+    starts: IntArray
+    lengths: IntArray
+    gene_ids: IntArray
+    scales: npt.NDArray[np.float32]
+    cls: int
+    eos: int
+    pad: int
+
+
+@compiled(allocates=True)
+def rank_rows(rows, widths, out):
+    """Write the genes with the largest values over their scales, the largest first."""
+    keys, tokens, order, counts = _memory(rows.sizes)
+    for k in range(len(rows.sizes)):
+        n = _read_row(rows, widths, k, out, keys, tokens)
+        start, room = _room(out, k)
+        n_wanted = min(n, room)
+        find_largest(keys[:n], n_wanted, counts, order)
+        for i in range(n_wanted):
+            out.ids[start + i], out.values[start + i] = tokens[order[i]], keys[order[i]]
+        _finish(out, k, n_wanted)
+
+
+@compiled(allocates=True)
+def bin_rows(rows, widths, quantiles, random_keys, out):
+    """Write the genes in the order of columns, with the number of the bin of each value among those of the row, from 1.
+
+    If a row has more genes than room, those of the largest values are written, or with ``random_keys``, uint64, shape
+    (n_rows,), a random choice; an empty array stands for the largest.
+    """
+    keys, tokens, order, counts = _memory(rows.sizes)
+    bins, is_taken = np.empty(len(keys), np.float32), np.empty(len(keys), np.bool_)
+    for k in range(len(rows.sizes)):
+        n = _read_row(rows, widths, k, out, keys, tokens)
+        start, room = _room(out, k)
+        find_bins(keys[:n], quantiles, bins)
+        is_taken[:n] = n <= room
+        if n > room and len(random_keys):
+            choose(random_keys[k], room, is_taken[:n])
+        elif n > room:
+            find_largest(keys[:n], room, counts, order)
+            for i in range(room):
+                is_taken[order[i]] = True
+        n_written = 0
+        for i in range(n):
+            if is_taken[i]:
+                out.ids[start + n_written], out.values[start + n_written] = tokens[i], bins[i]
+                n_written += 1
+        _finish(out, k, n_written)
+
+
+@compiled(allocates=True)
+def sample_rows(rows, widths, random_keys, out):
+    """Fill the room with genes that are drawn with replacement, in proportion to the logarithm of 1 + value.
+
+    A guide table says where to look for a draw (Chen and Asau 1974), which takes one or two steps instead of twelve.
+    """
+    keys, tokens, _, _ = _memory(rows.sizes)
+    totals, guide = np.empty(len(keys), np.float64), np.empty(len(keys), np.int32)
+    logarithms = np.log1p(np.arange(256.0))
+    for k in range(len(rows.sizes)):
+        n = _read_row(rows, widths, k, out, keys, tokens)
+        total = 0.0
+        for i in range(n):
+            count = np.int32(min(keys[i], np.float32(255)))
+            total += logarithms[count] if keys[i] == count else math.log1p(np.float64(keys[i]))
+            totals[i] = total
+        place = 0
+        for i in range(n):
+            while totals[place] <= i * total / n:
+                place += 1
+            guide[i] = place
+        start, room = _room(out, k)
+        n_drawn = room if n else 0
+        for i in range(n_drawn):
+            number = uniform(random_keys[k], i)
+            place = guide[int(number * n)]
+            while place < n - 1 and totals[place] <= number * total:
+                place += 1
+            out.ids[start + i], out.values[start + i] = tokens[place], keys[place]
+        _finish(out, k, n_drawn)
+
+
+@compiled(allocates=True, inline="always")
+def _memory(sizes):
+    """Return memory for the keys and tokens of the largest row, and for :func:`find_largest`."""
+    size = max(sizes.max(), 1)
+    keys, tokens = np.empty(size, np.float32), np.empty(size, np.int64)
+    return keys, tokens, np.empty(size, np.uint64), np.empty(N_BUCKETS + 1, np.int32)
+
+
+@compiled(no_cpython_wrapper=True)
+def _read_row(rows, widths, k, out, keys, tokens):
+    """Write the positive values of a row over their scales, and the tokens of their genes; return their number."""
+    size, address = rows.sizes[k], rows.values[k]
+    genes = array_at(rows.genes[k], size, rows.gene_type)
+    if widths[k] == UINT8:
+        return _keep_positive(array_at(address, size, _UINT8), genes, out, keys, tokens)
+    if widths[k] == UINT16:
+        return _keep_positive(array_at(address, size, _UINT16), genes, out, keys, tokens)
+    return _keep_positive(array_at(address, size, rows.value_type), genes, out, keys, tokens)
+
+
+@compiled(inline="always")
+def _keep_positive(values, genes, out, keys, tokens):
+    n = 0
+    for i in range(len(values)):
+        key = np.float32(values[i]) / out.scales[genes[i]]
+        keys[n], tokens[n] = key, out.gene_ids[genes[i]]
+        n += key > 0
+    return n
+
+
+@compiled(inline="always")
+def _room(out, k):
+    """Return where the genes of a row begin, and for how many there is room."""
+    start = out.starts[k] + (out.cls >= 0)
+    return start, out.starts[k + 1] - start - (out.eos >= 0)
+
+
+@compiled(no_cpython_wrapper=True)
+def _finish(out, k, n_genes):
+    """Write the special tokens around the genes of a row, and the padding behind them."""
+    low, high = out.starts[k], out.starts[k + 1]
+    first = low + (out.cls >= 0)
+    end = first + n_genes
+    if out.cls >= 0:
+        out.ids[low], out.values[low] = out.cls, 0
+    if out.eos >= 0:
+        out.ids[end], out.values[end] = out.eos, 0
+        end += 1
+    out.mask[low:end] = True
+    out.ids[end:high], out.values[end:high], out.mask[end:high] = out.pad, 0, False
+    out.lengths[k] = end - low
+
+
+@compiled(no_cpython_wrapper=True)
+def choose(key, n_wanted, is_taken):
+    """Choose ``n_wanted`` elements; all sets of this size are equally probable (selection sampling, Knuth 3.4.2)."""
+    for i in range(len(is_taken)):
+        is_taken[i] = uniform(key, i) * (len(is_taken) - i) < n_wanted
+        n_wanted -= is_taken[i]
