@@ -101,3 +101,8 @@ def test_ray_keeps_a_checkpoint_from_which_a_worker_goes_on(demo, tmp_path, monk
     script["train_on_a_worker"]({"uri": demo, "label": "bulk_labels", "n_epochs": 3})
     ((k, loss, n),) = (metrics.values() for metrics in reported)
     assert_learned(first + f"epoch {k}: loss {loss} over {n} cells")
+
+
+def test_a_transformer_learns_from_tokens():
+    losses = [loss for loss, _ in epochs(run("examples/train_masked_genes.py", "--max-length", 64)).values()]
+    assert losses[0] > 1.1 * losses[2] > losses[2] > 0

@@ -89,9 +89,9 @@ def test_statistics_of_seurat_v3_are_those_of_scanpy(n_top_genes, batch_key, fla
 def read_counting(monkeypatch, dataset):
     """Return the statistics, and how often the cells were read."""
     readings = []
-    read = highly_variable._read
+    read = highly_variable.read_counts
     with monkeypatch.context() as patch:
-        patch.setattr(highly_variable, "_read", lambda *given, **options: readings.append(1) or read(*given, **options))
+        patch.setattr(highly_variable, "read_counts", lambda *given, **options: readings.append(1) or read(*given, **options))
         return cellfeed.highly_variable_genes(dataset, 20, flavor="seurat_v3", as_frame=True), len(readings)
 
 
@@ -138,8 +138,8 @@ def test_a_tally_holds_few_counts_and_gives_exact_sums(monkeypatch):
 def test_arguments_are_checked_before_cells_are_read(counts, tmp_path, monkeypatch):
     obs = pd.DataFrame({"batch": ["one"] + ["many"] * (N - 1), "half": ["a", "b"] * (N // 2)})
     dataset = ExperimentDataset(write_experiment(tmp_path / "cells.soma", counts, obs, extent=64), seed=0)
-    loading = highly_variable._read
-    monkeypatch.setattr(highly_variable, "_read", None)
+    loading = highly_variable.read_counts
+    monkeypatch.setattr(highly_variable, "read_counts", None)
     for options, message in (
         ({"flavor": "seurat_3"}, "flavor='seurat_3' is unknown; did you mean 'seurat_v3'"),
         ({"flavor": "seurat_v3", "span": 30}, "span=30 must be a number above 0 and at most 1, such as 0.3"),
@@ -153,7 +153,7 @@ def test_arguments_are_checked_before_cells_are_read(counts, tmp_path, monkeypat
     with monkeypatch.context() as patch, pytest.raises(MissingDependencyError, match=r'pip install "cellfeed\[scvi\]"'):
         patch.setattr("importlib.util.find_spec", lambda name: None)
         cellfeed.highly_variable_genes(dataset, flavor="seurat_v3")
-    monkeypatch.setattr(highly_variable, "_read", loading)
+    monkeypatch.setattr(highly_variable, "read_counts", loading)
     with pytest.raises(PlanError, match="span=0.001: no LOESS curve fits the .* genes that vary in X .*span=0.002"):
         cellfeed.highly_variable_genes(dataset, flavor="seurat_v3", span=0.001)
     halves = write_experiment(tmp_path / "halves.soma", counts * 0.5, extent=64)
