@@ -24,6 +24,7 @@ from benchmarks import (
     scale,
     scvi_epoch,
     scvi_knn,
+    tokens,
     training,
     transforms,
     wall,
@@ -57,6 +58,12 @@ def test_the_cost_of_content(tmp_path):
     write_store(uri, StoreSpec(n_obs=3000, n_vars=60, nnz_per_cell=10, n_expressed=50, n_datasets=3))
     lines = list(content.measure(uri, None, batch_size=100, n_passes=1))
     assert [line[:10].strip() for line in lines] == ["X alone", "balanced"]
+
+
+def test_the_speed_of_tokens(tmp_path):
+    uri = str(tmp_path / "tiny.soma")
+    write_store(uri, StoreSpec(n_obs=1000, n_vars=60, nnz_per_cell=10, n_expressed=50, n_datasets=3))
+    assert len(list(tokens.measure(uri, batch_size=100, n_passes=1))) == 7
 
 
 def test_the_training_of_a_model(tmp_path):
