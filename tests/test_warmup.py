@@ -4,6 +4,7 @@ import numba
 import pytest
 
 import cellfeed
+from cellfeed import _progress
 from cellfeed.command import demo
 from cellfeed.command.warmup import compile_kernels
 
@@ -28,7 +29,7 @@ def test_compilation_is_announced_once(store):
 
 def test_the_demo_says_that_it_compiles_before_its_bar_starts(store, capsys, monkeypatch):
     """A user sees a reason for the delay instead of a bar that stands still."""
-    monkeypatch.setattr(demo, "hidden", lambda progress: not progress)  # as on a terminal
+    monkeypatch.setattr(_progress, "in_notebook", lambda: True)  # where the bar is shown, as on a terminal
     demo.run(store, "label", n_epochs=1, batch_size=16, transform=compiling)
     error = capsys.readouterr().err
     assert error.startswith(demo.COMPILING + "\n")

@@ -12,11 +12,6 @@ from cellfeed._checks import format_bytes
 from cellfeed._tabular import Tabular
 
 
-def hidden(progress: bool) -> bool | None:
-    """Return the ``disable`` argument of ``tqdm``: ``None`` hides the bar if stderr is not a terminal."""
-    return None if progress else True
-
-
 @dataclass(frozen=True)
 class Stats(Tabular):
     """Counters of all iterators of a dataset in this process since its construction; printed as a table.

@@ -8,13 +8,12 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from cellfeed._checks import format_bytes
+from cellfeed._progress import progress_bar
 from cellfeed.errors import PlanError
 from cellfeed.loader.dataset import ExperimentDataset
 from cellfeed.plan.summary import Plan
-from cellfeed.stats import Stats, hidden
+from cellfeed.stats import Stats
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def measure(dataset: ExperimentDataset, *, seconds: float, progress: bool, title
     """
     n_obs, first_s = 0, 0.0
     started = time.perf_counter()
-    with tqdm(total=dataset.shape[0], unit=" cells", unit_scale=True, disable=hidden(progress), desc=title) as bar:
+    with progress_bar(progress, total=dataset.shape[0], unit=" cells", unit_scale=True, desc=title) as bar:
         for minibatch in dataset:
             first_s = first_s or time.perf_counter() - started
             size = len(minibatch.obs)

@@ -7,16 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from cellfeed._checks import parse_bytes
+from cellfeed._progress import progress_bar
 from cellfeed.command.bench import check_seconds, measure
 from cellfeed.command.calibration import Calibration, Setting
 from cellfeed.command.plot import check_file
 from cellfeed.errors import PlanError
 from cellfeed.loader.dataset import ExperimentDataset
 from cellfeed.plan.settings import check_mixing, parse_fraction
-from cellfeed.stats import hidden
 
 MULTIPLES = (0.25, 0.5, 1, 2, 4)
 """Multiples of the memory budget for which the own plan is compared."""
@@ -135,7 +133,7 @@ def _plan_all(
     """Plan each setting; obs and the label are read once."""
     labels = None if label is None else dataset._engine.factorized(label)
     planned = []
-    for setting in tqdm(list(candidates), desc="planning", unit=" settings", leave=False, disable=hidden(progress)):
+    for setting in progress_bar(progress, iterable=list(candidates), desc="planning", unit=" settings", leave=False):
         try:
             plan = dataset._engine.derive(**{**PLAIN, **setting.parameters}).plan(label, labels)
         except PlanError as error:

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
+from cellfeed._progress import progress_bar
 from cellfeed.command.warmup import compile_kernels
 from cellfeed.datasets import pbmc700
 from cellfeed.loader.dataloader import experiment_dataloader
 from cellfeed.loader.datapipe import ExperimentDataPipe
 from cellfeed.plan.summary import Plan
-from cellfeed.stats import hidden
 
 COMPILING = "compiling kernels, once per environment: this takes a few seconds"
 """Printed to stderr before the progress bar, if numba's cache lacks a kernel."""
@@ -138,7 +137,7 @@ def fit(model: torch.nn.Module, dataset: Any, *, n_epochs: int, progress: bool) 
     """Train with Adam; return the duration in seconds."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-3)
     started = time.perf_counter()
-    with tqdm(total=n_epochs * len(dataset), unit=" minibatches", disable=hidden(progress)) as bar:
+    with progress_bar(progress, total=n_epochs * len(dataset), unit=" minibatches") as bar:
         for epoch in range(n_epochs):
             bar.set_description(f"epoch {epoch + 1}/{n_epochs}")
             model.train()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cellfeed._checks import format_bytes
+from cellfeed._progress import progress_bar
 from cellfeed.errors import PlanError, SelectionError
 from cellfeed.loader.engine import Engine
 from cellfeed.loader.pipeline import Pipeline
@@ -23,7 +24,6 @@ from cellfeed.plan.windows import ShardWindows
 from cellfeed.rows.assemble import DenseBuffers
 from cellfeed.rows.cell_rows import CellRows
 from cellfeed.select.selection import Selection
-from cellfeed.stats import hidden
 
 if TYPE_CHECKING:
     from cellfeed.sources.anndata.copies.part_writer import PartWriter
@@ -122,7 +122,7 @@ def write_part(
     begun = {**identity, **_more(selection), "compression": compression, "order": order}
     names = [written_name(matrix) for matrix in selection.matrices]
     with _opened_writer(path, selection.n_vars, names, compression, begun, by_force=by_force) as writer:
-        with _bar(selection.n_obs, progress, initial=writer.n_rows) as bar:
+        with progress_bar(progress, total=selection.n_obs, initial=writer.n_rows, unit=" cells") as bar:
             for matrices in _rows(engine, writer.n_rows):
                 joinids = selection.joinid_column[matrices[0].positions]
                 rows, *layers = (replace(matrix, positions=joinids) for matrix in matrices)
@@ -144,12 +144,6 @@ def _mixing_most(engine: Engine) -> Engine:
     """
     mixing = engine.media.source.planner.mixing_of_row_blocks
     return Engine(engine.selection, engine.settings.replace(mixing=mixing or None))
-
-
-def _bar(n_obs: int, progress: bool, *, initial: int = 0) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(total=n_obs, initial=initial, unit=" cells", disable=hidden(progress))
 
 
 @contextlib.contextmanager
@@ -243,7 +237,7 @@ def _write_parts(
     for k, part in enumerate(_parts_of(engine)):
         task = client.submit(_write_in_task, part, work / f"dataset_{k}", compression, obs_columns, pure=False)
         tasks[task] = part.selection.n_obs
-    with _bar(engine.selection.n_obs, progress) as bar:
+    with progress_bar(progress, total=engine.selection.n_obs, unit=" cells") as bar:
         for task in as_completed(tasks):
             task.result()
             bar.update(tasks[task])
