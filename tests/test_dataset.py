@@ -187,8 +187,17 @@ def test_a_dataset_prints_as_a_table_and_represents_itself_in_a_line(store):
         "order": "shuffled, seed=2",
         "transform": "none",
     }
-    assert all(f">{value.strip()}</td>" in dataset._repr_html_() for value in shown.values())
     assert repr(dataset) == "ExperimentDataset(100 cells x 30 genes of RNA/raw, batch_size=128, seed=2)"
+
+
+def test_parts_are_told_apart_by_what_they_print(store):
+    """Each has its name, and the arguments that made it."""
+    train, test = ExperimentDataset(store, seed=2).random_split({"train": 0.8, "test": 0.2}, seed=1, stratify="label")
+    assert "train (weights=[0.8, 0.2], seed=1, stratify='label')\n" in str(train)
+    assert "test (weights=[0.8, 0.2], seed=1, stratify='label')\n" in str(test)
+    inner, outer = next(train.folds(5, seed=3))
+    assert "train (weights=[0.8, 0.2], seed=1, stratify='label'); test (folds=5, seed=3, fold=0)\n" in str(outer)
+    assert "resampled to 50 cells per epoch" in str(inner.resample(n_obs=50))
 
 
 def test_the_users_context_and_timestamp_are_used_again(tmp_path, reading_path):

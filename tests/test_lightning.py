@@ -158,6 +158,22 @@ def test_a_checkpoint_that_was_predicted_from_does_not_change_training(store, tm
     assert [cells for _, cells in probe.cells["train"]] == epochs(store, 1)[0]
 
 
+def test_a_data_module_prints_and_shows_its_parts(store):
+    """Lightning's own text has the numbers of minibatches only, for which it makes all loaders."""
+    datamodule = make(store, split={"train": 0.75, "test": 0.25}, predict="test")
+    shown = {name: value.strip() for name, value in (line.split("  ", 1) for line in str(datamodule).splitlines())}
+    assert {name: shown[name] for name in ("cells x genes", "train", "test", "predict")} == {
+        "cells x genes": "100 x 30",
+        "train": "75 cells, shuffled, seed=1",
+        "test": "25 cells, ascending joinids",
+        "predict": "25 cells, ascending joinids",
+    }
+    html = datamodule._repr_html_()
+    assert "<strong>ExperimentDataModule</strong>" in html
+    assert all(f">{value}</td>" in html for value in shown.values())
+    assert repr(datamodule).endswith("batch_size=9, seed=1, train=75 cells, test=25 cells)")
+
+
 def test_predictions_of_a_loader_alone_are_in_order(store):
     """Lightning makes a new loader for ``predict``; the rows are those of the joinids."""
     dataset = ExperimentDataset(store, batch_size=9, seed=1)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
-
-import pandas as pd
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 
 
 class Tabular:
@@ -31,5 +30,40 @@ class Tabular:
         return "\n".join(f"{name:<{width}}  {value}" for name, value in table.items())
 
     def _repr_html_(self) -> str:
-        html = pd.Series(self._table()).to_frame().to_html(header=False)
-        return html.replace("<td>", '<td style="text-align: left">')  # a notebook aligns cells to the right
+        return html_table(self._table().items(), title=type(self).__name__)
+
+
+LEFT = ' style="text-align: left"'
+"""A notebook aligns cells to the right."""
+
+
+def html_table(lines: Iterable[Sequence[str]], *, title: str, heads: Sequence[str] = (), note: str = "") -> str:
+    """Return a table in the colours and letters of the page that shows it, such as a notebook.
+
+    Parameters
+    ----------
+    lines
+        The name and the values of each row. The last value of a short row extends to the last column.
+    title, note
+        Text above and below the table.
+    heads
+        Names of the columns. Values under them are aligned as the page does, others to the left.
+
+    Examples
+    --------
+    >>> print(html_table([["cells", "< 700"]], title="Sample"))
+    <div><strong>Sample</strong>
+    <table>
+    <tr><th scope="row" style="text-align: left">cells</th><td style="text-align: left">&lt; 700</td></tr>
+    </table></div>
+    """
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
+    rows = [f"<tr>{head}</tr>"] if heads else []
+    for name, *values in lines:
+        n_missing = max(len(heads) - 1 - len(values), 0)
+        cells = [f"<td{'' if heads else LEFT}>{escape(value)}</td>" for value in values]
+        if n_missing:
+            cells[-1] = f'<td colspan="{n_missing + 1}"{LEFT}>{escape(values[-1])}</td>'
+        rows.append(f'<tr><th scope="row"{LEFT}>{escape(name)}</th>{"".join(cells)}</tr>')
+    below = f"\n{escape(note)}" if note else ""
+    return "\n".join([f"<div><strong>{escape(title)}</strong>", "<table>", *rows, f"</table>{below}</div>"])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cellfeed._checks import format_bytes, parse_bytes
+from cellfeed._tabular import html_table
 from cellfeed.command.bench import Measured
 from cellfeed.command.plot import Point, check_file, scatter
 from cellfeed.plan.summary import Plan
@@ -79,7 +80,7 @@ def _finite(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Settings side by side; ``print`` shows a table.
+    """Settings side by side; printed, and shown in a notebook, as a table.
 
     Attributes
     ----------
@@ -111,7 +112,11 @@ class Calibration:
         return f"{self.n_obs:,} cells x {self.n_vars:,} genes, minibatches of {self.batch_size:,}, mixing of {kind}"
 
     def __str__(self) -> str:
-        return "\n".join([self.title, "", *_table(self.settings), "", self._conclusion()])
+        return "\n".join([self.title, "", *_aligned(_table(self.settings)), "", self._conclusion()])
+
+    def _repr_html_(self) -> str:
+        heads, *lines = _table(self.settings)
+        return html_table(lines, title=self.title, heads=heads, note=self._conclusion())
 
     def _conclusion(self) -> str:
         if self.chosen is not None:
@@ -162,11 +167,15 @@ class Calibration:
         scatter(points, check_file(path), batch_size=self.batch_size, title=self.title)
 
 
-def _table(settings: Sequence[Setting]) -> Iterator[str]:
-    """Yield the lines of the table; an impossible setting has its reason in place of figures."""
+def _table(settings: Sequence[Setting]) -> list[list[str]]:
+    """Return the heads and the lines of the table; an impossible setting has its reason in place of figures."""
     heads = ["  setting", "budget", "effective", "ratio", "chunks mixed", "pool", "peak", "decoded", "cells/s", "first"]
     measured = any(setting.speed for setting in settings)
-    lines = [heads if measured else heads[:-2], *(_cells(setting, measured) for setting in settings)]
+    return [heads if measured else heads[:-2], *(_cells(setting, measured) for setting in settings)]
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield lines with names to the left and figures to the right."""
     complete = [line for line in lines if len(line) == len(lines[0])]
     widths = [max(len(line[k]) for line in (complete if k > 1 else lines)) for k in range(len(lines[0]))]
     for name, *cells in lines:

@@ -11,12 +11,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from cellfeed._checks import is_integer
+from cellfeed._tabular import Tabular
 from cellfeed.errors import CellfeedError, PlanError, ReadError
 from cellfeed.loader.datapipe import is_chained, plain
 from cellfeed.loader.dataset import ExperimentDataset
 from cellfeed.loader.device_checks import DeviceMemory, check_device, makes_minibatches
 from cellfeed.loader.epochs import RankEpoch
 from cellfeed.loader.frameworks import EpochSampler, mark_last
+from cellfeed.loader.provenance import describe
 from cellfeed.loader.worker_monitor import Watchdog, is_lost_worker, leave_signals
 from cellfeed.loader.workers import WorkerGroup, check_sendable, sending
 from cellfeed.plan.epoch import MAX_WORKERS
@@ -43,7 +45,7 @@ NOT_BEGUN = (
 )
 
 
-class ExperimentDataLoader(DataLoader[AnyMinibatch]):
+class ExperimentDataLoader(Tabular, DataLoader[AnyMinibatch]):
     """The class of the loaders that :func:`experiment_dataloader` makes."""
 
     made_by = "experiment_dataloader"
@@ -164,6 +166,18 @@ class ExperimentDataLoader(DataLoader[AnyMinibatch]):
     def __len__(self) -> int:
         """Return the number of minibatches of this rank in the next epoch, including those before a restore."""
         return self._engine.epochs.n_minibatches(max(1, self.num_workers))
+
+    def __repr__(self) -> str:
+        cells = describe(self._engine.selection, self._engine.settings)
+        return f"{type(self).__name__}({cells}, num_workers={self.num_workers}, device={self.device})"
+
+    def _table(self) -> dict[str, str]:
+        return {
+            **self.dataset._table(),  # type: ignore[attr-defined]
+            "minibatches": f"{len(self):,} per epoch, of {self._engine.settings.batch_size:,} cells",
+            "workers": f"{self.num_workers} processes" if self.num_workers else "threads of this process",
+            "device": str(self.device or "cpu"),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position of the training loop, as :meth:`ExperimentDataset.state_dict`, for any number of workers.

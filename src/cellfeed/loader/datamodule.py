@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from cellfeed._checks import suggest
+from cellfeed._tabular import Tabular
 from cellfeed.errors import PlanError
 from cellfeed.loader.dataloader import ExperimentDataLoader, experiment_dataloader
 from cellfeed.loader.dataset import ExperimentDataset
 from cellfeed.loader.inference import InferenceDataLoader, inference_dataloader
-from cellfeed.loader.provenance import check_classes, check_record
+from cellfeed.loader.provenance import IN_ASCENDING_ORDER, check_classes, check_record, describe
 from cellfeed.plan.settings import IN_ORDER
 from cellfeed.select.gene_names import identify_columns
 from cellfeed.sources.opening import is_axis_query
@@ -67,7 +68,7 @@ def _check_datasets(parts: Mapping[str, Any], stratify: str | None, group: str |
         raise PlanError(f"split: {differing[0]} has other genes than train; make them with the same var_query")
 
 
-class Loaders:
+class Loaders(Tabular):
     """Mixin that gives a Lightning data module its loaders; Lightning's own class has one of two import paths.
 
     Attributes
@@ -108,6 +109,19 @@ class Loaders:
     def n_vars(self) -> int:
         """Number of genes."""
         return self.dataset.shape[1]
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{name}={part.shape[0]:,} cells" for name, part in self.parts.items())
+        cells = describe(self.dataset._engine.selection, self.dataset._engine.settings)
+        return f"{type(self).__name__}({cells}, {parts})"
+
+    def _table(self) -> dict[str, str]:
+        table = self.dataset._table()
+        orders = {**dict.fromkeys(self.parts, IN_ASCENDING_ORDER), "train": self._training_cells()._table()["order"]}
+        del table["order"]
+        for name, part in self.parts.items():
+            table[name] = f"{part.shape[0]:,} cells, {orders[name]}"
+        return {**table, "predict": f"{self._part(self._predict).shape[0]:,} cells, {IN_ASCENDING_ORDER}"}
 
     @cached_property
     def _identity(self) -> dict[str, Any]:

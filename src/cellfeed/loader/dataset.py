@@ -19,7 +19,7 @@ from cellfeed.loader.copying import write_copy
 from cellfeed.loader.device_checks import parse_device
 from cellfeed.loader.engine import Engine
 from cellfeed.loader.parts import folds, leave_one_out, split_by
-from cellfeed.loader.provenance import make_record, summarize
+from cellfeed.loader.provenance import describe, make_record, summarize
 from cellfeed.loader.resample import resample
 from cellfeed.loader.to_anndata import to_anndata
 from cellfeed.loader.tokenizing import with_tokens
@@ -389,11 +389,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
         self._engine.epochs.restore(state)
 
     def __repr__(self) -> str:
-        selection, settings = self._engine.selection, self._engine.settings
-        return (
-            f"{type(self).__name__}({selection.n_obs:,} cells x {selection.n_vars:,} genes of "
-            f"{selection.measurement_name}/{selection.X_name}, batch_size={settings.batch_size}, seed={settings.seed})"
-        )
+        return f"{type(self).__name__}({describe(self._engine.selection, self._engine.settings)})"
 
     def _table(self) -> dict[str, str]:
         return summarize(self._engine.selection, self._engine.settings, self._engine.resampling)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ from cellfeed.transforms import name_of
 
 VERSIONS = ("cellfeed", "tiledbsoma", "torch", "numpy")
 """Packages whose versions are recorded."""
+
+IN_ASCENDING_ORDER = "ascending joinids"
+"""The order of cells without shuffling, in tables."""
 
 
 def make_record(
@@ -43,19 +47,41 @@ def make_record(
     }
 
 
+def describe(selection: Selection, settings: Settings) -> str:
+    """Describe a dataset in one line."""
+    return (
+        f"{selection.n_obs:,} cells x {selection.n_vars:,} genes of {selection.measurement_name}/{selection.X_name}, "
+        f"batch_size={settings.batch_size}, seed={settings.seed}"
+    )
+
+
 def summarize(selection: Selection, settings: Settings, resampling: Resampling | None = None) -> dict[str, str]:
     """Describe a dataset by short texts, for printing."""
     layout = "sparse" if settings.return_sparse_X else "dense"
+    order = f"shuffled, seed={settings.seed}" if settings.shuffle else IN_ASCENDING_ORDER
     resampled = "" if resampling is None else f", resampled to {resampling.n_obs:,} cells per epoch"
     return {
         "cells x genes": f"{selection.n_obs:,} x {selection.n_vars:,}",
+        **({"part": "; ".join(map(_name_part, selection.splits))} if selection.splits else {}),
         "X": f"{selection.measurement_name}/{selection.X_name}, {layout}, {settings.X_dtype}",
         "obs": ", ".join(selection.codes) or "no columns",
         **({"content": str(selection.content)} if selection.content else {}),
-        "minibatches": f"{settings.batch_size:,} cells each{resampled}",
-        "order": f"shuffled, seed={settings.seed}" if settings.shuffle else "ascending joinids",
+        "minibatches": f"{settings.batch_size:,} cells each",
+        "order": f"{order}{resampled}",
         "transform": name_of(settings.transform) or "none",
     }
+
+
+def _name_part(split: Mapping[str, Any]) -> str:
+    """Name a part of the cells and the arguments that made it; long lists are abbreviated.
+
+    Examples
+    --------
+    >>> _name_part({"weights": [0.8, 0.2], "seed": 1, "stratify": None, "part": "train"})
+    'train (weights=[0.8, 0.2], seed=1)'
+    """
+    arguments = {name: value for name, value in split.items() if name != "part" and value is not None}
+    return f"{split['part']} ({', '.join(f'{name}={reprlib.repr(value)}' for name, value in arguments.items())})"
 
 
 def _version(package: str) -> str | None:
