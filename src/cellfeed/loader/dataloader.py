@@ -19,8 +19,8 @@ from cellfeed.loader.device_checks import DeviceMemory, check_device, makes_mini
 from cellfeed.loader.epochs import RankEpoch
 from cellfeed.loader.frameworks import EpochSampler, mark_last
 from cellfeed.loader.provenance import describe
-from cellfeed.loader.worker_monitor import Watchdog, is_lost_worker, leave_signals
-from cellfeed.loader.workers import WorkerGroup, check_sendable, sending
+from cellfeed.loader.worker_monitor import TIMEOUT_S, Watchdog, is_lost_worker, leave_signals
+from cellfeed.loader.workers import Initializer, WorkerGroup, check_sendable, sending
 from cellfeed.plan.epoch import MAX_WORKERS
 from cellfeed.rows.minibatch import AnyMinibatch
 
@@ -33,16 +33,7 @@ _REFUSED = {
     "drop_last": "the dataset's drop_last=",
 }
 
-
 Loader = TypeVar("Loader", bound="ExperimentDataLoader")
-
-TIMEOUT_S = 600.0
-"""Seconds without a minibatch after which workers count as hung, unless ``timeout=`` sets another limit."""
-
-NOT_BEGUN = (
-    ". No worker had begun; their own messages on stderr say why. A script must start workers inside "
-    '`if __name__ == "__main__":`, as each worker imports the script. num_workers=0 starts none, and is faster'
-)
 
 
 class ExperimentDataLoader(Tabular, DataLoader[AnyMinibatch]):
@@ -65,13 +56,10 @@ class ExperimentDataLoader(Tabular, DataLoader[AnyMinibatch]):
         self._repeats_epoch = "batch_sampler" in kwargs
         self._repeated_epoch: int | None = None
         if num_workers and kwargs.get("multiprocessing_context") != "fork":
-            transform, initializer = self._engine.settings.transform, kwargs.get("worker_init_fn")
-            parts = {
-                f"transform={transform!r}": transform,
-                f"worker_init_fn={initializer!r}": initializer,
-                "the dataset": dataset,
-            }
-            check_sendable(parts, num_workers)
+            if kwargs.get("worker_init_fn") is not None:
+                kwargs["worker_init_fn"] = Initializer(kwargs["worker_init_fn"])
+            parts = {"transform": self._engine.settings.transform, "worker_init_fn": kwargs.get("worker_init_fn")}
+            check_sendable({**parts, "dataset": dataset}, num_workers)
         dataset = plain(dataset)
         # Whether minibatches are made without the device, and moved to it in the training loop.
         self._moves = self.device is not None and (num_workers > 0 or not makes_minibatches(self.device))
@@ -155,7 +143,7 @@ class ExperimentDataLoader(Tabular, DataLoader[AnyMinibatch]):
             if not (watchdog.timed_out or is_lost_worker(cause)):
                 raise
             what = f"no minibatch came for {self.timeout:g} s" if watchdog.timed_out else f"a worker was lost ({cause})"
-            advice = NOT_BEGUN if workers.monitor.nothing_begun and not watchdog.timed_out else ""
+            advice = "" if watchdog.timed_out else workers.monitor.advice
             raise ReadError(f"{what}: {reading}, of {str(self._engine.selection.source)!r}{advice}") from cause
 
     @property
@@ -211,8 +199,8 @@ def experiment_dataloader(
         such as ``datapipe.map(function)``. A chain takes no workers, and its loader is PyTorch's, without a state.
     num_workers
         Number of worker processes; each reads an equal part of the cells. They are spawned unless
-        ``multiprocessing_context`` is given. A script must start them inside ``if __name__ == "__main__":``, and
-        a ``transform`` must be defined where they can import it.
+        ``multiprocessing_context`` is given. A script must start them inside ``if __name__ == "__main__":``. They
+        receive a ``transform`` that is defined in a notebook, too.
     datapipe
         The name of ``dataset`` in ``cellxgene_census.experimental.ml``.
     device
@@ -237,8 +225,8 @@ def experiment_dataloader(
     PlanError
         A ``ValueError``, for an argument that the dataset determines: ``shuffle``, ``batch_size``, ``sampler``,
         ``batch_sampler``, ``collate_fn``, ``drop_last``; for a ``transform`` or ``worker_init_fn`` that cannot be
-        sent to workers; for a ``device`` that does not exist or lacks the type of X; and, when an epoch begins, for
-        one with too little free memory.
+        sent to workers, such as one that holds a lock; for a ``device`` that does not exist or lacks the type of X;
+        and, when an epoch begins, for one with too little free memory.
 
     Examples
     --------
@@ -257,8 +245,7 @@ def experiment_dataloader(
         raise PlanError("experiment_dataloader takes a dataset, or by its published name datapipe=: give one of them")
     source: Any = datapipe if dataset is None else dataset
     if is_chained(source):
-        loader: Any = _chained_dataloader(source, num_workers, device, kwargs)
-        return loader  # type: ignore[no-any-return]
+        return _chained_dataloader(source, num_workers, device, kwargs)  # type: ignore[no-any-return]
     return make_dataloader(ExperimentDataLoader, source, num_workers, {"device": device, **kwargs})
 
 

@@ -128,8 +128,7 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
         variables of ``torchrun``.
     transform
         A callable that takes ``X`` of each minibatch, may change it, and returns the ``X`` to yield: see
-        :mod:`cellfeed.transforms`. Worker processes must be able to import it. ``memory_budget`` does not count the
-        memory that it uses.
+        :mod:`cellfeed.transforms`. ``memory_budget`` does not count the memory that it uses.
     context
         With a URI: a ``tiledbsoma.SOMATileDBContext`` to open it with.
     local_copy

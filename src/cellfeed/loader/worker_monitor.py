@@ -21,6 +21,14 @@ from cellfeed.rows.row_allocator import Reader, RowAllocator, RowPointers
 MAX_READS = 64
 """Concurrent reads per worker that are recorded; any others are not."""
 
+TIMEOUT_S = 600.0
+"""Seconds without a minibatch after which workers count as hung, unless ``timeout=`` sets another limit."""
+
+NOT_BEGUN = (
+    ". No worker had begun; their own messages on stderr say why. A script must start workers inside "
+    '`if __name__ == "__main__":`, as each worker imports the script. num_workers=0 starts none, and is faster'
+)
+
 
 class WorkerMonitor:
     """Shared memory in which workers record their process id and the soma_joinids that they are reading.
@@ -49,9 +57,9 @@ class WorkerMonitor:
         self._reads.fill_(-1)
 
     @property
-    def nothing_begun(self) -> bool:
-        """Whether no worker has begun to iterate."""
-        return not self._pids.any()
+    def advice(self) -> str:
+        """What to do about lost workers, for an error message; empty if one had begun to iterate."""
+        return "" if self._pids.any() else NOT_BEGUN
 
     def describe(self) -> str:
         """Describe what each worker is reading, for an error message."""

@@ -17,13 +17,14 @@ import pickle
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import reduction
 from pathlib import Path
 from types import FunctionType
 from typing import IO, Any
 
+import cloudpickle
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
@@ -39,7 +40,7 @@ CAPACITY = 1 << 18
 ALIGNMENT = 64
 """Bytes: each array in the file of a dataset begins at a multiple of it, as arrays of NumPy do."""
 
-ADVICE = "define it in a module that can be imported, or use num_workers=0, which is faster"
+ADVICE = "use num_workers=0, which reads in threads and is faster"
 
 
 class WorkerGroup:
@@ -144,32 +145,52 @@ def _anonymous_file() -> IO[bytes]:
     return tempfile.TemporaryFile()
 
 
-class _Pickler(pickle.Pickler):
-    """Pickles without arrays, which are kept beside, and without encoders, which workers do not need: they read codes.
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Pickles for worker processes.
 
-    ``of_main`` lists the classes and functions that the main program defines.
+    Functions and classes that workers cannot import, such as those of a notebook, are pickled by value; encoders are
+    left out, as workers read codes.
     """
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.arrays: list[pickle.PickleBuffer] = []
-        self.of_main: list[str] = []
-        super().__init__(file, protocol=5, buffer_callback=self.arrays.append)
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, Encoder):
             return type(None), ()
-        if isinstance(value, (type, FunctionType)) and value.__module__ == "__main__":
-            self.of_main.append(value.__qualname__)
-        return NotImplemented
+        is_global = isinstance(value, (type, FunctionType)) and "<" not in value.__qualname__  # <lambda>, <locals>
+        if is_global and value.__module__ == "__main__" and _can_import_main():
+            return NotImplemented  # by name, with the globals that it has in the worker
+        return super().reducer_override(value)
+
+
+def _pickled(value: Any, keep_apart: Callable[[pickle.PickleBuffer], None] | None = None) -> memoryview:
+    """Pickle a value; arrays are kept apart if a function that takes them is given."""
+    file = io.BytesIO()
+    _Pickler(file, protocol=5, buffer_callback=keep_apart).dump(value)
+    return file.getbuffer()
+
+
+class Initializer:
+    """The ``worker_init_fn`` of a loader: PyTorch itself pickles functions by name only."""
+
+    def __init__(self, function: Callable[[int], None]) -> None:
+        self.function = function
+
+    def __call__(self, worker: int) -> None:
+        """Call the function in a worker."""
+        self.function(worker)
+
+    def __repr__(self) -> str:
+        return repr(self.function)
+
+    def __reduce__(self) -> Any:
+        return pickle.loads, (bytes(_pickled(self.function)),)
 
 
 def _write(dataset: Any, file: IO[bytes]) -> int:
     """Write the arrays of a dataset, its pickle, and the bounds of these parts; return the number of parts."""
-    pickled = io.BytesIO()
-    pickler = _Pickler(pickled)
-    pickler.dump(dataset)
+    arrays: list[pickle.PickleBuffer] = []
+    pickled = _pickled(dataset, arrays.append)
     bounds = []
-    for part in (*(array.raw() for array in pickler.arrays), pickled.getbuffer()):
+    for part in (*(array.raw() for array in arrays), pickled):
         start = file.seek(-(-file.tell() // ALIGNMENT) * ALIGNMENT)
         bounds.append((start, start + file.write(part)))  # (n_parts, 2): bytes of the file
     file.write(np.array(bounds, np.int64).tobytes())
@@ -197,24 +218,16 @@ class _NotReceived(IterableDataset[Any]):
         self._why = why
 
     def __iter__(self) -> Iterator[Any]:
-        raise PlanError(f"{self._why}: if this is about a transform, {ADVICE}")
+        raise PlanError(f"{self._why}; {ADVICE}")
 
 
-def check_sendable(parts: Mapping[str, Any], num_workers: int) -> None:
-    """Check that objects can be sent to spawned worker processes.
-
-    Parameters
-    ----------
-    parts
-        Objects by their name in messages.
-    num_workers
-        Number of workers in messages.
+def check_sendable(arguments: Mapping[str, Any], num_workers: int) -> None:
+    """Check that arguments, by their names, can be sent to spawned worker processes.
 
     Raises
     ------
     PlanError
-        If an object cannot be pickled, or is defined in a main program that workers cannot import: a notebook or a
-        prompt.
+        If an argument cannot be pickled, or the main program is not a file that workers could import.
     """
     main = sys.modules["__main__"]
     program = getattr(main, "__file__", None)
@@ -223,19 +236,13 @@ def check_sendable(parts: Mapping[str, Any], num_workers: int) -> None:
             f"num_workers={num_workers}: worker processes import the main program, and {program!r} is not a file; "
             f"write the program to a file, or use num_workers=0, which is faster"
         )
-    for name, part in parts.items():
-        pickler = _Pickler(io.BytesIO())
+    for name, value in arguments.items():
         try:
-            pickler.dump(part)
+            _pickled(value, lambda array: None)
         except Exception as cause:  # pickling may raise any error
             raise PlanError(
-                f"num_workers={num_workers}: {name} cannot be sent to workers ({cause}); {ADVICE}"
+                f"num_workers={num_workers}: {name}={value!r} cannot be sent to workers ({cause}); {ADVICE}"
             ) from cause
-        if pickler.of_main and not _can_import_main():
-            raise PlanError(
-                f"num_workers={num_workers}: {name} needs {pickler.of_main[0]!r}, which is defined in a notebook or at "
-                f"a prompt, where worker processes cannot find it; {ADVICE}"
-            )
 
 
 def _can_import_main() -> bool:
