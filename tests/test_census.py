@@ -1,40 +1,15 @@
 """The published article's code, with the import changed, on a Census-shaped store."""
 
 import cellxgene_census
-import numpy as np
-import pandas as pd
-import pytest
 import tiledbsoma as soma
 import torch
 
 import cellfeed
-from tests.support.stores import addressed, write_experiment
+from tests.support.census import write_tongues
 
 
-@pytest.fixture(scope="module")
-def census_uri(tmp_path_factory):
-    """A Collection ``census_data`` of experiments, as ``open_soma`` finds it on S3."""
-    n = 300
-    rng = np.random.default_rng(0)
-    obs = pd.DataFrame(
-        {
-            "tissue_general": pd.Categorical(rng.choice(["tongue", "lung"], n)),
-            "is_primary_data": rng.random(n) < 0.8,
-            "cell_type": pd.Categorical(rng.choice(["basal cell", "fibroblast", "T cell"], n)),
-        }
-    )
-    uri = str(tmp_path_factory.mktemp("census") / "census")
-    with soma.Collection.create(uri) as census:
-        data = census.add_new_collection("census_data")
-        data_uri = data.uri
-    write_experiment(f"{data_uri}/homo_sapiens", addressed(n, 50), obs, extent=64, capacity=500)
-    with soma.Collection.open(data_uri, "w") as data:
-        data.set("homo_sapiens", soma.open(f"{data_uri}/homo_sapiens"), use_relative_uri=True)
-    return uri, obs
-
-
-def test_article(census_uri):
-    uri, obs = census_uri
+def test_article(tmp_path):
+    uri, obs = write_tongues(tmp_path / "census")
     census = cellxgene_census.open_soma(uri=uri)
 
     experiment = census["census_data"]["homo_sapiens"]

@@ -1,4 +1,4 @@
-"""Small stores with the parts of a Census that say which genes were measured."""
+"""Small stores with the parts of a Census that readers open: its experiments, and which genes were measured."""
 
 from __future__ import annotations
 
@@ -11,7 +11,27 @@ import pyarrow as pa
 import scipy.sparse as sp
 import tiledbsoma as soma
 
-from tests.support.stores import write_experiment
+from tests.support.stores import addressed, write_experiment
+
+
+def write_tongues(path: Path) -> tuple[str, pd.DataFrame]:
+    """Write 300 human cells of tongues and lungs, which ``cellxgene_census.open_soma`` opens; return URI and obs."""
+    n_obs = 300
+    rng = np.random.default_rng(0)
+    obs = pd.DataFrame(
+        {
+            "tissue_general": pd.Categorical(rng.choice(["tongue", "lung"], n_obs)),
+            "is_primary_data": rng.random(n_obs) < 0.8,
+            "cell_type": pd.Categorical(rng.choice(["basal cell", "fibroblast", "T cell"], n_obs)),
+            "dataset_id": pd.Categorical([f"data set {k}" for k in np.arange(n_obs) // 100]),
+        }
+    )
+    with soma.Collection.create(str(path)) as census:
+        data_uri = census.add_new_collection("census_data").uri
+    write_experiment(f"{data_uri}/homo_sapiens", addressed(n_obs, 50), obs, extent=64, capacity=500)
+    with soma.Collection.open(data_uri, "w") as data:
+        data.set("homo_sapiens", soma.open(f"{data_uri}/homo_sapiens"), use_relative_uri=True)
+    return str(path), obs
 
 
 def write_census(
