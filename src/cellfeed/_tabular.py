@@ -47,7 +47,7 @@ def html_table(lines: Iterable[Sequence[str]], *, title: str, heads: Sequence[st
     title, note
         Text above and below the table.
     heads
-        Names of the columns. Values under them are aligned as the page does, others to the left.
+        Names of the columns. Values under them are aligned as the page aligns cells, others to the left.
 
     Examples
     --------
@@ -57,8 +57,8 @@ def html_table(lines: Iterable[Sequence[str]], *, title: str, heads: Sequence[st
     <tr><th scope="row" style="text-align: left">cells</th><td style="text-align: left">&lt; 700</td></tr>
     </table></div>
     """
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
-    rows = [f"<tr>{head}</tr>"] if heads else []
+    columns = (f'<th scope="col"{LEFT if k == 0 else ""}>{escape(name)}</th>' for k, name in enumerate(heads))
+    rows = [f"<tr>{''.join(columns)}</tr>"] if heads else []
     for name, *values in lines:
         n_missing = max(len(heads) - 1 - len(values), 0)
         cells = [f"<td{'' if heads else LEFT}>{escape(value)}</td>" for value in values]
