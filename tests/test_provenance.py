@@ -1,11 +1,12 @@
 """Provenance records the cells and genes of a training; other data are recognised as different."""
 
 import json
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import tiledbsoma as soma
 
-from cellfeed import EncodeError, ExperimentDataset, LabelEncoder, StateError
+from cellfeed import EncodeError, ExperimentDataset, LabelEncoder, StateError, _versions
 from cellfeed.loader.provenance import check_classes, check_record
 from cellfeed.sources.redact import public_uri
 from cellfeed.transforms import Compose, Log1p, NormalizeTotal
@@ -35,6 +36,19 @@ def test_the_record_holds_cells_genes_queries_and_splits_as_plain_values(store):
     assert train.provenance() != test.provenance()
     assert again[0].provenance()["obs_joinids"] == train.provenance()["obs_joinids"]
     assert dataset.select_genes(["G2", "G1"]).provenance()["genes"] != dataset.provenance()["genes"]
+
+
+def test_a_package_that_is_not_installed_has_records_without_its_version(store, tmp_path, monkeypatch):
+    """It may be imported from a folder, as in a checkout on PYTHONPATH: data and copies have records there, too."""
+
+    def of_installed(package):
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(_versions, "version", of_installed)
+    dataset = ExperimentDataset(store, seed=0)
+    assert dataset.provenance()["versions"]["cellfeed"] is None
+    copy = ExperimentDataset(dataset.write_copy(tmp_path / "copy.zarr"), seed=0)
+    assert copy.shape == dataset.shape
 
 
 def test_secrets_stay_out():

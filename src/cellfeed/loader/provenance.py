@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cellfeed._checks import abbreviate, missing_from
 from cellfeed._digests import digest, digest_of_names
+from cellfeed._versions import versions_of
 from cellfeed.errors import StateError
 from cellfeed.plan.resampling import Resampling
 from cellfeed.plan.settings import Settings
 from cellfeed.select.selection import Selection
 from cellfeed.sources.redact import public_uri
 from cellfeed.transforms import name_of
-
-VERSIONS = ("cellfeed", "tiledbsoma", "torch", "numpy")
-"""Packages whose versions are recorded."""
 
 IN_ASCENDING_ORDER = "ascending joinids"
 """The order of cells without shuffling, in tables."""
@@ -28,7 +25,7 @@ def make_record(
 ) -> dict[str, Any]:
     """Describe the cells, genes and parameters of a dataset."""
     return {
-        "versions": {name: _version(name) for name in VERSIONS},
+        "versions": versions_of("cellfeed", "tiledbsoma", "torch", "numpy"),
         "experiment_uri": public_uri(selection.experiment_uri),
         "timestamp_ms": selection.source.timestamp_ms,
         "measurement_name": selection.measurement_name,
@@ -82,13 +79,6 @@ def _name_part(split: Mapping[str, Any]) -> str:
     """
     arguments = {name: value for name, value in split.items() if name != "part" and value is not None}
     return f"{split['part']} ({', '.join(f'{name}={reprlib.repr(value)}' for name, value in arguments.items())})"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def check_record(

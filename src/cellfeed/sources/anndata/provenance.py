@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.metadata import version
 from typing import Any
 
 from cellfeed._digests import digest, digest_of_names
+from cellfeed._versions import versions_of
 from cellfeed.errors import ReadError
 from cellfeed.select.gene_names import identify_columns
 from cellfeed.select.selection import FurtherMatrix, Selection
@@ -62,7 +62,7 @@ def record_of(selection: Selection, identity: Mapping[str, Any]) -> dict[str, An
         "X_dtype": selection.geometry.dtype,
         "layers": {written_name(matrix): matrix.source.geometry.dtype for matrix in selection.matrices},
         "figures": "X",
-        "versions": {name: version(name) for name in ("cellfeed", "zarr", "anndata")},
+        "versions": versions_of("cellfeed", "zarr", "anndata"),
     }
 
 
