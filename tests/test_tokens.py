@@ -78,7 +78,7 @@ def rows_of(X, k):
 def tokens_of(tokenizer, X, *, seed=0, epoch=0, joinids=None, n_threads=2):
     """The tokens of the rows of a matrix."""
     joinids = np.arange(X.shape[0]) if joinids is None else joinids
-    bound = tokenizer.of_genes(NAMES, N_VARS)
+    bound = tokenizer._of_genes(NAMES, N_VARS)
     assembler = TokenAssembler(bound, joinids, seed, epoch, n_threads=n_threads)
     try:
         return assembler.tensor(cell_rows(X))

@@ -91,7 +91,9 @@ def read_counting(monkeypatch, dataset):
     readings = []
     read = highly_variable.read_counts
     with monkeypatch.context() as patch:
-        patch.setattr(highly_variable, "read_counts", lambda *given, **options: readings.append(1) or read(*given, **options))
+        patch.setattr(
+            highly_variable, "read_counts", lambda *given, **options: readings.append(1) or read(*given, **options)
+        )
         return cellfeed.highly_variable_genes(dataset, 20, flavor="seurat_v3", as_frame=True), len(readings)
 
 

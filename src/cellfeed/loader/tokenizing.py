@@ -35,8 +35,8 @@ def with_tokens(selection: Selection, settings: Settings) -> tuple[Selection, Se
     if selection.measured is not None:
         raise PlanError(f"{name} with measured=: the mask has a column per gene, and tokens have none; leave it out")
     names = read_genes(selection, transform.vocabulary.var_column)
-    found = transform.find(names)
-    bound = transform.of_genes(names[found], len(names))
+    found = transform._find(names)
+    bound = transform._of_genes(names[found], len(names))
     # In memory, tokens take about what CSR does, and much less than a dense X.
     return selection.take_vars(found, None), settings.replace(transform=bound, return_sparse_X=True)
 

@@ -43,7 +43,7 @@ class TokenAssembler(Assembler):
 
     def tensor(self, rows: CellRows) -> TokenBatch | RaggedTokens:
         """Return the tokens of rows."""
-        n_tokens = self._tokenizer.n_tokens(rows.sizes)
+        n_tokens = self._tokenizer._n_tokens(rows.sizes)
         if self._tokenizer.padding is not None:
             longest = self._tokenizer.padding == "longest"
             length = int(n_tokens.max(initial=0)) if longest else self._tokenizer.max_length
@@ -77,18 +77,18 @@ class TokenAssembler(Assembler):
                 mask,
                 starts[low : high + 1],
                 lengths[low:high],
-                tokenizer.gene_ids,
-                tokenizer.scales,
+                tokenizer._gene_ids,
+                tokenizer._scales,
                 *special,
             )
-            tokenizer.write(part.arrays, part.widths, keys[low:high], out)
+            tokenizer._write(part.arrays, part.widths, keys[low:high], out)
 
         self._run(rows, write)
         return lengths
 
     def _keys(self, rows: CellRows) -> npt.NDArray[np.uint64]:
         """Return the key of random numbers for each row; none if nothing is random."""
-        if not self._tokenizer.is_random:
+        if not self._tokenizer._is_random:
             return np.empty(0, np.uint64)
         from cellfeed.tokens.random_kernels import random_keys
 

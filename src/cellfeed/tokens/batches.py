@@ -25,9 +25,9 @@ class TokenBatch(NamedTuple):
     attention_mask: torch.Tensor
 
     @property
-    def shape(self) -> torch.Size:
+    def shape(self) -> tuple[int, ...]:
         """Number of cells, and of tokens per cell."""
-        return self.input_ids.shape
+        return tuple(self.input_ids.shape)
 
     def to(self, device: Any, *, non_blocking: bool = False) -> TokenBatch:
         """Return the tokens on a device; see :meth:`torch.Tensor.to`."""

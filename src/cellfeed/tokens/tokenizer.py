@@ -39,7 +39,7 @@ class Tokenizer(abc.ABC):
         If ``max_length`` has no room for a gene, or ``padding`` is another value.
     """
 
-    is_random: ClassVar[bool] = False
+    _is_random: ClassVar[bool] = False
     """Whether tokens depend on the seed and the epoch."""
 
     def __init__(self, vocabulary: Vocabulary, *, max_length: int, padding: str | None = "max_length") -> None:
@@ -56,9 +56,9 @@ class Tokenizer(abc.ABC):
         if padding not in PADDINGS:
             raise PlanError(f"padding={padding!r} must be one of {', '.join(map(repr, PADDINGS))}")
         self.vocabulary, self.max_length, self.padding = vocabulary, int(max_length), padding
-        self.n_special = least - 1
-        self.gene_ids: IntArray = np.empty(0, np.int64)  # of the genes of a dataset, as scales are
-        self.scales: npt.NDArray[np.float32] = np.empty(0, np.float32)
+        self._n_special = least - 1
+        self._gene_ids: IntArray = np.empty(0, np.int64)  # of the genes of a dataset, as _scales are
+        self._scales: npt.NDArray[np.float32] = np.empty(0, np.float32)
         self._n_genes_before = 0
 
     @property
@@ -66,15 +66,15 @@ class Tokenizer(abc.ABC):
         """Number of columns of the result."""
         return self.max_length
 
-    def find(self, names: npt.NDArray[Any]) -> IntArray:
+    def _find(self, names: npt.NDArray[Any]) -> IntArray:
         """Return the indices of the genes of a dataset that can be tokens, ascending."""
-        return self.vocabulary.find(names)
+        return self.vocabulary._find(names)
 
-    def of_genes(self, names: npt.NDArray[Any], n_before: int) -> Self:
+    def _of_genes(self, names: npt.NDArray[Any], n_before: int) -> Self:
         """Return a transform of rows of the genes with these names, all known; there were ``n_before`` genes."""
         bound = copy.copy(self)
-        bound.gene_ids = self.vocabulary.ids_of(names)
-        bound.scales = self._scales_of(names)
+        bound._gene_ids = self.vocabulary.ids_of(names)
+        bound._scales = self._scales_of(names)
         bound._n_genes_before = n_before
         return bound
 
@@ -83,12 +83,12 @@ class Tokenizer(abc.ABC):
         return np.ones(len(names), np.float32)
 
     @abc.abstractmethod
-    def write(self, rows: Any, widths: Any, random_keys: npt.NDArray[np.uint64], out: Any) -> None:
+    def _write(self, rows: Any, widths: Any, random_keys: npt.NDArray[np.uint64], out: Any) -> None:
         """Write the tokens of rows; arguments as for :mod:`cellfeed.tokens.token_kernels`."""
 
-    def n_tokens(self, sizes: IntArray) -> IntArray:
+    def _n_tokens(self, sizes: IntArray) -> IntArray:
         """Return for how many tokens a cell needs room, with the special ones, by its nnz."""
-        return np.minimum(sizes + self.n_special, self.max_length)
+        return np.minimum(sizes + self._n_special, self.max_length)
 
     def __call__(self, X: Any) -> Any:
         """Raise an error: tokens are made of rows, before there is an X."""
@@ -98,7 +98,7 @@ class Tokenizer(abc.ABC):
         )
 
     def __repr__(self) -> str:
-        genes = "" if not len(self.gene_ids) else f"{len(self.gene_ids):,} of {self._n_genes_before:,} genes, "
+        genes = "" if not len(self._gene_ids) else f"{len(self._gene_ids):,} of {self._n_genes_before:,} genes, "
         return (
             f"{type(self).__name__}({genes}{self._described()}max_length={self.max_length}, padding={self.padding!r})"
         )

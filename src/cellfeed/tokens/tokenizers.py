@@ -66,9 +66,9 @@ class RankTokens(Tokenizer):
         items = {str(name): float(median) for name, median in medians.items()}
         self._medians = {name: median for name, median in items.items() if 0 < median < float("inf")}
 
-    def find(self, names: npt.NDArray[Any]) -> IntArray:
+    def _find(self, names: npt.NDArray[Any]) -> IntArray:
         """Return the indices of the genes that have a token and a median."""
-        found = self.vocabulary.find(names)
+        found = self.vocabulary._find(names)
         known = np.array([name in self._medians for name in names[found]], bool)
         if not known.any():
             raise SelectionError(
@@ -81,7 +81,7 @@ class RankTokens(Tokenizer):
     def _scales_of(self, names: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         return np.array([self._medians[name] for name in names], np.float32)
 
-    def write(self, rows: Any, widths: Any, random_keys: npt.NDArray[np.uint64], out: Any) -> None:
+    def _write(self, rows: Any, widths: Any, random_keys: npt.NDArray[np.uint64], out: Any) -> None:
         """Write the tokens of rows."""
         from cellfeed.tokens.token_kernels import rank_rows
 
@@ -115,7 +115,7 @@ class TopKTokens(Tokenizer):
     def __init__(self, vocabulary: Vocabulary, *, max_length: int, padding: str | None = "max_length") -> None:
         super().__init__(vocabulary, max_length=max_length, padding=padding)
 
-    def write(self, rows: Any, widths: Any, random_keys: npt.NDArray[np.uint64], out: Any) -> None:
+    def _write(self, rows: Any, widths: Any, random_keys: npt.NDArray[np.uint64], out: Any) -> None:
         """Write the tokens of rows."""
         from cellfeed.tokens.token_kernels import rank_rows
 
@@ -177,11 +177,11 @@ class BinnedTokens(Tokenizer):
         self._quantiles = np.linspace(0, 1, n_bins - 1)
 
     @property
-    def is_random(self) -> bool:  # type: ignore[override]
+    def _is_random(self) -> bool:  # type: ignore[override]
         """Whether genes are chosen at random."""
         return self._choice == "random"
 
-    def write(self, rows: Any, widths: Any, random_keys: npt.NDArray[np.uint64], out: Any) -> None:
+    def _write(self, rows: Any, widths: Any, random_keys: npt.NDArray[np.uint64], out: Any) -> None:
         """Write the tokens of rows."""
         from cellfeed.tokens.token_kernels import bin_rows
 
@@ -220,16 +220,16 @@ class SampledTokens(Tokenizer):
     torch.Size([2, 8])
     """
 
-    is_random = True
+    _is_random = True
 
     def __init__(self, vocabulary: Vocabulary, *, max_length: int = 1024, padding: str | None = "max_length") -> None:
         super().__init__(vocabulary, max_length=max_length, padding=padding)
 
-    def n_tokens(self, sizes: IntArray) -> IntArray:
+    def _n_tokens(self, sizes: IntArray) -> IntArray:
         """Return for how many tokens a cell needs room."""
-        return np.where(sizes > 0, self.max_length, self.n_special)
+        return np.where(sizes > 0, self.max_length, self._n_special)
 
-    def write(self, rows: Any, widths: Any, random_keys: npt.NDArray[np.uint64], out: Any) -> None:
+    def _write(self, rows: Any, widths: Any, random_keys: npt.NDArray[np.uint64], out: Any) -> None:
         """Write the tokens of rows."""
         from cellfeed.tokens.token_kernels import sample_rows
 

@@ -124,7 +124,7 @@ class Vocabulary:
         known = {name: number for name, number in self._ids.items() if name not in self._special_names}
         return np.array([known.get(name, -1) for name in names], np.int64)
 
-    def find(self, names: npt.NDArray[Any]) -> IntArray:
+    def _find(self, names: npt.NDArray[Any]) -> IntArray:
         """Return the indices of the genes of a dataset that are in the vocabulary.
 
         Raises
