@@ -11,8 +11,8 @@ MAX_COUNTED = 1 << 12
 
 
 @compiled(allocates=True, no_cpython_wrapper=True)
-def find_bins(keys, quantiles, bins):
-    """Write how many of the quantiles of the keys are at most each key.
+def find_bins(keys, quantiles, bins, n_wanted):
+    """Write how many of the quantiles of the keys are at most each key; return the ``n_wanted``-th largest key.
 
     Parameters
     ----------
@@ -22,14 +22,15 @@ def find_bins(keys, quantiles, bins):
         float64, from 0 to 1, ascending, for quantiles that are interpolated linearly, as NumPy does by default.
     bins
         float32.
+    n_wanted
+        With fewer keys, 0 is returned.
     """
     highest, are_counts = np.float32(0), True
     for i in range(len(keys)):
         highest = max(highest, keys[i])
         are_counts &= keys[i] == np.float32(np.int32(keys[i]))
     if are_counts and highest < MAX_COUNTED:
-        _find_bins_of_counts(keys, np.int32(highest), quantiles, bins)
-        return
+        return _find_bins_of_counts(keys, np.int32(highest), quantiles, bins, n_wanted)
     ordered, edges = np.sort(keys), np.empty(len(quantiles), np.float64)
     for q in range(len(quantiles)):
         place = quantiles[q] * (len(keys) - 1)
@@ -37,10 +38,11 @@ def find_bins(keys, quantiles, bins):
         edges[q] = _between(ordered[low], ordered[min(low + 1, len(keys) - 1)], place - low)
     for i in range(len(keys)):
         bins[i] = np.searchsorted(edges, np.float64(keys[i]), side="right")
+    return ordered[len(keys) - n_wanted] if n_wanted <= len(keys) else np.float32(0)
 
 
 @compiled(allocates=True, no_cpython_wrapper=True)
-def _find_bins_of_counts(keys, highest, quantiles, bins):
+def _find_bins_of_counts(keys, highest, quantiles, bins, n_wanted):
     """Do the same for small integers: the n-th key in ascending order is found in the cumulated numbers of counts."""
     numbers = np.zeros(highest + 1, np.int32)
     for i in range(len(keys)):
@@ -68,6 +70,11 @@ def _find_bins_of_counts(keys, highest, quantiles, bins):
         bin_of[count] = n_passed
     for i in range(len(keys)):
         bins[i] = bin_of[np.int32(keys[i])]
+    count, n_above = highest, numbers[highest]
+    while n_above < n_wanted and count > 0:
+        count -= 1
+        n_above += numbers[count]
+    return np.float32(count)
 
 
 @compiled(inline="always")

@@ -72,25 +72,20 @@ def bin_rows(rows, widths, quantiles, random_keys, out):
     If a row has more genes than room, those of the largest values are written, or with ``random_keys``, uint64, shape
     (n_rows,), a random choice; an empty array stands for the largest.
     """
-    keys, tokens, order, counts = _memory(rows.sizes)
-    bins, is_taken = np.empty(len(keys), np.float32), np.empty(len(keys), np.bool_)
+    keys, tokens, _, _ = _memory(rows.sizes)
+    bins, taken = np.empty(len(keys), np.float32), np.empty(len(keys), np.int64)
     for k in range(len(rows.sizes)):
         n = _read_row(rows, widths, k, out, keys, tokens)
         start, room = _room(out, k)
-        find_bins(keys[:n], quantiles, bins)
-        is_taken[:n] = n <= room
+        least = find_bins(keys[:n], quantiles, bins, room)
+        n_taken = min(n, room)
         if n > room and len(random_keys):
-            choose(random_keys[k], room, is_taken[:n])
-        elif n > room:
-            find_largest(keys[:n], room, counts, order)
-            for i in range(room):
-                is_taken[order[i]] = True
-        n_written = 0
-        for i in range(n):
-            if is_taken[i]:
-                out.ids[start + n_written], out.values[start + n_written] = tokens[i], bins[i]
-                n_written += 1
-        _finish(out, k, n_written)
+            choose(random_keys[k], n, room, taken)
+        else:
+            _take_largest(keys[:n], least, n_taken, taken)
+        for i in range(n_taken):
+            out.ids[start + i], out.values[start + i] = tokens[taken[i]], bins[taken[i]]
+        _finish(out, k, n_taken)
 
 
 @compiled(allocates=True)
@@ -179,8 +174,25 @@ def _finish(out, k, n_genes):
 
 
 @compiled(no_cpython_wrapper=True)
-def choose(key, n_wanted, is_taken):
-    """Choose ``n_wanted`` elements; all sets of this size are equally probable (selection sampling, Knuth 3.4.2)."""
-    for i in range(len(is_taken)):
-        is_taken[i] = uniform(key, i) * (len(is_taken) - i) < n_wanted
-        n_wanted -= is_taken[i]
+def _take_largest(keys, least, n_wanted, taken):
+    """Write the indices of the keys above the ``n_wanted``-th largest one, ``least``, and of the first that equal it.
+
+    They ascend. The loops have no branches, which no processor could predict.
+    """
+    n_equal, n_taken = n_wanted, 0
+    for i in range(len(keys)):
+        n_equal -= keys[i] > least
+    for i in range(len(keys)):
+        is_equal = keys[i] == least
+        taken[n_taken] = i
+        n_taken += (keys[i] > least) | (is_equal & (n_equal > 0))
+        n_equal -= is_equal
+
+
+@compiled(no_cpython_wrapper=True)
+def choose(key, n, n_wanted, taken):
+    """Choose indices below ``n``, ascending; all sets are equally probable (selection sampling, Knuth 3.4.2)."""
+    n_taken = 0
+    for i in range(n):
+        taken[n_taken] = i
+        n_taken += uniform(key, i) * (n - i) < n_wanted - n_taken
