@@ -25,6 +25,7 @@ class Purpose(IntEnum):
     SPLIT = 2
     SLICES = 3
     RESAMPLING = 4
+    SETS = 5
 
 
 def check_seed(seed: object) -> int:
