@@ -5,20 +5,61 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from cellfeed._checks import is_integer
 from cellfeed.errors import PlanError, ReadError, StateError
-from cellfeed.loader.media import Media, Medium
 from cellfeed.loader.world import find_ranks, warn_of_unknown_rank
 from cellfeed.plan import state
 from cellfeed.plan.epoch import EpochOrder
 from cellfeed.plan.resume import ResumeSegment, ShardAssignment, WorldLayout, assign_shards, windows_of
+from cellfeed.plan.schedule import ShufflePlan
 from cellfeed.plan.settings import Settings
-from cellfeed.plan.state import COPY, SOURCE
+from cellfeed.plan.state import COPY, SOURCE, Fingerprint
 from cellfeed.plan.windows import Window
 
 T = TypeVar("T")
+
+
+class PlansEpochs(Protocol):
+    """Orders the cells, or the sets, of an epoch: a :class:`cellfeed.plan.planner.Planner`."""
+
+    def shuffle_plan(self, num_workers: int = 1) -> ShufflePlan:
+        """Return how each of ``num_workers`` processes mixes chunks."""
+
+    def epoch_order(self, epoch: int, shuffle_plan: ShufflePlan | None = None) -> EpochOrder:
+        """Return the order of an epoch."""
+
+
+class HasEpochs(Protocol):
+    """What epochs are read from: a :class:`cellfeed.loader.media.Medium`."""
+
+    @property
+    def name(self) -> str:
+        """The name in a state."""
+
+    @property
+    def planner(self) -> PlansEpochs:
+        """The planner of its epochs."""
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Everything on which the order of an epoch depends."""
+
+
+M = TypeVar("M", bound=HasEpochs)
+M_co = TypeVar("M_co", bound=HasEpochs, covariant=True)
+
+
+class ChoosesMedium(Protocol[M_co]):
+    """Chooses what an epoch is read from: :class:`cellfeed.loader.media.Media`."""
+
+    def get(self, name: str) -> M_co:
+        """Return a medium by its name."""
+
+    def choose(self, epoch: int, rank: int, world_size: int) -> M_co:
+        """Return the medium of an epoch that begins."""
+
 
 MAX_EPOCH = 1 << 62
 
@@ -66,7 +107,7 @@ class RankEpoch:
         return cls(epoch, tuple(segments), rest.world_layout, packed["rank"], packed["fingerprint"]["medium"])
 
 
-class EpochTracker:
+class EpochTracker(Generic[M]):
     """Begins the epochs of a dataset and counts the minibatches that the training loop has received.
 
     Several iterators may be begun; the one that was begun last is counted. A copy that is sent to another process
@@ -77,7 +118,7 @@ class EpochTracker:
     settings
         Those of the dataset.
     media
-        The source and its local copy.
+        The source and its local copy, or the memory in which sets are held.
 
     Attributes
     ----------
@@ -85,7 +126,7 @@ class EpochTracker:
         Id of the process that made the dataset; a copy in another process keeps it.
     """
 
-    def __init__(self, settings: Settings, media: Media) -> None:
+    def __init__(self, settings: Settings, media: ChoosesMedium[M]) -> None:
         self._settings = settings
         self._media = media
         self.home = os.getpid()
@@ -207,14 +248,14 @@ class EpochTracker:
     def _resume(self, epoch: int, segments: tuple[ResumeSegment, ...], medium: str | None = None) -> None:
         self._next, self._next_segments, self._next_medium, self._current = epoch, segments, medium, None
 
-    def next_medium(self, rank: int, world_size: int) -> Medium:
+    def next_medium(self, rank: int, world_size: int) -> M:
         """Return the medium of the next epoch: a part of an epoch that was restored is read where it began."""
         if self._next_medium is not None:
             return self._media.get(self._next_medium)
         return self._media.choose(self._next, rank, world_size)
 
     @property
-    def _position(self) -> tuple[int, tuple[ResumeSegment, ...], Medium]:
+    def _position(self) -> tuple[int, tuple[ResumeSegment, ...], M]:
         """Epoch, segments and medium with which a restored dataset continues; the last segment is of this rank."""
         current = self._current
         if current is None:
@@ -226,7 +267,7 @@ class EpochTracker:
         segments = (*segments, ResumeSegment(current.world_layout, n_received))
         return current.epoch, segments, self._media.get(current.medium)
 
-    def _is_finished(self, medium: Medium, epoch: int, segments: Sequence[ResumeSegment]) -> bool:
+    def _is_finished(self, medium: M, epoch: int, segments: Sequence[ResumeSegment]) -> bool:
         *before, last = segments
         _, shards = self._assign(medium, epoch, before, last.world_layout)
         return all(
@@ -235,12 +276,12 @@ class EpochTracker:
         )
 
     def _assign(
-        self, medium: Medium, epoch: int, segments: Sequence[ResumeSegment], world_layout: WorldLayout
+        self, medium: M, epoch: int, segments: Sequence[ResumeSegment], world_layout: WorldLayout
     ) -> tuple[EpochOrder, ShardAssignment]:
         order = medium.planner.epoch_order(epoch, world_layout.mixing)
         return order, assign_shards(order, segments, world_layout)
 
-    def _layout(self, medium: Medium, world_size: int, num_workers: int) -> WorldLayout:
+    def _layout(self, medium: M, world_size: int, num_workers: int) -> WorldLayout:
         return WorldLayout(world_size, num_workers, medium.planner.shuffle_plan(num_workers))
 
     def _ranks(self) -> tuple[int, int]:

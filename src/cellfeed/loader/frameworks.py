@@ -27,7 +27,7 @@ class EpochSampler(Sampler[None]):
         The epochs of the loader.
     """
 
-    def __init__(self, epochs: EpochTracker) -> None:
+    def __init__(self, epochs: EpochTracker[Any]) -> None:
         self._epochs = epochs
         self._is_set = False
 
@@ -41,7 +41,7 @@ class EpochSampler(Sampler[None]):
         self._is_set = True
 
 
-def mark_last(loader: Any, epochs: EpochTracker, begin: Callable[[], Iterator[T]]) -> Iterator[T]:
+def mark_last(loader: Any, epochs: EpochTracker[Any], begin: Callable[[], Iterator[T]]) -> Iterator[T]:
     """Begin an epoch of a loader; if Accelerate is in use, mark the last minibatch for it.
 
     Accelerate makes an optimizer step after the last minibatch even if fewer than ``gradient_accumulation_steps``
