@@ -11,14 +11,17 @@ from cellfeed.errors import (
     SelectionError,
     StateError,
 )
+from cellfeed.loader.cell_sets import CellSets
 from cellfeed.loader.dataloader import experiment_dataloader
 from cellfeed.loader.datapipe import ExperimentDataPipe
 from cellfeed.loader.dataset import ExperimentDataset
 from cellfeed.loader.gene_medians import gene_medians
 from cellfeed.loader.highly_variable import highly_variable_genes
 from cellfeed.loader.inference import gather_ordered, inference_dataloader
+from cellfeed.plan.set_summary import SetsPlan
 from cellfeed.plan.summary import Plan
 from cellfeed.rows.minibatch import ExtendedMinibatch, Minibatch, OrderedMinibatch, PaddedMinibatch
+from cellfeed.rows.set_minibatch import SetMinibatch
 from cellfeed.rows.slabs import keep_freed_memory
 from cellfeed.select.batch_encoder import BatchEncoder
 from cellfeed.select.encoders import Encoder, LabelEncoder
@@ -32,6 +35,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BatchEncoder",
+    "CellSets",
     "CellfeedError",
     "EncodeError",
     "Encoder",
@@ -47,6 +51,8 @@ __all__ = [
     "PlanError",
     "ReadError",
     "SelectionError",
+    "SetMinibatch",
+    "SetsPlan",
     "StateError",
     "Stats",
     "experiment_dataloader",

@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset
 
 from cellfeed._joinids import IntArray
 from cellfeed._tabular import Tabular
+from cellfeed.loader.cell_sets import CellSets, make_sets
 from cellfeed.loader.copying import write_copy
 from cellfeed.loader.device_checks import parse_device
 from cellfeed.loader.engine import Engine
@@ -601,6 +602,68 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
         [200, 200, 200]
         """
         return self._of(resample(self._engine, balance, weights, max_per_label, temperature, n_obs))
+
+    def group_batches(
+        self, by: str | Sequence[str], *, set_size: int, control: Any, match: str | Sequence[str] | None = None,
+        sets_per_batch: int | None = None, remainder: str = "pad", few_controls: str = "error",
+    ) -> CellSets:  # fmt: skip
+        """Yield whole sets of perturbed cells, with matched controls beside them, for models of perturbations.
+
+        A set has ``set_size`` cells with the same labels in the columns ``by``, and beside each cell a control: a cell
+        with the label ``control`` in the last column of ``by``, and the labels of the cell in the columns ``match``.
+        Each perturbed cell comes once in an epoch. The controls of a combination of labels are used equally often up
+        to one. Sets and their order depend on ``(seed, epoch)`` only.
+
+        The cells are read once, in their order in the store, when iteration first begins. They then stay in memory in
+        a compact form, about 3 bytes per count, which must fit in half of ``memory_budget``.
+
+        Parameters
+        ----------
+        by
+            Columns of obs whose labels the cells of a set share, that of the perturbation last. A column with an
+            encoder in the dataset has its codes, and cells with ``unknown_value`` are in no set. A missing value is a
+            label.
+        set_size
+            Cells in a set.
+        control
+            The label of the controls in the last column of ``by``.
+        match
+            Columns of obs in which a control has the labels of its cell; by default those of ``by`` but the last.
+        sets_per_batch
+            Sets per minibatch; by default as close to ``batch_size`` cells as possible, and at least 1.
+        remainder
+            Treatment of the cells of a group that do not fill a set. ``"pad"`` fills the set with cells of the group
+            that come again, each with its control; the mask is False there. ``"drop"`` leaves out such cells, others
+            in each epoch, and groups smaller than ``set_size`` altogether.
+        few_controls
+            Treatment of cells for which there are too few controls for the controls of a set to be different:
+            ``"error"``; ``"repeat"``, which uses a control several times in a set; or ``"drop"``, which leaves out all
+            perturbed cells with these labels in the columns ``match``.
+
+        Returns
+        -------
+        :class:`CellSets`, to iterate over.
+
+        Raises
+        ------
+        SelectionError
+            If obs lacks a column, or the last column of ``by`` lacks the label.
+        PlanError
+            If an argument is invalid, no cell is perturbed or a control, controls are too few, or memory is.
+
+        Examples
+        --------
+        >>> uri = cellfeed.datasets.pbmc700()
+        >>> dataset = cellfeed.ExperimentDataset(uri, seed=0)
+        >>> sets = dataset.group_batches(by=["phase"], set_size=32, control="G1", sets_per_batch=2)
+        >>> for minibatch in sets:
+        ...     shift = minibatch.X - minibatch.control_X  # perturbed minus control cells
+        >>> shift.shape
+        torch.Size([1, 32, 765])
+        >>> sets.encoders["phase"].inverse_transform(minibatch.groups[:, 0]).tolist()
+        ['S']
+        """
+        return make_sets(self._engine, by, set_size, control, match, sets_per_batch, remainder, few_controls)
 
     def gene_names(self, var_column: str | None = None) -> npt.NDArray[Any]:
         """Read the names of the columns of ``X`` before ``transform``.

@@ -158,6 +158,11 @@ class Arena:
         self.free, self.end = slab.address, slab.address + slab.n_bytes
 
     @property
+    def n_bytes(self) -> int:
+        """Bytes of the slabs."""
+        return sum(slab.n_bytes for slab in self._slabs)
+
+    @property
     def slabs(self) -> tuple[Slab, ...]:
         """The slabs; the memory of the rows stays valid while they are referenced."""
         return tuple(self._slabs)
