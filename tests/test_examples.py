@@ -103,6 +103,15 @@ def test_ray_keeps_a_checkpoint_from_which_a_worker_goes_on(demo, tmp_path, monk
     assert_learned(first + f"epoch {k}: loss {loss} over {n} cells")
 
 
+def test_a_model_learns_the_shift_of_perturbed_sets():
+    """Relative to controls without a shift, whose distance differs between epochs."""
+    output = run("examples/train_perturbation.py")
+    found = re.findall(r"^epoch \d+: loss ([\d.]+) over 21 sets; no shift ([\d.]+)$", output, re.MULTILINE)
+    losses = [float(loss) / float(without) for loss, without in found]
+    assert losses[0] > losses[2] > losses[5]
+    assert losses[5] < 1
+
+
 def test_a_transformer_learns_from_tokens():
     losses = [loss for loss, _ in epochs(run("examples/train_masked_genes.py", "--max-length", 64)).values()]
     assert losses[0] > 1.1 * losses[2] > losses[2] > 0

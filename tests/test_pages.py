@@ -46,6 +46,8 @@ def counts_with_census_columns():
             "donor_id": pd.Categorical([f"donor {k}" for k in np.arange(n_obs) // 40]),
             "assay": pd.Categorical(["10x 3' v3"] * n_obs),
             "age": rng.integers(20, 90, n_obs).astype(np.float32),
+            "batch": pd.Categorical([f"batch {k}" for k in np.arange(n_obs) % 2]),
+            "perturbation": pd.Categorical(rng.choice(["non-targeting", "KLF1", "TP53"], n_obs, p=[0.6, 0.2, 0.2])),
         }
     )
     var = pd.DataFrame({"feature_id": [f"ENSG{j:011}" for j in range(n_vars)]})
