@@ -24,6 +24,7 @@ from benchmarks import (
     scale,
     scvi_epoch,
     scvi_knn,
+    sets,
     tokens,
     training,
     transforms,
@@ -64,6 +65,12 @@ def test_the_speed_of_tokens(tmp_path):
     uri = str(tmp_path / "tiny.soma")
     write_store(uri, StoreSpec(n_obs=1000, n_vars=60, nnz_per_cell=10, n_expressed=50, n_datasets=3))
     assert len(list(tokens.measure(uri, batch_size=100, n_passes=1))) == 7
+
+
+def test_the_speed_of_sets(tmp_path):
+    uri = str(tmp_path / "tiny.soma")
+    write_store(uri, StoreSpec(n_obs=1000, n_vars=60, nnz_per_cell=10, n_expressed=50, n_datasets=3))
+    assert len(list(sets.measure(uri, "cell_type", set_size=8, n_passes=1))) == 3
 
 
 def test_the_training_of_a_model(tmp_path):
