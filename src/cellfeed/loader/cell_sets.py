@@ -35,7 +35,7 @@ from cellfeed.plan.windows import Window
 from cellfeed.rows.assemble import DenseBuffers
 from cellfeed.rows.cell_rows import CellRows
 from cellfeed.rows.set_minibatch import SetMinibatch
-from cellfeed.select.encoders import ClassEncoder
+from cellfeed.select.encoders import Encoder
 from cellfeed.stats import Stats
 from cellfeed.transforms import check_result
 
@@ -118,7 +118,7 @@ class CellSets(Tabular):
     # ------------------------------------------------------------------ epochs and state
 
     @property
-    def encoders(self) -> Mapping[str, ClassEncoder]:
+    def encoders(self) -> Mapping[str, Encoder]:
         """The encoders of the columns ``by``: ``groups[:, k]`` of a minibatch has the codes of column *k*.
 
         A column with an encoder in the dataset has that one, so that parts of a split have the same codes.
