@@ -19,7 +19,16 @@ nox.options.sessions = ["newest", "lowest", "scvi", "wheel"]
 ROOT = Path(__file__).parent
 PYTHONS = nox.project.python_versions(nox.project.load_toml("pyproject.toml"))
 
-PYTEST = ("boto3", "hypothesis", "moto[server]>=5", "psutil", "pytest>=8", "pytest-timeout", "pytest-xdist")
+PYTEST = (
+    "boto3",
+    "hypothesis",
+    "moto[server]>=5",
+    "psutil",
+    "pytest>=8",
+    "pytest-timeout",
+    "pytest-xdist",
+    "scikit-misc",
+)
 """What most tests need."""
 
 NEED_MORE = tuple(

@@ -17,7 +17,7 @@ PAGE = Path(__file__).parent.parent / "docs/tutorials/own_data.md"
 
 
 def write_study(path, genes, obs, seed):
-    X = sp.random(len(obs), len(genes), 0.5, "csr", rng=np.random.default_rng(seed))
+    X = sp.random(len(obs), len(genes), 0.5, "csr", random_state=np.random.default_rng(seed))
     X.data = np.ceil(X.data * 9).astype(np.float32)
     study = anndata.AnnData(X.astype(np.float32), obs, pd.DataFrame({f"only {path}": 1.0}, index=genes))
     study.write_h5ad(path)

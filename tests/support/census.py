@@ -46,6 +46,7 @@ def write_census(
     n_others
         Data sets of other organisms, whose joinids come between those of ``presence``.
     """
+    (root / "census_data").mkdir(parents=True, exist_ok=True)
     uri = write_experiment(root / "census_data" / "homo_sapiens", X, obs, **options)
     names = [*presence.index, *(f"other {k}" for k in range(n_others))]
     joinid = np.random.default_rng(0).permutation(len(names))

@@ -76,9 +76,10 @@ def _zarr2(cells: Cells, folder: Path) -> dict[str, Any]:
 
 
 def _zarr3(cells: Cells, folder: Path) -> dict[str, Any]:
-    """Sharded by anndata, in another order than that of the joinids."""
+    """Sharded by anndata if it can, in another order than that of the joinids."""
     order = np.random.default_rng(1).permutation(len(cells.joinids))
-    with writing(3, auto_shard_zarr_v3=True):
+    sharded = {"auto_shard_zarr_v3": True} if hasattr(anndata.settings, "auto_shard_zarr_v3") else {}
+    with writing(3, **sharded):
         cells.to_anndata(order).write_zarr(folder / "cells.zarr")
     return {"experiment": folder / "cells.zarr"}
 
