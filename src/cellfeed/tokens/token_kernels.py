@@ -54,7 +54,8 @@ class TokenArrays(NamedTuple):
 @compiled(allocates=True)
 def rank_rows(rows, widths, out):
     """Write the genes with the largest values over their scales, the largest first."""
-    keys, tokens, order, counts = _memory(rows.sizes)
+    keys, tokens = _memory(rows.sizes)
+    order, counts = np.empty(len(keys), np.uint64), np.empty(N_BUCKETS + 1, np.int32)
     for k in range(len(rows.sizes)):
         n = _read_row(rows, widths, k, out, keys, tokens)
         start, room = _room(out, k)
@@ -72,7 +73,7 @@ def bin_rows(rows, widths, quantiles, random_keys, out):
     If a row has more genes than room, those of the largest values are written, or with ``random_keys``, uint64, shape
     (n_rows,), a random choice; an empty array stands for the largest.
     """
-    keys, tokens, _, _ = _memory(rows.sizes)
+    keys, tokens = _memory(rows.sizes)
     bins, taken = np.empty(len(keys), np.float32), np.empty(len(keys), np.int64)
     for k in range(len(rows.sizes)):
         n = _read_row(rows, widths, k, out, keys, tokens)
@@ -94,7 +95,7 @@ def sample_rows(rows, widths, random_keys, out):
 
     A guide table says where to look for a draw (Chen and Asau 1974), which takes one or two steps instead of twelve.
     """
-    keys, tokens, _, _ = _memory(rows.sizes)
+    keys, tokens = _memory(rows.sizes)
     totals, guide = np.empty(len(keys), np.float64), np.empty(len(keys), np.int32)
     logarithms = np.log1p(np.arange(256.0))
     for k in range(len(rows.sizes)):
@@ -122,10 +123,9 @@ def sample_rows(rows, widths, random_keys, out):
 
 @compiled(allocates=True, inline="always")
 def _memory(sizes):
-    """Return memory for the keys and tokens of the largest row, and for :func:`find_largest`."""
+    """Return memory for the keys and tokens of the largest row."""
     size = max(sizes.max(), 1)
-    keys, tokens = np.empty(size, np.float32), np.empty(size, np.int64)
-    return keys, tokens, np.empty(size, np.uint64), np.empty(N_BUCKETS + 1, np.int32)
+    return np.empty(size, np.float32), np.empty(size, np.int64)
 
 
 @compiled(no_cpython_wrapper=True)

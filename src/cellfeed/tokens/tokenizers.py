@@ -16,7 +16,38 @@ from cellfeed.tokens.tokenizer import Tokenizer
 from cellfeed.tokens.vocabulary import Vocabulary
 
 
-class RankTokens(Tokenizer):
+class TopKTokens(Tokenizer):
+    """Take the genes with the largest values of a cell, the largest first.
+
+    Of equal values, the gene that comes first in var is first. ``values`` are the values, in float32.
+
+    Parameters
+    ----------
+    vocabulary, max_length, padding
+        As for :class:`Tokenizer`.
+
+    Raises
+    ------
+    PlanError
+        If an argument is not valid.
+
+    Examples
+    --------
+    >>> vocabulary = cellfeed.tokens.Vocabulary({"<pad>": 0, "LYZ": 1, "CD3D": 2, "CST3": 3})
+    >>> transform = cellfeed.tokens.TopKTokens(vocabulary, max_length=2)
+    >>> dataset = cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), transform=transform, batch_size=2, seed=0)
+    >>> next(iter(dataset)).X.values.shape
+    torch.Size([2, 2])
+    """
+
+    def _write(self, rows: Any, widths: Any, random_keys: npt.NDArray[np.uint64], out: Any) -> None:
+        """Write the tokens of rows."""
+        from cellfeed.tokens.token_kernels import rank_rows
+
+        rank_rows(rows, widths, out)
+
+
+class RankTokens(TopKTokens):
     """Rank the genes of a cell by value over the median of the gene, the largest first, as Geneformer does.
 
     The total of a cell does not change the ranks, so that counts need no normalisation. Values are divided in float32.
@@ -80,46 +111,6 @@ class RankTokens(Tokenizer):
 
     def _scales_of(self, names: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         return np.array([self._medians[name] for name in names], np.float32)
-
-    def _write(self, rows: Any, widths: Any, random_keys: npt.NDArray[np.uint64], out: Any) -> None:
-        """Write the tokens of rows."""
-        from cellfeed.tokens.token_kernels import rank_rows
-
-        rank_rows(rows, widths, out)
-
-
-class TopKTokens(Tokenizer):
-    """Take the genes with the largest values of a cell, the largest first.
-
-    Of equal values, the gene that comes first in var is first. ``values`` are the values, in float32.
-
-    Parameters
-    ----------
-    vocabulary, max_length, padding
-        As for :class:`Tokenizer`.
-
-    Raises
-    ------
-    PlanError
-        If an argument is not valid.
-
-    Examples
-    --------
-    >>> vocabulary = cellfeed.tokens.Vocabulary({"<pad>": 0, "LYZ": 1, "CD3D": 2, "CST3": 3})
-    >>> transform = cellfeed.tokens.TopKTokens(vocabulary, max_length=2)
-    >>> dataset = cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), transform=transform, batch_size=2, seed=0)
-    >>> next(iter(dataset)).X.values.shape
-    torch.Size([2, 2])
-    """
-
-    def __init__(self, vocabulary: Vocabulary, *, max_length: int, padding: str | None = "max_length") -> None:
-        super().__init__(vocabulary, max_length=max_length, padding=padding)
-
-    def _write(self, rows: Any, widths: Any, random_keys: npt.NDArray[np.uint64], out: Any) -> None:
-        """Write the tokens of rows."""
-        from cellfeed.tokens.token_kernels import rank_rows
-
-        rank_rows(rows, widths, out)
 
 
 class BinnedTokens(Tokenizer):

@@ -73,7 +73,8 @@ class Vocabulary:
         self.cls_id = self._special("cls_token", cls_token)
         self.eos_id = self._special("eos_token", eos_token)
         self.var_column, self.unknown = var_column, unknown
-        self._special_names = {pad_token, cls_token, eos_token}
+        special = {pad_token, cls_token, eos_token}
+        self._of_genes = {name: number for name, number in self._ids.items() if name not in special}
 
     def _special(self, argument: str, name: str | None) -> int:
         """Return a special token, -1 without one."""
@@ -121,8 +122,7 @@ class Vocabulary:
 
     def ids_of(self, names: Sequence[str] | npt.NDArray[Any]) -> IntArray:
         """Return the token of each gene: int64, shape (len(names),); -1 for a gene that is not in the vocabulary."""
-        known = {name: number for name, number in self._ids.items() if name not in self._special_names}
-        return np.array([known.get(name, -1) for name in names], np.int64)
+        return np.array([self._of_genes.get(name, -1) for name in names], np.int64)
 
     def _find(self, names: npt.NDArray[Any]) -> IntArray:
         """Return the indices of the genes of a dataset that are in the vocabulary.
