@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from typing import TypeVar
 
 from cellfeed._checks import format_bytes
 from cellfeed._tabular import Tabular
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,40 @@ class Meter:
             yield
         finally:
             self.add(**{name: time.perf_counter() - started})
+
+    def counted(
+        self, minibatches: Iterator[T], figures: Callable[[T], Mapping[str, int]], *, since: float | None = None
+    ) -> Iterator[T]:
+        """Yield minibatches, and count them, and the seconds for which the training loop waited and ran.
+
+        Parameters
+        ----------
+        minibatches
+            What is waited for.
+        figures
+            Returns what a minibatch adds to counters, by their names.
+        since
+            When the first wait began, by ``time.perf_counter``; by default when iteration begins.
+        """
+        asked = counted = time.perf_counter() if since is None else since  # elapsed_s has the time until ``counted``
+        is_first = True
+        while True:
+            minibatch = next(minibatches, None)
+            now = time.perf_counter()
+            more = {} if minibatch is None else {"n_minibatches": 1, **figures(minibatch)}
+            # One call per minibatch: the training loop waits for it.
+            self.add(
+                consumer_wait_s=now - asked,
+                elapsed_s=now - counted,
+                first_wait_s=now - asked if is_first else 0.0,
+                **more,
+            )
+            if minibatch is None:
+                return
+            is_first, counted = False, now
+            yield minibatch
+            del minibatch  # a reference here would prevent the reuse of its memory
+            asked = time.perf_counter()
 
     def hold(self, n_bytes: int) -> None:
         """Add ``n_bytes``, which may be negative, to the size of the pool."""

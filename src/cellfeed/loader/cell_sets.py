@@ -199,27 +199,7 @@ class CellSets(Tabular):
         if engine.settings.use_eager_fetch:
             ahead = Prefetch(made, depth=1)
         with contextlib.closing(ahead):
-            yield from self._counted(ahead, begun)
-
-    def _counted(self, minibatches: Iterator[SetMinibatch], begun: float) -> Generator[SetMinibatch, None, None]:
-        """Yield minibatches, and count them and the seconds since ``begun``."""
-        asked = counted = begun
-        while True:
-            minibatch = next(minibatches, None)
-            now = time.perf_counter()
-            self._engine.meter.add(
-                consumer_wait_s=now - asked,
-                first_wait_s=now - asked if asked == begun else 0.0,
-                elapsed_s=now - counted,
-                n_minibatches=int(minibatch is not None),
-                n_obs=0 if minibatch is None else int(minibatch.mask.sum()),
-            )
-            if minibatch is None:
-                return
-            counted = now
-            yield minibatch
-            del minibatch  # a reference here would prevent the reuse of its memory
-            asked = time.perf_counter()
+            yield from engine.meter.counted(ahead, lambda sets: {"n_obs": int(sets.mask.sum())}, since=begun)
 
     def _make(self, rows: CellRows, sets: Sets, windows: Iterator[Window]) -> Generator[SetMinibatch, None, None]:
         engine = self._engine

@@ -216,9 +216,7 @@ def _rows(engine: Engine, n_done: int) -> Iterator[list[CellRows]]:
     shard = ShardWindows(order, *order.shard(World()))
     resources = planner.resources(1, available_threads())
     pipeline = Pipeline(engine.selection, engine.settings, resources, DenseBuffers(keep=0), engine.meter)
-    with contextlib.ExitStack() as stack:
-        retries = [stack.enter_context(contextlib.closing(each)) for each in pipeline.retries()]
-        yield from stack.enter_context(pipeline.reading(shard.windows(n_done), retries))
+    yield from pipeline.rows(shard.windows(n_done))
 
 
 def _write_parts(

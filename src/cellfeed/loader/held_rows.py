@@ -105,11 +105,8 @@ def _rows(engine: Engine, *, from_copy: bool) -> Generator[CellRows, None, None]
     resources = engine.media.source.planner.resources(1, available_threads())
     buffers = DenseBuffers(keep=0)
     pipeline = Pipeline(engine.selection, engine.settings, resources, buffers, engine.meter, reads_copy=from_copy)
-    with contextlib.ExitStack() as stack:
-        retries = [stack.enter_context(contextlib.closing(each)) for each in pipeline.retries()]
-        windows = engine.epochs.windows(engine.epochs.begin(), 0)
-        for (rows,) in stack.enter_context(pipeline.reading(windows, retries)):
-            yield rows
+    for (rows,) in pipeline.rows(engine.epochs.windows(engine.epochs.begin(), 0)):
+        yield rows
 
 
 def _copies(rows: CellRows, arena: Arena) -> Iterator[CellRows]:

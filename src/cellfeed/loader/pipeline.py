@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -138,30 +137,15 @@ class Pipeline:
         ahead: Generator[Yielded | Sent, None, None] | Prefetch[Yielded | Sent] = produced
         if self.settings.use_eager_fetch:
             ahead = Prefetch(produced, depth=1, ending=close, waited=lambda seconds: meter.add(producer_wait_s=seconds))
-        first = True
         with contextlib.ExitStack() as stack:
             stack.callback(close)
             stack.enter_context(contextlib.closing(ahead))
-            counted = time.perf_counter()  # elapsed_s has the time until then
-            while True:
-                started = time.perf_counter()
-                minibatch = next(ahead, None)
-                now = time.perf_counter()
-                n_obs = 0 if minibatch is None else minibatch.obs.shape[0]
-                # One call per minibatch: the training loop waits for it.
-                meter.add(
-                    consumer_wait_s=now - started,
-                    elapsed_s=now - counted,
-                    first_wait_s=now - started if first else 0.0,
-                    n_minibatches=int(minibatch is not None),
-                    n_obs=n_obs,
-                    n_obs_from_copy=n_obs if self.reads_copy else 0,
-                )
-                if minibatch is None:
-                    return
-                first, counted = False, now
-                yield minibatch
-                del minibatch  # a reference here would prevent the reuse of its memory
+            yield from meter.counted(ahead, self._figures)
+
+    def _figures(self, minibatch: Yielded | Sent) -> dict[str, int]:
+        """Return what a minibatch adds to the counters."""
+        n_obs = minibatch.obs.shape[0]
+        return {"n_obs": n_obs, "n_obs_from_copy": n_obs if self.reads_copy else 0}
 
     def _produce(self, windows: Iterable[Window], retries: Sequence[Retries]) -> Generator[Yielded | Sent, None, None]:
         with contextlib.ExitStack() as stack:
@@ -202,6 +186,12 @@ class Pipeline:
                 return [X, *(next(others) if is_read else X for is_read in read[1:])]
 
             yield iter(next_rows, [None] * len(read))
+
+    def rows(self, windows: Iterable[Window]) -> Generator[list[CellRows], None, None]:
+        """Yield the rows of minibatches as :meth:`reading` does, with requests of their own."""
+        with contextlib.ExitStack() as stack:
+            retries = [stack.enter_context(contextlib.closing(each)) for each in self.retries()]
+            yield from stack.enter_context(self.reading(windows, retries))
 
     def batches(self, windows: Iterable[Window], retries: Retries) -> Generator[CellRows, None, None]:
         """Yield the cells of each minibatch with their rows; closing the generator closes the reader."""
