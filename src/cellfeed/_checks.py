@@ -139,6 +139,12 @@ def check_transform(transform: Any) -> Callable[[Any], Any]:
     return transform  # type: ignore[no-any-return]
 
 
+def check_choice(argument: str, value: object, choices: Sequence[object]) -> None:
+    """Raise a PlanError if an argument is not one of some texts, or ``None`` where that is a choice."""
+    if not (value is None or isinstance(value, str)) or value not in choices:
+        raise PlanError(f"{argument}={value!r} must be one of {', '.join(map(repr, choices))}")
+
+
 def check_name(argument: str, name: object) -> None:
     """Raise a SelectionError if an argument is not a name, as text."""
     if not isinstance(name, str) or not name:

@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cellfeed._checks import abbreviate, check_name, is_integer, ordered, repeated
+from cellfeed._checks import abbreviate, check_choice, check_name, ordered, repeated
 from cellfeed._joinids import IntArray
 from cellfeed.errors import PlanError, SelectionError
 from cellfeed.loader.engine import Engine
 from cellfeed.loader.tokenizing import refuse_tokens
 from cellfeed.plan.sets import SetPlan, SetRemainder, Shortage
-from cellfeed.plan.settings import MAX_CELLS
+from cellfeed.plan.settings import check_size
 from cellfeed.select.encoders import ClassEncoder, LabelEncoder, encode
 from cellfeed.select.labels import read_obs_column
 from cellfeed.select.selection import Selection
@@ -67,24 +67,18 @@ class SetArguments:
                 f"match={match!r} has the last column of by={by!r}, in which controls differ from other cells; give "
                 f"match={[column for column in match if column != by[-1]]!r}"
             )
-        _check_size("set_size", set_size)
+        check_size("set_size", set_size)
         sets_per_batch = max(1, batch_size // set_size) if sets_per_batch is None else sets_per_batch
-        _check_size("sets_per_batch", sets_per_batch)
+        check_size("sets_per_batch", sets_per_batch)
         for name, value, choices in (
             ("remainder", remainder, get_args(SetRemainder)),
             ("few_controls", few_controls, FEW_CONTROLS),
         ):
-            if not isinstance(value, str) or value not in choices:
-                raise PlanError(f"{name}={value!r} must be one of {', '.join(map(repr, choices))}")
+            check_choice(name, value, choices)
         return cls(
             by=by, set_size=int(set_size), control=control, match=match, sets_per_batch=int(sets_per_batch),
             remainder=remainder, few_controls=few_controls,
         )  # fmt: skip
-
-
-def _check_size(name: str, value: Any) -> None:
-    if not is_integer(value) or not 1 <= value <= MAX_CELLS:
-        raise PlanError(f"{name}={value!r} must be an integer of at least 1, and less than 2**31")
 
 
 def _columns(argument: str, columns: Any) -> list[Any]:

@@ -48,17 +48,7 @@ class SetEpochs:
 
     def epoch_order(self, epoch: int, shuffle_plan: ShufflePlan | None = None) -> EpochOrder:
         """Return the order of the sets in an epoch."""
-        settings = self.settings
-        return EpochOrder(
-            bounds=np.arange(self.n_sets + 1),
-            seed=settings.seed,
-            epoch=epoch,
-            shuffle=settings.shuffle,
-            batch_size=settings.batch_size,
-            shuffle_plan=shuffle_plan or self.shuffle_plan(),
-            drop_last=settings.drop_last,
-            rank_remainder=settings.rank_remainder,
-        )
+        return self.settings.epoch_order(epoch, np.arange(self.n_sets + 1), shuffle_plan or self.shuffle_plan())
 
 
 def set_numbers(windows: Iterable[Window]) -> Iterator[tuple[int, bool]]:

@@ -274,16 +274,11 @@ class Planner:
 
     def epoch_order(self, epoch: int, shuffle_plan: ShufflePlan | None = None) -> EpochOrder:
         """Return the order of an epoch, mixed by ``shuffle_plan`` or else as by a single process."""
-        settings, (chunks, chunk_nnz) = self._settings, self._chunks(epoch)
-        return EpochOrder(
-            bounds=chunks.bounds,
-            seed=settings.seed,
-            epoch=epoch,
-            shuffle=settings.shuffle,
-            batch_size=settings.batch_size,
-            shuffle_plan=shuffle_plan or self.shuffle_plan(),
-            drop_last=settings.drop_last,
-            rank_remainder=settings.rank_remainder,
+        chunks, chunk_nnz = self._chunks(epoch)
+        return self._settings.epoch_order(
+            epoch,
+            chunks.bounds,
+            shuffle_plan or self.shuffle_plan(),
             chunk_nnz=None if self._cells.nnz is None else chunk_nnz,
             cells=chunks.cells,
         )

@@ -9,10 +9,12 @@ from typing import Any, Self, get_args
 
 import numpy as np
 
-from cellfeed._checks import check_transform, is_integer, is_number, missing_from, parse_bytes, suggest
+from cellfeed._checks import check_choice, check_transform, is_integer, is_number, missing_from, parse_bytes, suggest
+from cellfeed._joinids import IntArray
 from cellfeed.errors import PlanError
-from cellfeed.plan.epoch import Remainder, check_ranks
+from cellfeed.plan.epoch import EpochOrder, Remainder, check_ranks
 from cellfeed.plan.permutation import check_seed, new_seed
+from cellfeed.plan.schedule import ShufflePlan
 
 X_DTYPES = ("float32", "float16", "bfloat16", "stored")
 """Types that X can have; "stored" is the type of the layer."""
@@ -85,9 +87,7 @@ class Settings:
             value, is_optional = getattr(self, name), name != "batch_size"
             if value is None and is_optional:
                 continue
-            if not is_integer(value) or not 1 <= value <= MAX_CELLS:
-                optional = ", or None to have it planned" if is_optional else ""
-                raise PlanError(f"{name}={value!r} must be an integer of at least 1, and less than 2**31{optional}")
+            check_size(name, value, ", or None to have it planned" if is_optional else "")
             self._set(name, int(value))
 
     def _check_choices(self) -> None:
@@ -95,9 +95,7 @@ class Settings:
             if not isinstance(getattr(self, name), bool):
                 raise PlanError(f"{name}={getattr(self, name)!r} must be True or False")
         for name, choices in (("rank_remainder", get_args(Remainder)), ("X_dtype", X_DTYPES)):
-            value = getattr(self, name)
-            if not isinstance(value, str) or value not in choices:
-                raise PlanError(f"{name}={value!r} must be one of {', '.join(map(repr, choices))}")
+            check_choice(name, getattr(self, name), choices)
         if self.rank_remainder == "pad" and self.drop_last:
             raise PlanError(
                 'rank_remainder="pad" and drop_last=True contradict each other: repeat cells or leave them out'
@@ -122,6 +120,20 @@ class Settings:
         """Return the name of the type in minibatches of values that the store has in the type ``stored``."""
         return stored if self.X_dtype == "stored" else self.X_dtype
 
+    def epoch_order(self, epoch: int, bounds: IntArray, shuffle_plan: ShufflePlan, **chunks: Any) -> EpochOrder:
+        """Return the order of an epoch over chunks between ``bounds``; ``chunks`` are further attributes."""
+        return EpochOrder(
+            bounds=bounds,
+            seed=self.seed,
+            epoch=epoch,
+            shuffle=self.shuffle,
+            batch_size=self.batch_size,
+            shuffle_plan=shuffle_plan,
+            drop_last=self.drop_last,
+            rank_remainder=self.rank_remainder,
+            **chunks,
+        )
+
     @classmethod
     def from_mapping(cls, parameters: Mapping[str, Any]) -> Self:
         """Make settings of the entries that have the name of a parameter; others are ignored."""
@@ -134,6 +146,12 @@ class Settings:
 
 PARAMETERS: Sequence[str] = tuple(field.name for field in dataclasses.fields(Settings) if field.name != "seed_given")
 """The parameters of a dataset from which settings are made."""
+
+
+def check_size(argument: str, value: Any, otherwise: str = "") -> None:
+    """Raise a PlanError if an argument is no number of cells; ``otherwise`` says what else it may be."""
+    if not is_integer(value) or not 1 <= value <= MAX_CELLS:
+        raise PlanError(f"{argument}={value!r} must be an integer of at least 1, and less than 2**31{otherwise}")
 
 
 def check_names(function: str, parameters: Mapping[str, Any]) -> None:

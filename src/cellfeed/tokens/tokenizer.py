@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from cellfeed._checks import is_integer
+from cellfeed._checks import check_choice, is_integer
 from cellfeed._joinids import IntArray
 from cellfeed.errors import PlanError
 from cellfeed.tokens.vocabulary import Vocabulary
@@ -53,8 +53,7 @@ class Tokenizer(abc.ABC):
             raise PlanError(
                 f"max_length={max_length!r} must be an integer of at least {least}: special tokens and a gene"
             )
-        if padding not in PADDINGS:
-            raise PlanError(f"padding={padding!r} must be one of {', '.join(map(repr, PADDINGS))}")
+        check_choice("padding", padding, PADDINGS)
         self.vocabulary, self.max_length, self.padding = vocabulary, int(max_length), padding
         self._n_special = least - 1
         self._gene_ids: IntArray = np.empty(0, np.int64)  # of the genes of a dataset, as _scales are
