@@ -100,7 +100,7 @@ class MissingDependencyError(CellfeedError, ImportError):
 
     Examples
     --------
-    >>> try:  # doctest: +SKIP
+    >>> try:
     ...     import cellfeed.lightning
     ... except cellfeed.MissingDependencyError as error:
     ...     print(error)  # the command that installs it
