@@ -464,6 +464,11 @@ def test_medians_are_exact_or_within_a_percent(tmp_path, monkeypatch, is_exact):
     assert np.isnan(medians["G3"])
 
 
+def test_medians_of_no_cells_are_missing(uri):
+    dataset = ExperimentDataset(uri, obs_query="label == 'none'", allow_empty=True, seed=0)
+    assert cellfeed.gene_medians(dataset).isna().all()
+
+
 def test_medians_of_scaled_values_are_refused(tmp_path):
     cells = Cells(CELLS.X * -1, CELLS.obs, CELLS.var, CELLS.joinids)
     with pytest.raises(SelectionError, match="negative values"):

@@ -46,7 +46,7 @@ class CountTally:
     [[7.0, 2.0]]
     """
 
-    def __init__(self, n_batches: int, n_vars: int, floor: FloatArray | None = None, max_held: int = MAX_HELD) -> None:
+    def __init__(self, n_batches: int, n_vars: int, floor: FloatArray | None = None) -> None:
         self._shape = n_batches, n_vars
         n_slots = n_batches * n_vars  # slot = batch * n_vars + gene
         self.n_cells = np.zeros((n_batches, 1))

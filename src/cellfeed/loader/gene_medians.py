@@ -78,7 +78,7 @@ class _Medians:
     def __init__(self, n_vars: int, max_values: int, highest: float) -> None:
         self._n_vars, self._max_values = n_vars, max_values
         self._first = np.log(highest) / np.log(GAMMA) - N_BINS + 1  # the number of the lowest bin
-        self._parts: list[tuple[IntArray, npt.NDArray[np.float32]]] = []
+        self._parts: list[tuple[IntArray, npt.NDArray[np.float32]]] = [(np.empty(0, np.int64), np.empty(0, np.float32))]
         self._n_values = 0
         self._counts: torch.Tensor | None = None  # (n_vars * N_BINS,)
 
