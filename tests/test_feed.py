@@ -1,5 +1,6 @@
 """From windows to the rows of minibatches, with a reader of a matrix in memory."""
 
+import itertools
 import threading
 
 import numpy as np
@@ -49,7 +50,7 @@ def test_identity_and_order(n, chunk, mixing, batch, ahead, seed):
     X = addressed(n, 5, 0.6)
     plan = EpochOrder(chunk_bounds(n, chunk), seed, 0, True, batch, mixing)
     positions = []
-    for rows in rebatch(feed(plan, FakeReader(X), ahead=ahead), batch):
+    for rows in rebatch(feed(plan, FakeReader(X), ahead=ahead), itertools.repeat(batch)):
         assert (matrix(rows, 5) != X[rows.positions]).nnz == 0
         positions.append(rows.positions)
     assert np.concatenate([*positions, []]).tolist() == cells(plan, World()).tolist()

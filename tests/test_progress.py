@@ -7,13 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellfeed.plan.epoch import World
+from cellfeed.plan.layout import ResumeSegment, WorldLayout, received_from_workers
 from cellfeed.plan.resume import (
     Leftover,
-    ResumeSegment,
-    WorldLayout,
     assign_shards,
     n_minibatches,
-    received_from_workers,
     windows_of,
 )
 from tests.support.fakes import cells, chunks_leaving, planned

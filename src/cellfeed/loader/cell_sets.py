@@ -22,7 +22,7 @@ from cellfeed.loader.content import TensorMaker
 from cellfeed.loader.engine import Engine
 from cellfeed.loader.epochs import EpochTracker
 from cellfeed.loader.held_rows import bytes_of, check_fits, estimated_bytes, read_rows, reading_engine
-from cellfeed.loader.pipeline import Pipeline
+from cellfeed.loader.pipeline import Assembly
 from cellfeed.loader.prefetch import Prefetch
 from cellfeed.loader.set_arguments import Groups, SetArguments, find_groups, refuse_content
 from cellfeed.loader.set_epochs import SetEpochs, set_numbers
@@ -187,7 +187,7 @@ class CellSets(Tabular):
     def __iter__(self) -> Iterator[SetMinibatch]:
         refuse_fork(self._pid)
         this = self._epochs.begin()
-        return self._epochs.counted(self._minibatches(this.epoch, self._epochs.windows(this, 0)), this)
+        return self._epochs.counted(self._minibatches(this.epoch, self._epochs.work(this, 0)), this)
 
     def _minibatches(self, epoch: int, windows: Iterator[Window]) -> Generator[SetMinibatch, None, None]:
         """Yield the minibatches of some windows of sets; closing the generator ends all threads."""
@@ -203,10 +203,9 @@ class CellSets(Tabular):
 
     def _make(self, rows: CellRows, sets: Sets, windows: Iterator[Window]) -> Generator[SetMinibatch, None, None]:
         engine = self._engine
-        resources = engine.media.source.planner.resources(1, available_threads())
-        pipeline = Pipeline(engine.selection, engine.settings, resources, self._buffers, engine.meter)
+        assembly = Assembly(engine.selection, engine.settings, available_threads(), self._buffers)
         numbers = set_numbers(windows)
-        with contextlib.closing(pipeline.assembler()) as assembler:
+        with contextlib.closing(assembly.assembler()) as assembler:
             while chosen := list(itertools.islice(numbers, self._arguments.sets_per_batch)):
                 with engine.meter.timing("assemble_s"):
                     minibatch = self._assemble(assembler, rows, sets, chosen)

@@ -17,11 +17,10 @@ from cellfeed._checks import format_bytes
 from cellfeed._progress import progress_bar
 from cellfeed.errors import PlanError, SelectionError
 from cellfeed.loader.engine import Engine
-from cellfeed.loader.pipeline import Pipeline
+from cellfeed.loader.reading import Reading
 from cellfeed.loader.world import available_threads
 from cellfeed.plan.epoch import World
 from cellfeed.plan.windows import ShardWindows
-from cellfeed.rows.assemble import DenseBuffers
 from cellfeed.rows.cell_rows import CellRows
 from cellfeed.select.selection import Selection
 
@@ -215,8 +214,7 @@ def _rows(engine: Engine, n_done: int) -> Iterator[list[CellRows]]:
     order = planner.epoch_order(0)
     shard = ShardWindows(order, *order.shard(World()))
     resources = planner.resources(1, available_threads())
-    pipeline = Pipeline(engine.selection, engine.settings, resources, DenseBuffers(keep=0), engine.meter)
-    yield from pipeline.rows(shard.windows(n_done))
+    yield from Reading(engine.selection, engine.settings, resources, shard.windows(n_done), engine.meter).rows()
 
 
 def _write_parts(

@@ -22,6 +22,7 @@ from cellfeed.loader.epochs import EpochTracker, RankEpoch
 from cellfeed.loader.label_counts import HasObs, LabelCounter
 from cellfeed.loader.media import LocalCopy, Media
 from cellfeed.loader.pipeline import Pipeline, Yielded
+from cellfeed.loader.reading import Reading
 from cellfeed.loader.tokenizing import refuse_tokens
 from cellfeed.loader.workers import WorkerGroup
 from cellfeed.loader.world import available_threads, find_ranks, find_worker, refuse_fork, refuse_loader
@@ -254,20 +255,29 @@ class Engine:
         else:
             worker, this = workers.assigned
         medium = self.media.get(this.medium)
+        resources = medium.planner.resources(this.world_layout.num_workers, available_threads())
+        reading = Reading(
+            medium.selection,
+            settings,
+            resources,
+            self.epochs.work(this, worker),
+            self.meter,
+            monitored=None if workers is None else partial(workers.monitor.watched, worker=worker),
+            appender=self.media.appender(medium),
+        )
         pipeline = Pipeline(
             medium.selection,
             settings,
-            medium.planner.resources(this.world_layout.num_workers, available_threads()),
+            reading,
+            resources.n_threads,
             self._buffers,
             self.meter,
             with_joinids=self.with_joinids,
-            monitored=None if workers is None else partial(workers.monitor.watched, worker=worker),
-            appender=self.media.appender(medium),
-            reads_copy=medium.name == COPY,
+            count_copied=len if medium.name == COPY else lambda obs: 0,
             feed=feed,
             epoch=this.epoch,
         )
-        minibatches: Iterator[Any] = pipeline.minibatches(self.epochs.windows(this, worker))
+        minibatches: Iterator[Any] = pipeline.minibatches()
         if workers:
             return minibatches  # the loader counts them
         counted = self.counted(minibatches, this)

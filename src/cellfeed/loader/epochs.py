@@ -11,14 +11,22 @@ from cellfeed._checks import is_integer
 from cellfeed.errors import PlanError, ReadError, StateError
 from cellfeed.loader.world import find_ranks, warn_of_unknown_rank
 from cellfeed.plan import state
-from cellfeed.plan.epoch import EpochOrder
-from cellfeed.plan.resume import ResumeSegment, ShardAssignment, WorldLayout, assign_shards, windows_of
+from cellfeed.plan.layout import ResumeSegment, WorldLayout
 from cellfeed.plan.schedule import ShufflePlan
 from cellfeed.plan.settings import Settings
 from cellfeed.plan.state import COPY, SOURCE, Fingerprint
-from cellfeed.plan.windows import Window
 
 T = TypeVar("T")
+
+
+class Assignment(Protocol):
+    """The rest of an epoch, divided among ranks and workers: a :class:`cellfeed.plan.resume.ShardAssignment`."""
+
+    def n_minibatches(self, rank: int, batch_size: int) -> int:
+        """Return the number of minibatches of a rank."""
+
+    def work(self, rank: int, worker: int) -> Any:
+        """Return what a worker of a rank reads: windows of cells, or of sets, or the runs of a join."""
 
 
 class PlansEpochs(Protocol):
@@ -27,8 +35,8 @@ class PlansEpochs(Protocol):
     def shuffle_plan(self, num_workers: int = 1) -> ShufflePlan:
         """Return how each of ``num_workers`` processes mixes chunks."""
 
-    def epoch_order(self, epoch: int, shuffle_plan: ShufflePlan | None = None) -> EpochOrder:
-        """Return the order of an epoch."""
+    def assign(self, epoch: int, segments: Sequence[ResumeSegment], world_layout: WorldLayout) -> Assignment:
+        """Assign the rest of an epoch, of which segments were received, to ranks and workers."""
 
 
 class HasEpochs(Protocol):
@@ -171,11 +179,10 @@ class EpochTracker(Generic[M]):
         self._current, self._n_received = current, 0
         return current
 
-    def windows(self, rank_epoch: RankEpoch, worker: int) -> Iterator[Window]:
-        """Return the windows of one worker."""
-        medium = self._media.get(rank_epoch.medium)
-        order, shards = self._assign(medium, rank_epoch.epoch, rank_epoch.segments, rank_epoch.world_layout)
-        return windows_of(shards.ranks[rank_epoch.rank][worker], order)
+    def work(self, this: RankEpoch, worker: int) -> Any:
+        """Return what one worker reads; see :meth:`Assignment.work`."""
+        planner = self._media.get(this.medium).planner
+        return planner.assign(this.epoch, this.segments, this.world_layout).work(this.rank, worker)
 
     def counted(self, minibatches: Iterator[T], rank_epoch: RankEpoch) -> Iterator[T]:
         """Yield the minibatches of an epoch and count them, until another epoch begins.
@@ -214,8 +221,8 @@ class EpochTracker(Generic[M]):
         rank, world_size = self._ranks()
         medium = self.next_medium(rank, world_size)
         layout = self._layout(medium, world_size, num_workers)
-        _, shards = self._assign(medium, self._next, self._next_segments, layout)
-        return shards.n_minibatches(rank, self._settings.batch_size)
+        rest = medium.planner.assign(self._next, self._next_segments, layout)
+        return rest.n_minibatches(rank, self._settings.batch_size)
 
     @property
     def is_at_end(self) -> bool:
@@ -269,17 +276,11 @@ class EpochTracker(Generic[M]):
 
     def _is_finished(self, medium: M, epoch: int, segments: Sequence[ResumeSegment]) -> bool:
         *before, last = segments
-        _, shards = self._assign(medium, epoch, before, last.world_layout)
+        assigned = medium.planner.assign(epoch, before, last.world_layout)
         return all(
-            last.received_by(rank) >= shards.n_minibatches(rank, self._settings.batch_size)
+            last.received_by(rank) >= assigned.n_minibatches(rank, self._settings.batch_size)
             for rank in range(last.world_layout.world_size)
         )
-
-    def _assign(
-        self, medium: M, epoch: int, segments: Sequence[ResumeSegment], world_layout: WorldLayout
-    ) -> tuple[EpochOrder, ShardAssignment]:
-        order = medium.planner.epoch_order(epoch, world_layout.mixing)
-        return order, assign_shards(order, segments, world_layout)
 
     def _layout(self, medium: M, world_size: int, num_workers: int) -> WorldLayout:
         return WorldLayout(world_size, num_workers, medium.planner.shuffle_plan(num_workers))

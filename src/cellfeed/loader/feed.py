@@ -138,20 +138,26 @@ class _Pool:
                 parts.append(rows.slice(low, high))
 
 
-def rebatch(windows: Iterator[CellRows], batch_size: int) -> Generator[CellRows, None, None]:
-    """Yield batches from the cells of consecutive windows; a batch may span several. The last one may be smaller."""
+def rebatch(windows: Iterator[CellRows], sizes: Iterable[int]) -> Generator[CellRows, None, None]:
+    """Yield batches of the given sizes from the cells of consecutive windows; a batch may span several.
+
+    It ends with the sizes, or with the cells; then the last batch may be smaller.
+    """
     parts: list[CellRows] = []
-    n_cells = 0  # in parts
+    remaining = iter(sizes)
+    n_missing = next(remaining, 0)  # cells until the batch is complete
     for window in windows:
         size, low = len(window), 0
-        while low < size:
-            high = min(size, low + batch_size - n_cells)
+        while low < size and n_missing:
+            high = min(size, low + n_missing)
             parts.append(window.slice(low, high))
-            n_cells += high - low
+            n_missing -= high - low
             low = high
-            if n_cells == batch_size:
+            if n_missing == 0:
                 yield CellRows.join(parts)
-                parts, n_cells = [], 0
+                parts, n_missing = [], next(remaining, 0)
         del window  # a reference here would prevent the reuse of its memory
+        if not n_missing:
+            return
     if parts:
         yield CellRows.join(parts)

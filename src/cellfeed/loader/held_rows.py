@@ -12,13 +12,11 @@ import numpy as np
 from cellfeed._checks import format_bytes
 from cellfeed.errors import PlanError
 from cellfeed.loader.engine import Engine
-from cellfeed.loader.pipeline import Pipeline
+from cellfeed.loader.reading import Reading
 from cellfeed.loader.world import available_threads
 from cellfeed.plan.cells import Chunks
 from cellfeed.plan.matrices import Matrix
 from cellfeed.plan.settings import IN_ORDER
-from cellfeed.plan.state import COPY
-from cellfeed.rows.assemble import DenseBuffers
 from cellfeed.rows.cell_rows import CellRows, ValueWidth
 from cellfeed.rows.row_allocator import RowAllocator, RowPointers
 from cellfeed.rows.slabs import SLAB_BYTES, Arena, Slab, SlabPool
@@ -71,7 +69,7 @@ def read_rows(engine: Engine) -> CellRows:
     arena = Arena(SlabPool(SLAB_BYTES, engine.meter.hold))
     parts: list[CellRows] = []
     n_read = 0
-    with contextlib.closing(_rows(reader, from_copy=medium.name == COPY)) as batches:
+    with contextlib.closing(_rows(reader)) as batches:
         for rows in batches:
             parts += _copies(rows, arena)
             n_read += len(rows)
@@ -100,12 +98,11 @@ def reading_engine(engine: Engine) -> Engine:
         raise PlanError(f"group_batches() reads in half of memory_budget, which it needs twice: {error}") from error
 
 
-def _rows(engine: Engine, *, from_copy: bool) -> Generator[CellRows, None, None]:
+def _rows(engine: Engine) -> Generator[CellRows, None, None]:
     """Yield the rows of all cells in order."""
     resources = engine.media.source.planner.resources(1, available_threads())
-    buffers = DenseBuffers(keep=0)
-    pipeline = Pipeline(engine.selection, engine.settings, resources, buffers, engine.meter, reads_copy=from_copy)
-    for (rows,) in pipeline.rows(engine.epochs.windows(engine.epochs.begin(), 0)):
+    windows = engine.epochs.work(engine.epochs.begin(), 0)
+    for (rows,) in Reading(engine.selection, engine.settings, resources, windows, engine.meter).rows():
         yield rows
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from cellfeed._digests import digest, digest_of_text
 from cellfeed._joinids import IntArray
 from cellfeed.errors import PlanError, StateError
-from cellfeed.loader.pipeline import Appender
+from cellfeed.loader.reading import Appender
 from cellfeed.loader.world import all_ranks_agree
 from cellfeed.plan import state
 from cellfeed.plan.planner import Planner

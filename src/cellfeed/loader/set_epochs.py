@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from cellfeed.plan.epoch import EpochOrder
+from cellfeed.plan.layout import ResumeSegment, WorldLayout
+from cellfeed.plan.resume import ShardAssignment, assign_shards
 from cellfeed.plan.schedule import ShufflePlan
 from cellfeed.plan.settings import Settings
 from cellfeed.plan.state import SOURCE, Fingerprint
@@ -46,9 +47,10 @@ class SetEpochs:
         """Return windows of some sets: their number has no effect on mixing, since the order is random already."""
         return ShufflePlan(SETS_PER_WINDOW)
 
-    def epoch_order(self, epoch: int, shuffle_plan: ShufflePlan | None = None) -> EpochOrder:
-        """Return the order of the sets in an epoch."""
-        return self.settings.epoch_order(epoch, np.arange(self.n_sets + 1), shuffle_plan or self.shuffle_plan())
+    def assign(self, epoch: int, segments: Sequence[ResumeSegment], world_layout: WorldLayout) -> ShardAssignment:
+        """Assign the sets of the rest of an epoch to ranks."""
+        order = self.settings.epoch_order(epoch, np.arange(self.n_sets + 1), world_layout.mixing)
+        return assign_shards(order, segments, world_layout)
 
 
 def set_numbers(windows: Iterable[Window]) -> Iterator[tuple[int, bool]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -17,8 +18,10 @@ from cellfeed.plan.budget import ProcessBudget, ReadBudget
 from cellfeed.plan.cells import Cells, Chunks
 from cellfeed.plan.copies import chunks_of_copies
 from cellfeed.plan.epoch import EpochOrder, World, chunk_bounds
+from cellfeed.plan.layout import ResumeSegment, WorldLayout
 from cellfeed.plan.matrices import Matrix
 from cellfeed.plan.resampling import Resampling
+from cellfeed.plan.resume import ShardAssignment, assign_shards
 from cellfeed.plan.schedule import ShufflePlan, best_shuffle_plan
 from cellfeed.plan.settings import Settings
 from cellfeed.plan.summary import Plan, evenly, summarize
@@ -282,6 +285,10 @@ class Planner:
             chunk_nnz=None if self._cells.nnz is None else chunk_nnz,
             cells=chunks.cells,
         )
+
+    def assign(self, epoch: int, segments: Sequence[ResumeSegment], world_layout: WorldLayout) -> ShardAssignment:
+        """Assign the rest of an epoch, of which segments were received, to ranks and workers."""
+        return assign_shards(self.epoch_order(epoch, world_layout.mixing), segments, world_layout)
 
     def report(self, epoch: int, world: World, label: str | None, codes: npt.NDArray[np.integer] | None) -> Plan:
         """Return the figures of an epoch, and how well it mixes the label of each cell: the worst case if ``None``."""

@@ -13,7 +13,6 @@ With 12 cells in order and ``batch_size=2``, two ranks receive one minibatch eac
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,45 +22,8 @@ import numpy as np
 
 from cellfeed.plan.copy_windows import windows_of_shard
 from cellfeed.plan.epoch import EpochOrder
-from cellfeed.plan.schedule import ShufflePlan
+from cellfeed.plan.layout import ResumeSegment, WorldLayout, received_from_workers
 from cellfeed.plan.windows import Fetch, Window
-
-
-@dataclass(frozen=True)
-class WorldLayout:
-    """Ranks and workers that share an epoch, and how they shuffle. The same layout continues in the same order.
-
-    Attributes
-    ----------
-    world_size, num_workers
-        Number of ranks, and of reading processes per rank.
-    mixing
-        How each reading process shuffles chunks.
-    """
-
-    world_size: int
-    num_workers: int
-    mixing: ShufflePlan
-
-
-@dataclass(frozen=True)
-class ResumeSegment:
-    """A part of an epoch that was received on one layout.
-
-    Attributes
-    ----------
-    world_layout
-        The ranks and workers.
-    n_received
-        Number of minibatches that the training loop of each rank received; one integer if all received the same number.
-    """
-
-    world_layout: WorldLayout
-    n_received: int | tuple[int, ...]
-
-    def received_by(self, rank: int) -> int:
-        """Return the number of minibatches that a rank received."""
-        return self.n_received if isinstance(self.n_received, int) else self.n_received[rank]
 
 
 @dataclass(frozen=True)
@@ -129,14 +91,21 @@ class ShardAssignment:
 
     Attributes
     ----------
+    order
+        Order of the epoch.
     ranks
         ``ranks[rank][worker]`` lists pieces in the order of reading.
     left_out
         Pieces that no rank gets: see ``remainder``.
     """
 
+    order: EpochOrder
     ranks: list[list[Pieces]]
     left_out: Pieces
+
+    def work(self, rank: int, worker: int) -> Iterator[Window]:
+        """Return the windows of a worker of a rank."""
+        return windows_of(self.ranks[rank][worker], self.order)
 
     def n_minibatches(self, rank: int, batch_size: int) -> int:
         """Return the number of minibatches of a rank."""
@@ -178,7 +147,7 @@ def assign_shards(order: EpochOrder, segments: Sequence[ResumeSegment], world_la
             _skip_minibatches(workers, segment.received_by(rank), order.batch_size)
             for rank, workers in enumerate(shards.ranks)
         ]
-        shards = _reassign(order, ShardAssignment(ranks, shards.left_out), segment.world_layout, next_layout)
+        shards = _reassign(order, ShardAssignment(order, ranks, shards.left_out), segment.world_layout, next_layout)
     return shards
 
 
@@ -201,7 +170,7 @@ def _assign_first(order: EpochOrder, world_layout: WorldLayout) -> ShardAssignme
     bounds = order.rank_shards(order.n_cells, world_layout.world_size)  # (world_size, 2)
     stop = max(order.n_cells, int(bounds.max(initial=0)))  # rank_remainder="pad" ends after the last cell
     ranks, left_out = _split([Shard(0, stop)], bounds.tolist())
-    return ShardAssignment([_to_workers(order, pieces, world_layout.num_workers) for pieces in ranks], left_out)
+    return ShardAssignment(order, [_to_workers(order, pieces, world_layout.num_workers) for pieces in ranks], left_out)
 
 
 def _reassign(order: EpochOrder, shards: ShardAssignment, before: WorldLayout, now: WorldLayout) -> ShardAssignment:
@@ -218,7 +187,7 @@ def _reassign(order: EpochOrder, shards: ShardAssignment, before: WorldLayout, n
         n_missing = int(bounds.max(initial=0)) - _n_cells(pieces)
         padding = [order.n_cells + k % order.n_cells for k in range(n_missing)]  # rank_remainder="pad" repeats cells
         ranks, left_out = _split(pieces + [Shard(cell, cell + 1) for cell in padding], bounds.tolist())
-    return ShardAssignment([_to_workers(order, pieces, now.num_workers) for pieces in ranks], left_out)
+    return ShardAssignment(order, [_to_workers(order, pieces, now.num_workers) for pieces in ranks], left_out)
 
 
 def _splittable(piece: Piece, order: EpochOrder) -> Pieces:
@@ -275,26 +244,3 @@ def _skip_cells(pieces: Pieces, n: int) -> Pieces:
             return [piece.skip(n), *pieces[k + 1 :]]
         n -= len(piece)
     return []
-
-
-def received_from_workers(n_received: int, available: Sequence[int]) -> list[int]:
-    """Return how many of the minibatches that a rank received came from each worker.
-
-    Workers take turns, in the order of :class:`torch.utils.data.DataLoader`; a worker that has no more minibatches is
-    skipped. If ``k`` rounds are complete, worker ``w`` yielded ``min(available[w], k)`` minibatches. The rest comes
-    from the first workers that have more than ``k``.
-
-    Examples
-    --------
-    Five minibatches come from workers 0, 1, 2, 0, 2: one complete round and two minibatches of the next.
-
-    >>> received_from_workers(5, [2, 1, 4])
-    [2, 1, 2]
-    """
-    n_received = min(n_received, sum(available))
-    n_rounds = bisect_right(range(n_received + 1), n_received, key=lambda k: sum(min(n, k) for n in available)) - 1
-    counts = [min(n, n_rounds) for n in available]
-    for worker, n in enumerate(available):
-        if sum(counts) < n_received and n > n_rounds:
-            counts[worker] += 1
-    return counts

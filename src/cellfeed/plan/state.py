@@ -10,7 +10,7 @@ from typing import Any
 from cellfeed._checks import is_integer
 from cellfeed.errors import StateError
 from cellfeed.plan.epoch import check_size
-from cellfeed.plan.resume import ResumeSegment, WorldLayout
+from cellfeed.plan.layout import ResumeSegment, WorldLayout
 from cellfeed.plan.schedule import MAX_SLICES, ShufflePlan
 
 SOURCE, COPY = "source", "copy"

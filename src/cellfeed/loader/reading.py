@@ -1,0 +1,178 @@
+"""The rows of the minibatches of one epoch: windows are read ahead, verified, and divided into batches."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any, Protocol
+
+from cellfeed._joinids import IntArray, read_bounds
+from cellfeed.loader.feed import load_windows, rebatch
+from cellfeed.plan import budget
+from cellfeed.plan.planner import Resources
+from cellfeed.plan.settings import Settings
+from cellfeed.plan.windows import Window
+from cellfeed.rows.cell_rows import CellRows
+from cellfeed.rows.half_precision import HALF_DTYPES, round_to_half
+from cellfeed.rows.row_allocator import Reader, RowAllocator, RowPointers
+from cellfeed.rows.slabs import choose_slab_bytes
+from cellfeed.select.selection import Selection
+from cellfeed.sources.retry import Retries
+from cellfeed.sources.verify import check_rows
+from cellfeed.stats import Meter
+
+
+class Appender(Protocol):
+    """Appends the rows of an epoch to a local copy."""
+
+    def append(self, rows: CellRows) -> None:
+        """Append the rows of cells that the copy lacks."""
+
+    def finish(self) -> None:
+        """Complete the part that was written, at the end of the epoch."""
+
+    def abandon(self) -> None:
+        """Close the part that was written; a later epoch continues it."""
+
+
+class ReadsRows(Protocol):
+    """Reads the rows of minibatches: a :class:`Reading`, or several of them for the datasets of a join."""
+
+    def retries(self) -> list[Retries]:
+        """Return what makes the requests; the caller closes them after the epoch."""
+
+    def reading(self, retries: Sequence[Retries]) -> contextlib.AbstractContextManager[Iterator[list[CellRows]]]:
+        """Yield an iterator over minibatches: their rows of X, and of each further matrix, of the same cells."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """Reads the rows of minibatches in one process.
+
+    Attributes
+    ----------
+    selection, settings, resources
+        What to read, how to batch it, and with how many threads and bytes.
+    windows
+        The windows of the cells.
+    meter
+        The counters.
+    sizes
+        Numbers of cells of the minibatches, if they are not all ``batch_size``.
+    monitored
+        Wraps the reader, in a worker process.
+    appender
+        Appends the rows of X to a local copy.
+    """
+
+    selection: Selection
+    settings: Settings
+    resources: Resources
+    windows: Iterable[Window]
+    meter: Meter
+    sizes: Sequence[int] | None = None
+    monitored: Callable[[Reader], Reader] | None = None
+    appender: Appender | None = None
+
+    @cached_property
+    def _matrices(self) -> list[Reading]:
+        """A reading per matrix of minibatches, X first: further ones read the same windows from other arrays."""
+        further = zip(self.selection.further, self.resources.further, strict=True)
+        rows_of_other_nnz = [(replace(selection, nnz=None), resources) for selection, resources in further]
+        X = replace(self, appender=None)
+        return [X, *(replace(X, selection=own, resources=of, monitored=None) for own, of in rows_of_other_nnz)]
+
+    def retries(self) -> list[Retries]:
+        """Return what makes the requests of each matrix; the caller closes them after the epoch."""
+        return [
+            each.selection.source.retries(n_threads=each.resources.n_requests, meter=self.meter)
+            for each in self._matrices
+        ]
+
+    @contextlib.contextmanager
+    def reading(self, retries: Sequence[Retries]) -> Iterator[Iterator[list[CellRows]]]:
+        """Yield an iterator over minibatches: their rows of X, and of each further matrix, of the same cells.
+
+        A layer that is X itself has the rows of X. The iterator holds no reference to what it has returned.
+        """
+        X = self._matrices[0]
+        is_read = [each is X or each.selection.source is not X.selection.source for each in self._matrices]
+        with contextlib.ExitStack() as stack:
+            batches = [
+                stack.enter_context(contextlib.closing(each._batches(own, requests)))
+                for each, own, requests in zip(
+                    itertools.compress(self._matrices, is_read),
+                    itertools.tee(self.windows, sum(is_read)),
+                    itertools.compress(retries, is_read),
+                    strict=True,
+                )
+            ]
+            copy = stack.enter_context(self._copying())
+
+            def next_rows() -> list[Any]:
+                X, *further = (next(each, None) for each in batches)
+                if X is not None:
+                    copy(X)
+                others = iter(further)
+                return [X, *(next(others) if read else X for read in is_read[1:])]
+
+            yield iter(next_rows, [None] * len(is_read))
+
+    def rows(self) -> Generator[list[CellRows], None, None]:
+        """Yield the rows of minibatches as :meth:`reading` does, with requests of their own."""
+        with contextlib.ExitStack() as stack:
+            retries = [stack.enter_context(contextlib.closing(each)) for each in self.retries()]
+            yield from stack.enter_context(self.reading(retries))
+
+    def _batches(self, windows: Iterable[Window], retries: Retries) -> Generator[CellRows, None, None]:
+        """Yield the cells of each minibatch with their rows; closing the generator closes the reader."""
+        selection, settings, resources = self.selection, self.settings, self.resources
+        reader, rows_per_read, n_threads = selection.source.open_reader(
+            selection, resources, verify=settings.verify, meter=self.meter, retries=retries
+        )
+        if self.monitored:
+            reader = self.monitored(reader)
+        loaded = load_windows(
+            windows,
+            selection.joinids,
+            partial(self._read_rows, reader),
+            read_bounds=partial(
+                read_bounds,
+                extent=selection.geometry.row_extent,
+                max_row_blocks=budget.MAX_ROW_BLOCKS_PER_READ,
+                max_rows=rows_per_read,
+            ),
+            n_threads=n_threads,
+            ahead=resources.windows_ahead,
+            slab_bytes=choose_slab_bytes(resources.pool_bytes, resources.n_windows),
+            meter=self.meter,
+        )
+        batches = rebatch(loaded, itertools.repeat(settings.batch_size) if self.sizes is None else self.sizes)
+        with contextlib.closing(reader), contextlib.closing(loaded), contextlib.closing(batches):
+            yield from batches
+
+    @contextlib.contextmanager
+    def _copying(self) -> Iterator[Callable[[CellRows], None]]:
+        """Yield a function that appends rows to the local copy, if this epoch writes one."""
+        if self.appender is None:
+            yield lambda rows: None
+            return
+        try:
+            yield self.appender.append
+        except BaseException:
+            self.appender.abandon()
+            raise
+        self.appender.finish()
+
+    def _read_rows(
+        self, reader: Reader, positions: IntArray, joinids: IntArray, allocator: RowAllocator
+    ) -> RowPointers:
+        """Read rows, verify them, and round their values if X has a 16-bit float type."""
+        half = HALF_DTYPES.get(self.settings.X_dtype)
+        rows = reader.read(joinids, allocator if half is None else allocator.with_value_bytes(2))
+        if self.settings.verify:
+            check_rows(rows, positions, joinids, self.selection)
+        return rows if half is None else round_to_half(rows, joinids, half)
