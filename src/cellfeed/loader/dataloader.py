@@ -14,11 +14,10 @@ from cellfeed._checks import is_integer
 from cellfeed._tabular import Tabular
 from cellfeed.errors import CellfeedError, PlanError, ReadError
 from cellfeed.loader.datapipe import is_chained, plain
-from cellfeed.loader.dataset import ExperimentDataset
 from cellfeed.loader.device_checks import DeviceMemory, check_device, makes_minibatches
 from cellfeed.loader.epochs import RankEpoch
 from cellfeed.loader.frameworks import EpochSampler, mark_last
-from cellfeed.loader.provenance import describe
+from cellfeed.loader.minibatch_dataset import MinibatchDataset
 from cellfeed.loader.worker_monitor import TIMEOUT_S, Watchdog, is_lost_worker, leave_signals
 from cellfeed.loader.workers import Initializer, WorkerGroup, check_sendable, sending
 from cellfeed.plan.epoch import MAX_WORKERS
@@ -40,6 +39,7 @@ class ExperimentDataLoader(Tabular, DataLoader[AnyMinibatch]):
     """The class of the loaders that :func:`experiment_dataloader` makes."""
 
     made_by = "experiment_dataloader"
+    takes: type[MinibatchDataset] = MinibatchDataset
 
     # Accelerate's ``prepare`` divides the minibatches of a loader among ranks, which the dataset does already. It
     # returns a loader with the first attribute unchanged; ``save_state`` saves the state of one with the second.
@@ -48,7 +48,7 @@ class ExperimentDataLoader(Tabular, DataLoader[AnyMinibatch]):
 
     # Lightning makes a loader again from its attributes that have the names of these parameters. It then gives a
     # ``batch_sampler``, which :func:`experiment_dataloader` refuses.
-    def __init__(self, dataset: ExperimentDataset, num_workers: int = 0, *, device: Any = None, **kwargs: Any) -> None:
+    def __init__(self, dataset: MinibatchDataset, num_workers: int = 0, *, device: Any = None, **kwargs: Any) -> None:
         self._engine = dataset._engine
         sparse = self._engine.settings.return_sparse_X
         self.device = None if device is None else check_device(device, self._engine.X_dtype, sparse=sparse)
@@ -62,7 +62,8 @@ class ExperimentDataLoader(Tabular, DataLoader[AnyMinibatch]):
             check_sendable({**parts, "dataset": dataset}, num_workers)
         dataset = plain(dataset)
         # Whether minibatches are made without the device, and moved to it in the training loop.
-        self._moves = self.device is not None and (num_workers > 0 or not makes_minibatches(self.device))
+        can_make = num_workers == 0 and self._engine.makes_on_devices
+        self._moves = self.device is not None and not (can_make and makes_minibatches(self.device))
         dataset._device = None if self._moves else self.device
         super().__init__(dataset, num_workers=num_workers, **kwargs)
         # PyTorch accepts no sampler for an iterable dataset.
@@ -149,19 +150,18 @@ class ExperimentDataLoader(Tabular, DataLoader[AnyMinibatch]):
     @property
     def device_memory(self) -> DeviceMemory:
         """Memory for the minibatches of the next epoch, with ``device=`` and ``num_workers=0``."""
-        return DeviceMemory.of(self._engine.media.source.planner, self.device)
+        return self._engine.device_memory(self.device)
 
     def __len__(self) -> int:
         """Return the number of minibatches of this rank in the next epoch, including those before a restore."""
         return self._engine.epochs.n_minibatches(max(1, self.num_workers))
 
     def __repr__(self) -> str:
-        cells = describe(self._engine.selection, self._engine.settings)
-        return f"{type(self).__name__}({cells}, num_workers={self.num_workers}, device={self.device})"
+        return f"{type(self).__name__}({self._engine.describe()}, num_workers={self.num_workers}, device={self.device})"
 
     def _table(self) -> dict[str, str]:
         return {
-            **self.dataset._table(),  # type: ignore[attr-defined]
+            **self._engine.table(),
             "minibatches": f"{len(self):,} per epoch, of {self._engine.settings.batch_size:,} cells",
             "workers": f"{self.num_workers} processes" if self.num_workers else "threads of this process",
             "device": str(self.device or "cpu"),
@@ -180,7 +180,7 @@ class ExperimentDataLoader(Tabular, DataLoader[AnyMinibatch]):
 
 
 def experiment_dataloader(
-    dataset: ExperimentDataset | None = None,
+    dataset: MinibatchDataset | None = None,
     num_workers: int = 0,
     *,
     datapipe: Any = None,
@@ -195,8 +195,8 @@ def experiment_dataloader(
     Parameters
     ----------
     dataset
-        An :class:`ExperimentDataset` or :class:`ExperimentDataPipe`; or a chain of datapipes that begins with one,
-        such as ``datapipe.map(function)``. A chain takes no workers, and its loader is PyTorch's, without a state.
+        An :class:`ExperimentDataset`, :class:`ExperimentDataPipe` or :class:`JoinedDataset`; or a chain of datapipes
+        that begins with one, such as ``datapipe.map(function)``. A chain takes no workers, and its loader no state.
     num_workers
         Number of worker processes; each reads an equal part of the cells. They are spawned unless
         ``multiprocessing_context`` is given. A script must start them inside ``if __name__ == "__main__":``. They
@@ -251,13 +251,13 @@ def experiment_dataloader(
 
 def make_dataloader(
     kind: type[Loader],
-    dataset: ExperimentDataset,
+    dataset: MinibatchDataset,
     num_workers: int,
     kwargs: Mapping[str, Any],
-    prepare: Callable[[ExperimentDataset], ExperimentDataset] = lambda dataset: dataset,
+    prepare: Callable[[Any], MinibatchDataset] = lambda dataset: dataset,
 ) -> Loader:
     """Check the arguments of a loader, and make it for ``prepare(dataset)``."""
-    if not isinstance(dataset, ExperimentDataset):
+    if not isinstance(dataset, kind.takes):
         raise PlanError(
             f"dataset is a {type(dataset).__name__}; {kind.made_by} takes an ExperimentDataset or an ExperimentDataPipe"
         )

@@ -15,6 +15,7 @@ from torch.utils.data.graph import traverse_dps
 from cellfeed._checks import ordered, suggest, warn_user
 from cellfeed.errors import PlanError
 from cellfeed.loader.dataset import ExperimentDataset
+from cellfeed.loader.minibatch_dataset import MinibatchDataset
 from cellfeed.plan.settings import Settings
 from cellfeed.rows.minibatch import AnyMinibatch, mapped
 from cellfeed.select.encoders import Encoder
@@ -213,7 +214,7 @@ def is_chained(datapipe: Any) -> bool:
     return begins_with_cells(traverse_dps(datapipe))
 
 
-def plain(dataset: ExperimentDataset) -> ExperimentDataset:
+def plain(dataset: MinibatchDataset) -> MinibatchDataset:
     """Return another dataset with the same engine, for one loader.
 
     A datapipe is replaced by a dataset that is not a datapipe, as ``DataLoader`` pickles datapipes in its own way.

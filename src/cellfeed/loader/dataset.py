@@ -5,30 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy.typing as npt
 import pandas as pd
 import torch
-from torch.utils.data import IterableDataset
 
 from cellfeed._joinids import IntArray
-from cellfeed._tabular import Tabular
 from cellfeed.loader.cell_sets import CellSets, make_sets
 from cellfeed.loader.copying import write_copy
 from cellfeed.loader.device_checks import parse_device
 from cellfeed.loader.engine import Engine
+from cellfeed.loader.minibatch_dataset import MinibatchDataset
 from cellfeed.loader.parts import folds, leave_one_out, split_by
-from cellfeed.loader.provenance import describe, make_record, summarize
+from cellfeed.loader.provenance import make_record
 from cellfeed.loader.resample import resample
 from cellfeed.loader.to_anndata import to_anndata
 from cellfeed.loader.tokenizing import with_tokens
-from cellfeed.loader.workers import Sendable
 from cellfeed.plan.epoch import Remainder
 from cellfeed.plan.settings import Settings, check_names
 from cellfeed.plan.summary import Plan
-from cellfeed.rows.minibatch import AnyMinibatch, array_of
+from cellfeed.rows.minibatch import array_of
 from cellfeed.select.class_counts import balanced_weights, count_classes
 from cellfeed.select.content import Content
 from cellfeed.select.encoders import Encoder
@@ -36,14 +33,14 @@ from cellfeed.select.gene_names import identify_columns, name_columns
 from cellfeed.select.obs_rows import read_obs_rows
 from cellfeed.sources.opening import open_local_copy, select_from_experiment, select_from_query
 from cellfeed.sources.retry import RETRY_DEADLINE_S
-from cellfeed.stats import Meter, Stats
+from cellfeed.stats import Meter
 from cellfeed.transforms import Transform
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
-class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
+class ExperimentDataset(MinibatchDataset):
     """Minibatches of cells from a SOMA experiment, for PyTorch.
 
     Cells are read from disk or S3 while the model trains; memory holds a bounded number of them. Every
@@ -294,16 +291,6 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
     # ------------------------------------------------------------------ attributes
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """Number of cells, and number of columns of ``X``: of the selected genes, or ``n_vars`` of a transform."""
-        return self._engine.shape
-
-    @property
-    def obs_encoders(self) -> Mapping[str, Encoder]:
-        """The fitted encoders by name, in the order of the columns of ``obs``; ``"soma_joinid"`` has no encoder."""
-        return MappingProxyType(dict(self._engine.selection.encoders))
-
-    @property
     def obs_joinids(self) -> IntArray:
         """Selected cells: int64, shape (n_obs,), in the order of their rows; of an experiment, ascending."""
         return self._engine.selection.joinid_column[:].copy()
@@ -317,82 +304,6 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
     def seed(self) -> int:
         """The seed given, or the one drawn; the same seed gives the same orders in another process."""
         return self._engine.settings.seed
-
-    @property
-    def epoch(self) -> int:
-        """The epoch that the next iterator yields."""
-        return self._engine.epochs.next
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch that the next iterator yields; later iterators yield the epochs after it.
-
-        An epoch has the same order whenever it is read. Without this call the first iterator yields epoch 0, and each
-        further one the next epoch.
-
-        Examples
-        --------
-        >>> dataset = cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), seed=0)
-        >>> first = next(iter(dataset)).X
-        >>> dataset.set_epoch(0)
-        >>> bool((next(iter(dataset)).X == first).all())
-        True
-        """
-        self._engine.epochs.set(epoch)
-
-    def __len__(self) -> int:
-        """Return the number of minibatches of this rank in the next epoch, over all its workers.
-
-        After a state was loaded, minibatches received before it was saved are included.
-        """
-        return self._engine.epochs.n_minibatches()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the position of the training loop, as a small dict of plain values.
-
-        It counts the minibatches that iterators of this dataset, or of a :func:`cellfeed.experiment_dataloader` of
-        it, have yielded in this process.
-
-        Returns
-        -------
-        A dict for :meth:`load_state_dict`; ``json.dumps`` and ``torch.save`` accept it.
-
-        Examples
-        --------
-        >>> dataset = cellfeed.ExperimentDataset(cellfeed.datasets.pbmc700(), batch_size=100, seed=0)
-        >>> iterator = iter(dataset)
-        >>> _ = next(iterator), next(iterator)
-        >>> dataset.load_state_dict(dataset.state_dict())
-        >>> sum(len(X) for X, obs in dataset)  # of 700
-        500
-        """
-        return self._engine.epochs.save()
-
-    def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
-        """Make the next iterator continue after the last minibatch that the training loop received.
-
-        Cells that had been read ahead when the state was saved are read again. With the same ranks and workers the
-        order continues unchanged. The number of workers or ranks and ``memory_budget`` may differ: each remaining
-        cell is yielded once.
-
-        Parameters
-        ----------
-        state
-            A result of :meth:`state_dict`. If ranks had received different numbers of minibatches and the number of
-            ranks changes: a list of the states of all ranks. All ranks must be given the same state, or, if the number
-            of ranks is unchanged, each its own.
-
-        Raises
-        ------
-        StateError
-            If the state belongs to other cells, genes or parameters; the message names the field.
-        """
-        self._engine.epochs.restore(state)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({describe(self._engine.selection, self._engine.settings)})"
-
-    def _table(self) -> dict[str, str]:
-        return summarize(self._engine.selection, self._engine.settings, self._engine.resampling)
 
     # ------------------------------------------------------------------ parts of it
 
@@ -970,13 +881,3 @@ class ExperimentDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
         selection = self._engine.selection
         genes = identify_columns(selection, var_column)
         return make_record(selection, self._engine.settings, genes, self._engine.resampling)
-
-    def stats(self) -> Stats:
-        """Return counters of what iterators of this dataset have done in this process.
-
-        Only ``effective_batch_sizes`` includes the minibatches of worker processes.
-        """
-        return self._engine.stats()
-
-    def __iter__(self) -> Iterator[AnyMinibatch]:
-        return self._engine.minibatches(self._workers, device=self._device)  # type: ignore[return-value] # no OrderedMinibatch for users

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,36 +17,34 @@ from cellfeed._joinids import JoinIds
 from cellfeed.errors import PlanError
 from cellfeed.loader.device import DeviceFeed
 from cellfeed.loader.device_checks import DeviceMemory
+from cellfeed.loader.epoch_engine import EpochEngine
 from cellfeed.loader.epochs import EpochTracker, RankEpoch
-from cellfeed.loader.label_counts import HasObs, LabelCounter
-from cellfeed.loader.media import LocalCopy, Media
-from cellfeed.loader.pipeline import Pipeline, Yielded
+from cellfeed.loader.label_counts import LabelCounter
+from cellfeed.loader.media import LocalCopy, Media, Medium
+from cellfeed.loader.pipeline import Pipeline
+from cellfeed.loader.provenance import describe, summarize
 from cellfeed.loader.reading import Reading
 from cellfeed.loader.tokenizing import refuse_tokens
 from cellfeed.loader.workers import WorkerGroup
-from cellfeed.loader.world import available_threads, find_ranks, find_worker, refuse_fork, refuse_loader
-from cellfeed.plan import budget, splits
+from cellfeed.loader.world import available_threads, find_ranks
+from cellfeed.plan import splits
 from cellfeed.plan.epoch import World
 from cellfeed.plan.permutation import check_seed
 from cellfeed.plan.resampling import Resampling
 from cellfeed.plan.settings import Settings
 from cellfeed.plan.state import COPY
 from cellfeed.plan.summary import Plan
-from cellfeed.rows.assemble import DenseBuffers
-from cellfeed.rows.minibatch import quiet_beta_warning
 from cellfeed.select.gene_names import find_selected, gene_list
 from cellfeed.select.labels import read_obs_column
 from cellfeed.select.selection import Selection
-from cellfeed.stats import Meter, Stats
-from cellfeed.transforms import SelectGenes, columns_after
-
-M = TypeVar("M", bound=HasObs)
+from cellfeed.stats import Meter
+from cellfeed.transforms import SelectGenes
 
 Labels = tuple[npt.NDArray[np.int64], npt.NDArray[Any]]
 """Codes of a column of obs, shape (n_obs,), and the value of each code."""
 
 
-class Engine:
+class Engine(EpochEngine):
     """Plans, reads, counts and resumes the epochs of one dataset.
 
     Making an engine reads nothing. A pickled copy in another process has its own buffers and counters.
@@ -95,21 +92,7 @@ class Engine:
         self.label_counter = LabelCounter(labels, settings.batch_size, expected)
         self.media = Media(selection, settings, local_copy, resampling)
         self.media.source.planner.epoch_order(0)  # raises now, and not later, if memory_budget is too small
-        self.epochs = EpochTracker(settings, self.media)
-        self._enter_process()
-
-    def _enter_process(self) -> None:
-        """Create what belongs to this process."""
-        self._buffers = DenseBuffers(keep=budget.MINIBATCHES_HELD)
-        self._pid = os.getpid()
-        if self.settings.return_sparse_X:
-            quiet_beta_warning()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_buffers"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        self.epochs: EpochTracker[Medium] = EpochTracker(settings, self.media)
         self._enter_process()
 
     # ------------------------------------------------------------------ other engines
@@ -174,19 +157,6 @@ class Engine:
 
     # ------------------------------------------------------------------ descriptions
 
-    @property
-    def X_dtype(self) -> str:
-        """Name of the type of X before ``transform``."""
-        return self.settings.type_of_X(self.selection.geometry.dtype)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Number of cells, and number of columns of X after the transforms."""
-        n_vars = self.selection.n_vars
-        for transform in (self.selection.column_transform, self.settings.transform):
-            n_vars = columns_after(transform, n_vars)
-        return self.selection.n_obs, n_vars
-
     def labels(self, column: str) -> npt.NDArray[np.int64]:
         """Read a column of obs, and return its values as codes: shape (n_obs,)."""
         return self.factorized(column)[0]
@@ -207,7 +177,7 @@ class Engine:
         world = World(*find_ranks(self.settings.rank, self.settings.world_size))
         medium = self.epochs.next_medium(world.rank, world.world_size)
         in_order = None if labels is None else medium.in_order(labels[0])
-        memory = DeviceMemory.of(self.media.source.planner, device)
+        memory = self.device_memory(device)
         plan = medium.planner.report(self.epochs.next, world, label, in_order)
         plan = replace(plan, label_shares=shares, **memory._asdict())
         if self.media.local_copy is None:
@@ -221,53 +191,38 @@ class Engine:
         order = np.argsort(-totals.round(6), kind="stable")  # equal shares differ in the last bits
         return {values[k]: float(totals[k] / totals.sum()) for k in order}
 
-    def stats(self) -> Stats:
-        """Return the counters as they stand."""
-        return replace(self.meter.snapshot(), effective_batch_sizes=self.label_counter.effective_batch_sizes())
+    def device_memory(self, device: torch.device | None) -> DeviceMemory:
+        """Return the memory for minibatches that are made on a device."""
+        return DeviceMemory.of(self.media.source.planner, device)
+
+    def describe(self) -> str:
+        """Describe the cells in one line."""
+        return describe(self.selection, self.settings)
+
+    def table(self) -> dict[str, str]:
+        """Describe the cells and parameters by short texts, for printing."""
+        return summarize(self.selection, self.settings, self.resampling)
 
     # ------------------------------------------------------------------ iteration
 
-    def minibatches(
-        self,
-        workers: WorkerGroup | None = None,
-        *,
-        may_be_collated: bool = False,
-        device: torch.device | None = None,
-    ) -> Iterator[Yielded]:
-        """Begin the next epoch, and return the minibatches of this process.
+    def _feed(self, device: torch.device | None) -> DeviceFeed | None:
+        return None if device is None else DeviceFeed(device, self.media.source.planner)
 
-        Parameters
-        ----------
-        workers
-            The worker processes to which this one belongs, if a loader of cellfeed started it.
-        may_be_collated
-            Whether a loader may collate what the dataset yields.
-        device
-            Where minibatches are made; ``None`` makes them in the memory of the CPU.
-        """
-        settings = self.settings
-        refuse_fork(self._pid)
-        refuse_loader(settings.rank, settings.world_size, None if may_be_collated else settings.batch_size)
-        feed = None if device is None else DeviceFeed(device, self.media.source.planner)
-        if workers is None:
-            worker, num_workers = find_worker(self.epochs.home)
-            this = self.epochs.begin(num_workers, apart=True)
-        else:
-            worker, this = workers.assigned
+    def _pipeline(self, this: RankEpoch, worker: int, workers: WorkerGroup | None, feed: DeviceFeed | None) -> Pipeline:
         medium = self.media.get(this.medium)
         resources = medium.planner.resources(this.world_layout.num_workers, available_threads())
         reading = Reading(
             medium.selection,
-            settings,
+            self.settings,
             resources,
             self.epochs.work(this, worker),
             self.meter,
             monitored=None if workers is None else partial(workers.monitor.watched, worker=worker),
             appender=self.media.appender(medium),
         )
-        pipeline = Pipeline(
+        return Pipeline(
             medium.selection,
-            settings,
+            self.settings,
             reading,
             resources.n_threads,
             self._buffers,
@@ -277,12 +232,3 @@ class Engine:
             feed=feed,
             epoch=this.epoch,
         )
-        minibatches: Iterator[Any] = pipeline.minibatches()
-        if workers:
-            return minibatches  # the loader counts them
-        counted = self.counted(minibatches, this)
-        return counted if feed is None else feed.received(counted)
-
-    def counted(self, minibatches: Iterator[M], this: RankEpoch) -> Iterator[M]:
-        """Yield the minibatches of an epoch, and count them and their labels as received."""
-        return self.epochs.counted(self.label_counter.counted(minibatches), this)

@@ -22,6 +22,7 @@ class InferenceDataLoader(ExperimentDataLoader):
     """The class of the loaders that :func:`inference_dataloader` makes."""
 
     made_by = "inference_dataloader"
+    takes = ExperimentDataset
 
     def __iter__(self) -> Iterator[OrderedMinibatch | ExtendedMinibatch]:  # type: ignore[override]
         return super().__iter__()  # type: ignore[return-value] # the engine of the dataset adds joinids

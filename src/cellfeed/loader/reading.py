@@ -38,6 +38,13 @@ class Appender(Protocol):
         """Close the part that was written; a later epoch continues it."""
 
 
+class HasSizes(Protocol):
+    """The numbers of cells of minibatches, iterated once for each matrix."""
+
+    def __iter__(self) -> Iterator[int]:
+        """Return the numbers."""
+
+
 class ReadsRows(Protocol):
     """Reads the rows of minibatches: a :class:`Reading`, or several of them for the datasets of a join."""
 
@@ -73,7 +80,7 @@ class Reading:
     resources: Resources
     windows: Iterable[Window]
     meter: Meter
-    sizes: Sequence[int] | None = None
+    sizes: HasSizes | None = None
     monitored: Callable[[Reader], Reader] | None = None
     appender: Appender | None = None
 

@@ -131,6 +131,7 @@ def assign_shards(order: EpochOrder, segments: Sequence[ResumeSegment], world_la
     --------
     The example of the module, with 12 chunks of one cell:
 
+    >>> from cellfeed.plan.schedule import ShufflePlan
     >>> order = EpochOrder(np.arange(13), seed=0, epoch=0, shuffle=False, batch_size=2, shuffle_plan=ShufflePlan(1))
     >>> two, three = (WorldLayout(n, 1, order.shuffle_plan) for n in (2, 3))
     >>> rest = assign_shards(order, [ResumeSegment(two, 1)], three)
