@@ -101,7 +101,7 @@ class CellRows:
         columns: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS}
         wide = (part.value_dtype for part in parts if ValueWidth.of(part.value_dtype) == ValueWidth.WIDE)
         columns["value_dtype"] = next(wide, parts[0].value_dtype)
-        columns["owners"] = tuple(dict.fromkeys(owner for part in parts for owner in part.owners))
+        columns["owners"] = tuple({id(owner): owner for part in parts for owner in part.owners}.values())
         return replace(parts[0], **columns)
 
 
