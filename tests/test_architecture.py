@@ -11,7 +11,7 @@ import cellfeed
 SOURCE = Path(cellfeed.__file__).parent
 MODULES = {str(path.relative_to(SOURCE)): path for path in SOURCE.rglob("*.py")}
 
-MAX_FOLDERS, MAX_CODE_LINES, MAX_LINES = 13, 250, 300
+MAX_FOLDERS, MAX_CODE_LINES, MAX_LINES = 14, 250, 300
 
 
 def test_folders_stay_few():

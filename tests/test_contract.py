@@ -39,9 +39,8 @@ def source(kind: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     return KINDS[kind](CELLS, tmp_path_factory.mktemp("sources"))
 
 
-@pytest.fixture
-def make(source: dict[str, Any], tmp_path: Path) -> Callable[..., ExperimentDataset]:
-    """Make a dataset whose epoch has many windows and minibatches; a local copy of a query has a path of its own."""
+def making(source: dict[str, Any], tmp_path: Path) -> Callable[..., ExperimentDataset]:
+    """Make datasets whose epochs have many windows and minibatches; a local copy of a query has a path of its own."""
 
     def make(**parameters: Any) -> ExperimentDataset:
         defaults = {"obs_column_names": COLUMNS, "seed": 5, "batch_size": 7}
@@ -55,6 +54,38 @@ def make(source: dict[str, Any], tmp_path: Path) -> Callable[..., ExperimentData
         return ExperimentDataset(**arguments)
 
     return make
+
+
+@pytest.fixture
+def make(source: dict[str, Any], tmp_path: Path) -> Callable[..., ExperimentDataset]:
+    return making(source, tmp_path)
+
+
+JOINED = {"soma": slice(0, 60), "zarr3": slice(60, N)}
+"""The cells of each dataset of a join, by the kind of its source."""
+
+
+@pytest.fixture(scope="module", params=[*KINDS, "join"])
+def joined_or_kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def sources(joined_or_kind: str, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Arguments of a dataset of the cells, or of those of a join."""
+    if joined_or_kind != "join":
+        return [KINDS[joined_or_kind](CELLS, tmp_path_factory.mktemp("sources"))]
+    cells = {kind: Cells(CELLS.X[of], CELLS.obs.iloc[of], CELLS.var, CELLS.joinids[of]) for kind, of in JOINED.items()}
+    return [KINDS[kind](own, tmp_path_factory.mktemp("sources")) for kind, own in cells.items()]
+
+
+@pytest.fixture
+def make_any(sources: list[dict[str, Any]], tmp_path: Path) -> Callable[..., Any]:
+    """Make a dataset of any kind, or a join of two."""
+    makes = [making(source, tmp_path) for source in sources]
+    if len(makes) == 1:
+        return makes[0]
+    return lambda **parameters: cellfeed.join({str(k): make(**parameters) for k, make in enumerate(makes)})
 
 
 def joinids_of(minibatches: Any) -> list[list[int]]:
@@ -85,10 +116,10 @@ def check_rows(dataset: ExperimentDataset, expected: list[int], genes: Any = sli
 
 @pytest.mark.parametrize("parameters", [{}, {"shuffle": False}, {"return_sparse_X": True, "batch_size": 40}])
 @pytest.mark.parametrize("planned", [False, True])
-def test_each_cell_comes_once_with_its_own_row_and_labels(make, parameters, planned):
+def test_each_cell_comes_once_with_its_own_row_and_labels(make_any, parameters, planned):
     chunks = {"soma_chunk_size": None, "shuffle_chunk_count": None} if planned else {}
     for _ in range(2):
-        check_rows(make(**chunks, **parameters), ALL)
+        check_rows(make_any(**chunks, **parameters), ALL)
 
 
 @pytest.mark.parametrize(
@@ -145,12 +176,15 @@ def test_cells_in_order_are_in_the_order_of_obs_joinids(make):
 @pytest.mark.parametrize("world_size", [2, 3])
 @pytest.mark.parametrize("rank_remainder", ["drop", "pad", "uneven"])
 @pytest.mark.parametrize("drop_last", [False, True])
-def test_ranks_share_an_epoch(make, world_size, rank_remainder, drop_last):
+def test_ranks_share_an_epoch(make_any, sources, world_size, rank_remainder, drop_last):
     """Coverage, balance and length, for each remainder."""
     if rank_remainder == "pad" and drop_last:
         pytest.skip("they contradict each other")
+    n_datasets = len(sources)
+    if n_datasets > 1 and rank_remainder == "uneven":
+        pytest.skip("a join gives all ranks equal numbers of minibatches")
     parameters = {"rank_remainder": rank_remainder, "drop_last": drop_last, "world_size": world_size}
-    ranks = [make(rank=rank, **parameters) for rank in range(world_size)]
+    ranks = [make_any(rank=rank, **parameters) for rank in range(world_size)]
     for _ in range(2):
         lengths = [len(dataset) for dataset in ranks]
         received = [list(dataset) for dataset in ranks]
@@ -162,7 +196,7 @@ def test_ranks_share_an_epoch(make, world_size, rank_remainder, drop_last):
             for j in one.obs[mask, 0]
         ]  # fmt: skip
         assert len(set(cells)) == len(cells)
-        most_left_out = {"drop": world_size - 1, "pad": 0, "uneven": 0}[rank_remainder]
+        most_left_out = {"drop": n_datasets * (world_size - 1), "pad": 0, "uneven": 0}[rank_remainder]
         if drop_last:
             most_left_out += world_size * 6
         assert N - most_left_out <= len(cells) <= N
@@ -179,7 +213,7 @@ def test_cells_of_a_rank_do_not_depend_on_workers(make):
         found = [
             int(medium.selection.joinid_column[fetch.positions[k]])
             for worker in range(num_workers)
-            for window in tracker.windows(this, worker)
+            for window in tracker.work(this, worker)
             for fetch in window.fetches
             for k in range(len(fetch.positions))
         ]
@@ -189,29 +223,29 @@ def test_cells_of_a_rank_do_not_depend_on_workers(make):
 # Determinism and epochs
 
 
-def test_orders_depend_on_seed_and_epoch_only(make):
-    dataset = make()
+def test_orders_depend_on_seed_and_epoch_only(make_any):
+    dataset = make_any()
     first, second = joinids_of(dataset), joinids_of(dataset)
     assert first != second
-    assert joinids_of(make()) == first
-    assert joinids_of(make(use_eager_fetch=False, memory_budget="64 MiB")) == first
-    assert joinids_of(make(seed=6)) != first
+    assert joinids_of(make_any()) == first
+    assert joinids_of(make_any(use_eager_fetch=False, memory_budget="64 MiB")) == first
+    assert joinids_of(make_any(seed=6)) != first
     dataset.set_epoch(0)
     assert joinids_of(dataset) == first
     assert joinids_of(dataset) == second
-    assert joinids_of(pickle.loads(pickle.dumps(make()))) == first
+    assert joinids_of(pickle.loads(pickle.dumps(make_any()))) == first
 
 
 # Resume
 
 
-def test_the_rest_is_equal_at_every_step(make):
-    dataset = make()
+def test_the_rest_is_equal_at_every_step(make_any):
+    dataset = make_any()
     whole, following = joinids_of(dataset), joinids_of(dataset)
-    dataset = make()
+    dataset = make_any()
     iterator = iter(dataset)
     for k in range(len(whole) + 1):
-        restored = make()
+        restored = make_any()
         restored.load_state_dict(json.loads(json.dumps(dataset.state_dict())))
         if k < len(whole):
             assert len(restored) == len(whole)
@@ -386,8 +420,8 @@ def test_provenance_is_plain_and_names_the_genes(make):
 # Endings and faults
 
 
-def test_no_thread_and_no_file_outlives_its_iterator(make):
-    dataset = make()
+def test_no_thread_and_no_file_outlives_its_iterator(make_any):
+    dataset = make_any()
     for _ in dataset:  # what stays open for the process has been opened
         pass
     threads, files = set(threading.enumerate()), open_files()
@@ -499,21 +533,21 @@ def test_a_flipped_byte_is_an_error_or_is_not_in_what_is_read(kind, own):
 
 
 @pytest.mark.parametrize("sparse", [False, True])
-def test_minibatches_made_on_a_device_are_those_of_the_cpu(make, sparse):
-    expected, found = (make(return_sparse_X=sparse) for _ in range(2))
+def test_minibatches_made_on_a_device_are_those_of_the_cpu(make_any, sparse):
+    expected, found = (make_any(return_sparse_X=sparse) for _ in range(2))
     for here, there in zip(expected, experiment_dataloader(found, device="cpu"), strict=True):
         assert all(torch.equal(a.to_dense(), b.to_dense()) for a, b in zip(here, there, strict=True))
 
 
 @pytest.mark.slow
-def test_worker_processes_share_an_epoch_and_resume(make):
-    dataset = make()
+def test_worker_processes_share_an_epoch_and_resume(make_any):
+    dataset = make_any()
     loader = experiment_dataloader(dataset, num_workers=2)
     iterator = iter(loader)
     received = flat(itertools.islice(iterator, 5))
     state = loader.state_dict()
     del iterator
-    restored = make()
+    restored = make_any()
     restored.load_state_dict(state)
     received += flat(restored)
     assert sorted(received) == ALL

@@ -4,11 +4,13 @@ import os
 import re
 import runpy
 import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from cellfeed import ExperimentDataset
 from cellfeed.datasets import pbmc700
 from tests.support.processes import ROOT, on_ranks, run
 
@@ -115,3 +117,40 @@ def test_a_model_learns_the_shift_of_perturbed_sets():
 def test_a_transformer_learns_from_tokens():
     losses = [loss for loss, _ in epochs(run("examples/train_masked_genes.py", "--max-length", 64)).values()]
     assert losses[0] > 1.1 * losses[2] > losses[2] > 0
+
+
+def test_a_classifier_learns_from_two_species():
+    losses, sizes = zip(*epochs(run("examples/train_two_species.py")).values(), strict=True)
+    assert set(sizes) == {468}  # 234 cells of the longest, and equally many of the other
+    assert losses[0] > losses[1] > losses[2] > 0
+
+
+REAL_COUNTS = Path(os.environ.get("CELLFEED_REAL_COUNTS", "no folder"))
+"""A folder with ``pbmc3k_raw.h5ad``, 2,700 cells, and ``zheng_facs_pbmc.h5ad``, 3,774 cells with fewer genes."""
+
+
+@pytest.mark.skipif(not REAL_COUNTS.is_dir(), reason="CELLFEED_REAL_COUNTS is not set to a folder with counts")
+class TestRealCounts:
+    zheng, pbmc3k = REAL_COUNTS / "zheng_facs_pbmc.h5ad", REAL_COUNTS / "pbmc3k_raw.h5ad"
+
+    def test_tokens(self):
+        found = run("examples/train_masked_genes.py", self.pbmc3k, "--max-length", 64)
+        losses, sizes = zip(*epochs(found).values(), strict=True)
+        assert set(sizes) == {2700}
+        assert losses[0] > losses[1] > losses[2] > 0
+
+    def test_a_join(self, tmp_path):
+        table = ["mouse,human", *(f"{gene},{gene}" for gene in ExperimentDataset(self.zheng).gene_names())]
+        (tmp_path / "orthologs.csv").write_text("\n".join(table))
+        found = run("examples/train_two_species.py", self.zheng, self.pbmc3k, "--orthologs", tmp_path / "orthologs.csv")
+        losses, sizes = zip(*epochs(found).values(), strict=True)
+        assert set(sizes) == {2 * 3774}
+        assert losses[0] > losses[1] > losses[2] > 0
+
+    def test_sets(self):
+        columns = ("--perturbation", "cell_type", "--cell-type", "dataset_id", "--control", "CD34+", "--epochs", 3)
+        output = run("examples/train_perturbation.py", self.zheng, *columns)
+        found = re.findall(r"^epoch \d+: loss ([\d.]+) over \d+ sets; no shift ([\d.]+)$", output, re.MULTILINE)
+        losses = [float(loss) / float(without) for loss, without in found]
+        assert losses[0] > losses[1]
+        assert losses[2] < 1

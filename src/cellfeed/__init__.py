@@ -11,6 +11,7 @@ from cellfeed.errors import (
     SelectionError,
     StateError,
 )
+from cellfeed.joins.joined import JoinedDataset, join
 from cellfeed.loader.cell_sets import CellSets
 from cellfeed.loader.dataloader import experiment_dataloader
 from cellfeed.loader.datapipe import ExperimentDataPipe
@@ -42,6 +43,7 @@ __all__ = [
     "ExperimentDataPipe",
     "ExperimentDataset",
     "ExtendedMinibatch",
+    "JoinedDataset",
     "LabelEncoder",
     "Minibatch",
     "MissingDependencyError",
@@ -60,6 +62,7 @@ __all__ = [
     "gene_medians",
     "highly_variable_genes",
     "inference_dataloader",
+    "join",
     "obs_filter",
     "write_obsm",
 ]

@@ -1,0 +1,1 @@
+"""Several datasets as one: the same genes, exact shares in each minibatch, one state."""
