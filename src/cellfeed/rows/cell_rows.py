@@ -25,7 +25,10 @@ class ValueWidth(IntEnum):
     @classmethod
     def of(cls, dtype: np.dtype[Any]) -> ValueWidth:
         """Return the width of a type."""
-        return {"uint8": cls.UINT8, "uint16": cls.UINT16}.get(dtype.name, cls.WIDE)
+        return _NARROW.get(dtype, cls.WIDE)
+
+
+_NARROW = {np.dtype(np.uint8): ValueWidth.UINT8, np.dtype(np.uint16): ValueWidth.UINT16}
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +50,7 @@ class CellRows:
     gene_dtype, value_dtype
         Type of genes; type of the values of rows of ``ValueWidth.WIDE``.
     owners
-        Objects that own the memory at the addresses.
+        Objects that own the memory at the addresses, and tuples of them.
     """
 
     positions: IntArray
@@ -101,7 +104,7 @@ class CellRows:
         columns: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS}
         wide = (part.value_dtype for part in parts if ValueWidth.of(part.value_dtype) == ValueWidth.WIDE)
         columns["value_dtype"] = next(wide, parts[0].value_dtype)
-        columns["owners"] = tuple({id(owner): owner for part in parts for owner in part.owners}.values())
+        columns["owners"] = tuple({id(part.owners): part.owners for part in parts}.values())
         return replace(parts[0], **columns)
 
 

@@ -57,9 +57,12 @@ class Columns:
         threads
             Share the rows.
         """
+        keeps_genes = self._is_identity and rows.gene_dtype == self.gene_dtype
+        has_type = rows.value_dtype == value_dtype or ValueWidth.of(rows.value_dtype) != ValueWidth.WIDE
+        if keeps_genes and has_type:
+            return rows
         is_wide = rows.widths == ValueWidth.WIDE
-        has_type = rows.value_dtype == value_dtype or not is_wide.any()
-        if self._is_identity and rows.gene_dtype == self.gene_dtype and has_type:
+        if keeps_genes and not is_wide.any():
             return replace(rows, value_dtype=value_dtype)
         item_bytes = np.where(is_wide, value_dtype.itemsize, rows.widths)  # a width is the number of its bytes
         out, memory = _allocate(rows.sizes, self.gene_dtype, item_bytes, value_dtype, buffers)
