@@ -25,12 +25,13 @@ def find_bins(keys, quantiles, bins, n_wanted):
     n_wanted
         With fewer keys, 0 is returned.
     """
-    highest, are_counts = np.float32(0), True
+    highest, n_counts = np.int32(0), 0
     for i in range(len(keys)):
-        highest = max(highest, keys[i])
-        are_counts &= keys[i] == np.float32(np.int32(keys[i]))
-    if are_counts and highest < MAX_COUNTED:
-        return _find_bins_of_counts(keys, np.int32(highest), quantiles, bins, n_wanted)
+        count = np.int32(min(keys[i], np.float32(MAX_COUNTED)))
+        highest = max(highest, count)
+        n_counts += keys[i] == np.float32(count)
+    if n_counts == len(keys) and highest < MAX_COUNTED:
+        return _find_bins_of_counts(keys, highest, quantiles, bins, n_wanted)
     ordered, edges = np.sort(keys), np.empty(len(quantiles), np.float64)
     for q in range(len(quantiles)):
         place = quantiles[q] * (len(keys) - 1)
@@ -44,9 +45,12 @@ def find_bins(keys, quantiles, bins, n_wanted):
 @compiled(allocates=True, no_cpython_wrapper=True)
 def _find_bins_of_counts(keys, highest, quantiles, bins, n_wanted):
     """Do the same for small integers: the n-th key in ascending order is found in the cumulated numbers of counts."""
-    numbers = np.zeros(highest + 1, np.int32)
+    tables = np.zeros((4, highest + 1), np.int32)  # a number that has just been stored is loaded again late
     for i in range(len(keys)):
-        numbers[np.int32(keys[i])] += 1
+        tables[i & 3, np.uint32(keys[i])] += 1
+    numbers = tables[0]
+    for count in range(highest + 1):
+        numbers[count] += tables[1, count] + tables[2, count] + tables[3, count]
     bin_of = np.zeros(highest + 1, np.float32)
     count, n_before = 0, 0  # n_before keys are smaller than count
     for q in range(len(quantiles)):

@@ -179,14 +179,18 @@ def _take_largest(keys, least, n_wanted, taken):
 
     They ascend. The loops have no branches, which no processor could predict.
     """
-    n_equal, n_taken = n_wanted, 0
-    for i in range(len(keys)):
-        n_equal -= keys[i] > least
-    for i in range(len(keys)):
-        is_equal = keys[i] == least
+    n_equal, n_taken, i = n_wanted, 0, 0
+    for j in range(len(keys)):
+        n_equal -= keys[j] > least
+    while n_equal > 0:
         taken[n_taken] = i
-        n_taken += (keys[i] > least) | (is_equal & (n_equal > 0))
-        n_equal -= is_equal
+        n_taken += keys[i] >= least
+        n_equal -= keys[i] == least
+        i += 1
+    while n_taken < n_wanted:
+        taken[n_taken] = i
+        n_taken += keys[i] > least
+        i += 1
 
 
 @compiled(no_cpython_wrapper=True)
