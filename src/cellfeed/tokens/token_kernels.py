@@ -17,7 +17,7 @@ from cellfeed.rows.compiled import compiled
 from cellfeed.rows.kernels import _UINT8, _UINT16, UINT8, UINT16, array_at
 from cellfeed.tokens.bin_kernels import find_bins
 from cellfeed.tokens.random_kernels import uniform
-from cellfeed.tokens.rank_kernels import N_BUCKETS, find_largest
+from cellfeed.tokens.rank_kernels import N_PLACES, find_largest
 
 
 class TokenArrays(NamedTuple):
@@ -55,14 +55,16 @@ class TokenArrays(NamedTuple):
 def rank_rows(rows, widths, out):
     """Write the genes with the largest values over their scales, the largest first."""
     keys, tokens = _memory(rows.sizes)
-    order, counts = np.empty(len(keys), np.uint64), np.empty(N_BUCKETS + 1, np.int32)
+    items = np.empty(len(keys), np.uint64), np.empty(len(keys), np.uint64)
+    places = np.empty(N_PLACES, np.uint32), np.empty(N_PLACES, np.uint32)
     for k in range(len(rows.sizes)):
         n = _read_row(rows, widths, k, out, keys, tokens)
         start, room = _room(out, k)
         n_wanted = min(n, room)
-        find_largest(keys[:n], n_wanted, counts, order)
+        find_largest(keys[:n], n_wanted, items, places)
         for i in range(n_wanted):
-            out.ids[start + i], out.values[start + i] = tokens[order[i]], keys[order[i]]
+            index = np.uint32(items[0][i])
+            out.ids[start + i], out.values[start + i] = tokens[index], keys[index]
         _finish(out, k, n_wanted)
 
 
