@@ -34,7 +34,7 @@ class TokenArrays(NamedTuple):
     gene_ids
         int64, shape (n_vars,): the token of each column of X.
     scales
-        float32, shape (n_vars,): values are divided by that of their column.
+        float32, shape (n_vars,): values are divided by that of their column; shape (0,) if they are not divided.
     cls, eos, pad
         The tokens before and after those of genes, -1 for none; and that of the room that is left.
     """
@@ -54,17 +54,18 @@ class TokenArrays(NamedTuple):
 @compiled(allocates=True)
 def rank_rows(rows, widths, out):
     """Write the genes with the largest values over their scales, the largest first."""
-    keys, tokens = _memory(rows.sizes)
+    keys, columns = _memory(rows)
     items = np.empty(len(keys), np.uint64), np.empty(len(keys), np.uint64)
     places = np.empty(N_PLACES, np.uint32), np.empty(N_PLACES, np.uint32)
     for k in range(len(rows.sizes)):
-        n = _read_row(rows, widths, k, out, keys, tokens)
+        genes = _read_row(rows, widths, k, out.scales, keys, columns)
+        n = len(genes)
         start, room = _room(out, k)
         n_wanted = min(n, room)
         find_largest(keys[:n], n_wanted, items, places)
         for i in range(n_wanted):
             index = np.uint32(items[0][i])
-            out.ids[start + i], out.values[start + i] = tokens[index], keys[index]
+            out.ids[start + i], out.values[start + i] = out.gene_ids[genes[index]], keys[index]
         _finish(out, k, n_wanted)
 
 
@@ -75,10 +76,11 @@ def bin_rows(rows, widths, quantiles, random_keys, out):
     If a row has more genes than room, those of the largest values are written, or with ``random_keys``, uint64, shape
     (n_rows,), a random choice; an empty array stands for the largest.
     """
-    keys, tokens = _memory(rows.sizes)
+    keys, columns = _memory(rows)
     bins, taken = np.empty(len(keys), np.float32), np.empty(len(keys), np.int64)
     for k in range(len(rows.sizes)):
-        n = _read_row(rows, widths, k, out, keys, tokens)
+        genes = _read_row(rows, widths, k, out.scales, keys, columns)
+        n = len(genes)
         start, room = _room(out, k)
         least = find_bins(keys[:n], quantiles, bins, room)
         n_taken = min(n, room)
@@ -87,7 +89,7 @@ def bin_rows(rows, widths, quantiles, random_keys, out):
         else:
             _take_largest(keys[:n], least, n_taken, taken)
         for i in range(n_taken):
-            out.ids[start + i], out.values[start + i] = tokens[taken[i]], bins[taken[i]]
+            out.ids[start + i], out.values[start + i] = out.gene_ids[genes[taken[i]]], bins[taken[i]]
         _finish(out, k, n_taken)
 
 
@@ -97,11 +99,12 @@ def sample_rows(rows, widths, random_keys, out):
 
     A guide table says where to look for a draw (Chen and Asau 1974), which takes one or two steps instead of twelve.
     """
-    keys, tokens = _memory(rows.sizes)
+    keys, columns = _memory(rows)
     totals, guide = np.empty(len(keys), np.float64), np.empty(len(keys), np.int32)
     logarithms = np.log1p(np.arange(256.0))
     for k in range(len(rows.sizes)):
-        n = _read_row(rows, widths, k, out, keys, tokens)
+        genes = _read_row(rows, widths, k, out.scales, keys, columns)
+        n = len(genes)
         total = 0.0
         for i in range(n):
             count = np.int32(min(keys[i], np.float32(255)))
@@ -119,37 +122,55 @@ def sample_rows(rows, widths, random_keys, out):
             place = guide[int(number * n)]
             while place < n - 1 and totals[place] <= number * total:
                 place += 1
-            out.ids[start + i], out.values[start + i] = tokens[place], keys[place]
+            out.ids[start + i], out.values[start + i] = out.gene_ids[genes[place]], keys[place]
         _finish(out, k, n_drawn)
 
 
 @compiled(allocates=True, inline="always")
-def _memory(sizes):
-    """Return memory for the keys and tokens of the largest row."""
-    size = max(sizes.max(), 1)
-    return np.empty(size, np.float32), np.empty(size, np.int64)
+def _memory(rows):
+    """Return memory for the keys and the columns of the largest row."""
+    size = max(rows.sizes.max(), 1)
+    return np.empty(size, np.float32), np.empty(size, rows.gene_type.dtype)
 
 
-@compiled(no_cpython_wrapper=True)
-def _read_row(rows, widths, k, out, keys, tokens):
-    """Write the positive values of a row over their scales, and the tokens of their genes; return their number."""
+@compiled(allocates=True, no_cpython_wrapper=True)
+def _read_row(rows, widths, k, scales, keys, columns):
+    """Write the positive values of a row over their scales to ``keys``; return their columns of X.
+
+    ``columns`` is memory for a row that has other values, too.
+    """
     size, address = rows.sizes[k], rows.values[k]
     genes = array_at(rows.genes[k], size, rows.gene_type)
     if widths[k] == UINT8:
-        return _keep_positive(array_at(address, size, _UINT8), genes, out, keys, tokens)
-    if widths[k] == UINT16:
-        return _keep_positive(array_at(address, size, _UINT16), genes, out, keys, tokens)
-    return _keep_positive(array_at(address, size, rows.value_type), genes, out, keys, tokens)
-
-
-@compiled(inline="always")
-def _keep_positive(values, genes, out, keys, tokens):
+        n_positive = _divide(array_at(address, size, _UINT8), genes, scales, keys)
+    elif widths[k] == UINT16:
+        n_positive = _divide(array_at(address, size, _UINT16), genes, scales, keys)
+    else:
+        n_positive = _divide(array_at(address, size, rows.value_type), genes, scales, keys)
+    if n_positive == size:
+        return genes
     n = 0
+    for i in range(size):
+        keys[n], columns[n] = keys[i], genes[i]
+        n += keys[i] > 0
+    return columns[:n]
+
+
+@compiled(error_model="numpy", no_cpython_wrapper=True)
+def _divide(values, genes, scales, keys):
+    """Write values over their scales; return the number of positive ones. The compiler divides in vectors."""
+    if len(scales):
+        for i in range(len(values)):
+            keys[i] = scales[genes[i]]
+        for i in range(len(values)):
+            keys[i] = np.float32(values[i]) / keys[i]
+    else:
+        for i in range(len(values)):
+            keys[i] = values[i]
+    n_positive = 0
     for i in range(len(values)):
-        key = np.float32(values[i]) / out.scales[genes[i]]
-        keys[n], tokens[n] = key, out.gene_ids[genes[i]]
-        n += key > 0
-    return n
+        n_positive += keys[i] > 0
+    return n_positive
 
 
 @compiled(inline="always")

@@ -78,8 +78,8 @@ class Tokenizer(abc.ABC):
         return bound
 
     def _scales_of(self, names: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Return by what the values of each gene are divided."""
-        return np.ones(len(names), np.float32)
+        """Return by what the values of each gene are divided; an empty array if they are not."""
+        return np.empty(0, np.float32)
 
     @abc.abstractmethod
     def _write(self, rows: Any, widths: Any, random_keys: npt.NDArray[np.uint64], out: Any) -> None:
