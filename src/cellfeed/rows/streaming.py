@@ -1,4 +1,4 @@
-"""Dense rows, written past the caches; see :mod:`cellfeed.rows.kernels`.
+"""Rows of dense minibatches and of tokens, written past the caches; see :mod:`cellfeed.rows.kernels`.
 
 A dense minibatch is far larger than the caches. An ordinary store loads each line of the target from memory before it
 is overwritten; a streaming store of a whole line does not, and takes less than half of the time. The values of a part
@@ -48,7 +48,7 @@ def finish_streams(typing_context: Any) -> Any:
 
 
 @compiled(inline="always")
-def _stream(source, target):
+def stream(source, target):
     """Copy values of the same type; whole lines of the target are not loaded."""
     itemsize, begin = target.itemsize, np.int64(target.ctypes.data)
     low = min(-begin % LINE_BYTES // itemsize, len(target))  # the first whole line
@@ -74,6 +74,6 @@ def stream_dense(genes, values, dense, zeros):
         while i < len(genes) and genes[i] < end:
             zeros[np.uint64(genes[i] - low)] = values[i]  # unsigned: no check of negative indices
             i += 1
-        _stream(zeros[begin - low : end - low], dense[begin:end])
+        stream(zeros[begin - low : end - low], dense[begin:end])
         for j in range(first, i):
             zeros[np.uint64(genes[j] - low)] = 0

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from cellfeed._joinids import IntArray
 from cellfeed.rows.compiled import compiled
 from cellfeed.rows.kernels import _UINT8, _UINT16, UINT8, UINT16, array_at
+from cellfeed.rows.streaming import finish_streams, stream
 from cellfeed.tokens.bin_kernels import find_bins
 from cellfeed.tokens.random_kernels import uniform
 from cellfeed.tokens.rank_kernels import N_PLACES, find_largest
@@ -55,18 +56,20 @@ class TokenArrays(NamedTuple):
 def rank_rows(rows, widths, out):
     """Write the genes with the largest values over their scales, the largest first."""
     keys, columns = _memory(rows)
+    ids, values = _tiles(out)
     items = np.empty(len(keys), np.uint64), np.empty(len(keys), np.uint64)
     places = np.empty(N_PLACES, np.uint32), np.empty(N_PLACES, np.uint32)
     for k in range(len(rows.sizes)):
         genes = _read_row(rows, widths, k, out.scales, keys, columns)
         n = len(genes)
-        start, room = _room(out, k)
+        first, room = _room(out, k)
         n_wanted = min(n, room)
         find_largest(keys[:n], n_wanted, items, places)
         for i in range(n_wanted):
             index = np.uint32(items[0][i])
-            out.ids[start + i], out.values[start + i] = out.gene_ids[genes[index]], keys[index]
-        _finish(out, k, n_wanted)
+            ids[first + i], values[first + i] = out.gene_ids[genes[index]], keys[index]
+        _finish(out, k, n_wanted, ids, values)
+    finish_streams()
 
 
 @compiled(allocates=True)
@@ -77,11 +80,12 @@ def bin_rows(rows, widths, quantiles, random_keys, out):
     (n_rows,), a random choice; an empty array stands for the largest.
     """
     keys, columns = _memory(rows)
+    ids, values = _tiles(out)
     bins, taken = np.empty(len(keys), np.float32), np.empty(len(keys), np.int64)
     for k in range(len(rows.sizes)):
         genes = _read_row(rows, widths, k, out.scales, keys, columns)
         n = len(genes)
-        start, room = _room(out, k)
+        first, room = _room(out, k)
         least = find_bins(keys[:n], quantiles, bins, room)
         n_taken = min(n, room)
         if n > room and len(random_keys):
@@ -89,8 +93,9 @@ def bin_rows(rows, widths, quantiles, random_keys, out):
         else:
             _take_largest(keys[:n], least, n_taken, taken)
         for i in range(n_taken):
-            out.ids[start + i], out.values[start + i] = out.gene_ids[genes[taken[i]]], bins[taken[i]]
-        _finish(out, k, n_taken)
+            ids[first + i], values[first + i] = out.gene_ids[genes[taken[i]]], bins[taken[i]]
+        _finish(out, k, n_taken, ids, values)
+    finish_streams()
 
 
 @compiled(allocates=True)
@@ -100,6 +105,7 @@ def sample_rows(rows, widths, random_keys, out):
     A guide table says where to look for a draw (Chen and Asau 1974), which takes one or two steps instead of twelve.
     """
     keys, columns = _memory(rows)
+    ids, values = _tiles(out)
     totals, guide = np.empty(len(keys), np.float64), np.empty(len(keys), np.int32)
     logarithms = np.log1p(np.arange(256.0))
     for k in range(len(rows.sizes)):
@@ -115,15 +121,16 @@ def sample_rows(rows, widths, random_keys, out):
             while totals[place] <= i * total / n:
                 place += 1
             guide[i] = place
-        start, room = _room(out, k)
+        first, room = _room(out, k)
         n_drawn = room if n else 0
         for i in range(n_drawn):
             number = uniform(random_keys[k], i)
             place = guide[int(number * n)]
             while place < n - 1 and totals[place] <= number * total:
                 place += 1
-            out.ids[start + i], out.values[start + i] = out.gene_ids[genes[place]], keys[place]
-        _finish(out, k, n_drawn)
+            ids[first + i], values[first + i] = out.gene_ids[genes[place]], keys[place]
+        _finish(out, k, n_drawn, ids, values)
+    finish_streams()
 
 
 @compiled(allocates=True, inline="always")
@@ -173,27 +180,37 @@ def _divide(values, genes, scales, keys):
     return n_positive
 
 
+@compiled(allocates=True, inline="always")
+def _tiles(out):
+    """Return memory for the tokens and values of the longest row; a whole row is streamed to its room."""
+    size = 0
+    for k in range(len(out.lengths)):
+        size = max(size, out.starts[k + 1] - out.starts[k])
+    return np.empty(size, np.int64), np.empty(size, np.float32)
+
+
 @compiled(inline="always")
 def _room(out, k):
-    """Return where the genes of a row begin, and for how many there is room."""
-    start = out.starts[k] + (out.cls >= 0)
-    return start, out.starts[k + 1] - start - (out.eos >= 0)
+    """Return the place of the first gene in a row, and for how many genes there is room."""
+    first = np.int64(out.cls >= 0)
+    return first, out.starts[k + 1] - out.starts[k] - first - (out.eos >= 0)
 
 
 @compiled(no_cpython_wrapper=True)
-def _finish(out, k, n_genes):
-    """Write the special tokens around the genes of a row, and the padding behind them."""
+def _finish(out, k, n_genes, ids, values):
+    """Write a row whose genes and values are in tiles, with the special tokens around them, and the padding behind."""
     low, high = out.starts[k], out.starts[k + 1]
-    first = low + (out.cls >= 0)
-    end = first + n_genes
+    end = (out.cls >= 0) + n_genes
     if out.cls >= 0:
-        out.ids[low], out.values[low] = out.cls, 0
+        ids[0], values[0] = out.cls, 0
     if out.eos >= 0:
-        out.ids[end], out.values[end] = out.eos, 0
+        ids[end], values[end] = out.eos, 0
         end += 1
-    out.mask[low:end] = True
-    out.ids[end:high], out.values[end:high], out.mask[end:high] = out.pad, 0, False
-    out.lengths[k] = end - low
+    ids[end : high - low], values[end : high - low] = out.pad, 0
+    stream(ids[: high - low], out.ids[low:high])
+    stream(values[: high - low], out.values[low:high])
+    out.mask[low : low + end], out.mask[low + end : high] = True, False
+    out.lengths[k] = end
 
 
 @compiled(no_cpython_wrapper=True)
