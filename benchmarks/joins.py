@@ -5,7 +5,8 @@
 The two stores have common genes. Each of the joins takes turns with its two datasets in one process. A join is compared
 with the mean of its datasets, weighted by their cells: the time of one epoch of each, over that of one of the join. The
 seconds of all cores are compared, too: other processes hardly change them. With ``orthologs``, all genes of the second
-dataset get the names of others, as those of another species, so that the columns of its rows are permuted.
+dataset get the names of others, as those of another species, so that the columns of its rows are permuted. Such a join
+is compared with datasets in the order of the store, and, by ``select_genes``, with those in its own order.
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ def ways(genes: list[str]) -> dict[str, Way]:
     return {
         "CSR": ({"return_sparse_X": True}, False),
         "CSR, orthologs": ({"return_sparse_X": True}, True),
+        "CSR, orthologs, selected": ({"return_sparse_X": True}, True),
         "dense": ({}, False),
         "dense, orthologs": ({}, True),
+        "dense, orthologs, selected": ({}, True),
         "tokens, 2,048": ({"transform": TopKTokens(vocabulary, max_length=2048)}, False),
     }
 
@@ -50,14 +53,18 @@ def measure(stores: list[str], batch_size: int, n_passes: int) -> Iterator[str]:
             {"b": dict(zip(genes[1], others, strict=True))} if is_renamed else {}
         )
         joined = cellfeed.join(datasets, orthologs=orthologs)
+        alone = list(datasets.values())
+        if name.endswith("selected"):
+            named = dict(zip(others, genes[1], strict=True))
+            alone[1] = alone[1].select_genes([named[gene] for gene in joined.gene_names()])
         figures = []
         for _ in range(n_passes + 1):
-            epochs = np.array([epoch_of(each) for each in (*datasets.values(), joined)])  # cells, seconds, CPU seconds
+            epochs = np.array([epoch_of(each) for each in (*alone, joined)])  # cells, seconds, CPU seconds
             assert epochs[:2, 0].sum() == epochs[2, 0]
             figures.append((epochs[2, 0] / epochs[2, 1], *(epochs[:2, 1:].sum(axis=0) / epochs[2, 1:])))
         rates, by_time, by_cpu = np.array(figures[1:]).T
         yield (
-            f"{name:20} {np.median(rates):9,.0f} cells/s, {np.median(by_time):.2f} ({by_time.min():.2f} to "
+            f"{name:26} {np.median(rates):9,.0f} cells/s, {np.median(by_time):.2f} ({by_time.min():.2f} to "
             f"{by_time.max():.2f}) of the datasets by time, {np.median(by_cpu):.2f} by seconds of all cores"
         )
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
 
 from cellfeed._joinids import IntArray
 from cellfeed.loader.engine import Engine
@@ -54,8 +57,6 @@ class RunCells:
 
     Attributes
     ----------
-    columns
-        The columns of its genes in the join.
     first_position
         Position of its first cell in the selection of the join.
     readings
@@ -64,7 +65,6 @@ class RunCells:
         For each of them, the positions of its cells in the selection of the dataset; ``None`` if they are the same.
     """
 
-    columns: Columns
     first_position: int
     readings: Sequence[Reading]
     orders: Sequence[IntArray | None]
@@ -88,19 +88,20 @@ class DatasetReader:
     ----------
     dataset, engine
         The number of the dataset in the join, and its engine.
-    columns, first_position
+    columns, value_dtypes, meter, monitored
+        As for :class:`~cellfeed.loader.reading.Reading`.
+    first_position
         As for :class:`RunCells`.
     begun, later
         What it is read from: its epoch that is under way when the epoch of the join begins, and those after it.
     schedule, this
         Which cells are in each minibatch, and the epoch of the join.
-    meter, monitored
-        As for :class:`~cellfeed.loader.reading.Reading`.
     """
 
     dataset: int
     engine: Engine
     columns: Columns
+    value_dtypes: Sequence[np.dtype[Any]]
     first_position: int
     begun: Medium
     later: Medium
@@ -120,7 +121,7 @@ class DatasetReader:
             pieces = [(self.later, range(start, stop))]
         read = [(medium, cells) for medium, cells in pieces if len(cells)]
         readings = [self._reading(medium, cells, run) for medium, cells in read]
-        return RunCells(self.columns, self.first_position, readings, [medium.order for medium, _ in read])
+        return RunCells(self.first_position, readings, [medium.order for medium, _ in read])
 
     def _reading(self, medium: Medium, cells: range, run: Run) -> Reading:
         size = self.schedule.sizes[self.dataset]
@@ -133,6 +134,8 @@ class DatasetReader:
             sizes=Sizes(self.schedule, self.dataset, self.this.epoch, run, cells),
             monitored=self.monitored,
             appender=self.engine.media.appender(medium),
+            columns=self.columns,
+            value_dtypes=self.value_dtypes,
         )
 
 

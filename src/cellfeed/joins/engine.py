@@ -151,14 +151,14 @@ class JoinEngine(EpochEngine):
         monitored = None if workers is None else partial(workers.monitor.watched, worker=worker)
         readers = [
             DatasetReader(
-                k, part, self.columns[name], self._first_positions[name], medium.begun[name], medium.later[name],
-                schedule, this, self.meter, monitored,
+                k, part, self.columns[name], self._value_dtypes, self._first_positions[name],
+                medium.begun[name], medium.later[name], schedule, this, self.meter, monitored,
             )
             for k, (name, part) in enumerate(self.parts.items())
         ]  # fmt: skip
         runs = [(run, [reader.cells(run) for reader in readers]) for run in self.epochs.work(this, worker)]
         n_threads = max(1, available_threads() // this.world_layout.num_workers)
-        reading = JoinReading(schedule, this.epoch, runs, self._value_dtypes, n_threads)
+        reading = JoinReading(schedule, this.epoch, runs)
         return Pipeline(
             self.selection,
             self.settings,

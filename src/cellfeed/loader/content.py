@@ -29,23 +29,23 @@ class MatrixAssembler(NamedTuple):
     """Makes the tensors of one matrix."""
 
     assembler: Assembler
-    transforms: tuple[Transform, ...]
+    transform: Transform | None
     sparse: bool
 
     def tensor(self, rows: CellRows) -> torch.Tensor:
         """Return rows as a tensor, transformed."""
         X = self.assembler.sparse_X(rows) if self.sparse else self.assembler.dense_X(rows)
-        for transform in self.transforms:
-            try:
-                X = apply(transform, X)
-            except Exception as error:
-                if X.device.type != "cpu":
-                    error.add_note(
-                        f"transform got X on device={str(X.device)!r}; if it needs the CPU, give experiment_dataloader "
-                        f"device=None, or a data module dataloader_kwargs={{'device': None}}"
-                    )
-                raise
-        return X
+        if self.transform is None:
+            return X
+        try:
+            return apply(self.transform, X)
+        except Exception as error:
+            if X.device.type != "cpu":
+                error.add_note(
+                    f"transform got X on device={str(X.device)!r}; if it needs the CPU, give experiment_dataloader "
+                    f"device=None, or a data module dataloader_kwargs={{'device': None}}"
+                )
+            raise
 
     def close(self) -> None:
         """End the threads."""

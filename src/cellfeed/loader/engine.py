@@ -23,7 +23,7 @@ from cellfeed.loader.label_counts import LabelCounter
 from cellfeed.loader.media import LocalCopy, Media, Medium
 from cellfeed.loader.pipeline import Pipeline
 from cellfeed.loader.provenance import describe, summarize
-from cellfeed.loader.reading import Reading
+from cellfeed.loader.reading import Reading, columns_of
 from cellfeed.loader.tokenizing import refuse_tokens
 from cellfeed.loader.workers import WorkerGroup
 from cellfeed.loader.world import available_threads, find_ranks
@@ -219,6 +219,7 @@ class Engine(EpochEngine):
             self.meter,
             monitored=None if workers is None else partial(workers.monitor.watched, worker=worker),
             appender=self.media.appender(medium),
+            columns=columns_of(medium.selection),
         )
         return Pipeline(
             medium.selection,

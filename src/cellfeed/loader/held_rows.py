@@ -12,7 +12,7 @@ import numpy as np
 from cellfeed._checks import format_bytes
 from cellfeed.errors import PlanError
 from cellfeed.loader.engine import Engine
-from cellfeed.loader.reading import Reading
+from cellfeed.loader.reading import Reading, columns_of
 from cellfeed.loader.world import available_threads
 from cellfeed.plan.cells import Chunks
 from cellfeed.plan.matrices import Matrix
@@ -102,7 +102,8 @@ def _rows(engine: Engine) -> Generator[CellRows, None, None]:
     """Yield the rows of all cells in order."""
     resources = engine.media.source.planner.resources(1, available_threads())
     windows = engine.epochs.work(engine.epochs.begin(), 0)
-    for (rows,) in Reading(engine.selection, engine.settings, resources, windows, engine.meter).rows():
+    columns = columns_of(engine.selection)
+    for (rows,) in Reading(engine.selection, engine.settings, resources, windows, engine.meter, columns=columns).rows():
         yield rows
 
 

@@ -27,7 +27,7 @@ from cellfeed.sources.retry import Retries
 from cellfeed.stats import Meter
 from cellfeed.tokens import Tokenizer
 from cellfeed.tokens.assembler import TokenAssembler
-from cellfeed.transforms import check_result, split_scaling
+from cellfeed.transforms import check_result, columns_after, split_scaling
 
 Yielded = AnyMinibatch | OrderedMinibatch
 
@@ -39,7 +39,7 @@ class Assembly:
     Attributes
     ----------
     selection, settings
-        Which cells and genes the rows have, and what to make of them.
+        Which cells and genes the rows have, with their columns, and what to make of them.
     n_threads
         Number of threads.
     buffers
@@ -67,9 +67,9 @@ class Assembly:
         # The kernels that copy values to a minibatch can scale them, but in float32 only.
         scaling, transform = split_scaling(settings.transform) if dtype == "float32" else (None, settings.transform)
         make = partial(Assembler, buffers=self.buffers) if self.feed is None else self.feed.assembler
-        assembler = make(selection.n_vars, dtype, n_threads=self.n_threads, scaling=scaling)
-        steps = tuple(step for step in (selection.column_transform, transform) if step is not None)
-        return MatrixAssembler(assembler, steps, sparse=settings.return_sparse_X)
+        n_columns = columns_after(selection.column_transform, selection.n_vars)
+        assembler = make(n_columns, dtype, n_threads=self.n_threads, scaling=scaling)
+        return MatrixAssembler(assembler, transform, sparse=settings.return_sparse_X)
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Protocol
+
+import numpy as np
 
 from cellfeed._joinids import IntArray, read_bounds
 from cellfeed.loader.feed import load_windows, rebatch
@@ -15,7 +18,9 @@ from cellfeed.plan import budget
 from cellfeed.plan.planner import Resources
 from cellfeed.plan.settings import Settings
 from cellfeed.plan.windows import Window
+from cellfeed.rows.assemble import DenseBuffers
 from cellfeed.rows.cell_rows import CellRows
+from cellfeed.rows.columns import Columns
 from cellfeed.rows.half_precision import HALF_DTYPES, round_to_half
 from cellfeed.rows.row_allocator import Reader, RowAllocator, RowPointers
 from cellfeed.rows.slabs import choose_slab_bytes
@@ -73,6 +78,11 @@ class Reading:
         Wraps the reader, in a worker process.
     appender
         Appends the rows of X to a local copy.
+    columns
+        The columns of the genes of X and of layers; ``None`` if these are the genes in their order.
+    value_dtypes
+        For each matrix, the type of values that are wide; ``None`` if it is that of the rows. Datasets of a join have
+        common ones.
     """
 
     selection: Selection
@@ -83,6 +93,8 @@ class Reading:
     sizes: HasSizes | None = None
     monitored: Callable[[Reader], Reader] | None = None
     appender: Appender | None = None
+    columns: Columns | None = None
+    value_dtypes: Sequence[np.dtype[Any]] | None = None
 
     @cached_property
     def _matrices(self) -> list[Reading]:
@@ -117,16 +129,19 @@ class Reading:
                     strict=True,
                 )
             ]
+            ended: list[Any] = []
             copy = stack.enter_context(self._copying())
+            renumber = stack.enter_context(self._renumbering())
 
             def next_rows() -> list[Any]:
                 X, *further = (next(each, None) for each in batches)
-                if X is not None:
-                    copy(X)
-                others = iter(further)
-                return [X, *(next(others) if read else X for read in is_read[1:])]
+                if X is None:
+                    return ended
+                copy(X)
+                own: Iterator[Any] = iter(further)
+                return renumber([X, *(next(own) if is_own else X for is_own in is_read[1:])])
 
-            yield iter(next_rows, [None] * len(is_read))
+            yield iter(next_rows, ended)
 
     def rows(self) -> Generator[list[CellRows], None, None]:
         """Yield the rows of minibatches as :meth:`reading` does, with requests of their own."""
@@ -162,6 +177,27 @@ class Reading:
             yield from batches
 
     @contextlib.contextmanager
+    def _renumbering(self) -> Iterator[Callable[[list[CellRows]], list[CellRows]]]:
+        """Yield a function that gives the rows of each matrix their columns."""
+        columns = self.columns
+        if columns is None:
+            yield lambda matrices: matrices
+            return
+        genes = self.selection.var_joinids
+        has_columns = [each.selection.var_joinids is genes for each in self._matrices]  # but further measurements
+        buffers = DenseBuffers(keep=len(has_columns) * (budget.MINIBATCHES_HELD + 1))
+        with ThreadPoolExecutor(self.resources.n_threads, thread_name_prefix="cellfeed-columns") as threads:
+
+            def renumber(matrices: list[CellRows]) -> list[CellRows]:
+                dtypes = self.value_dtypes or [rows.value_dtype for rows in matrices]
+                return [
+                    columns.of(rows, dtype, buffers, threads) if has else rows
+                    for rows, dtype, has in zip(matrices, dtypes, has_columns, strict=True)
+                ]
+
+            yield renumber
+
+    @contextlib.contextmanager
     def _copying(self) -> Iterator[Callable[[CellRows], None]]:
         """Yield a function that appends rows to the local copy, if this epoch writes one."""
         if self.appender is None:
@@ -183,3 +219,8 @@ class Reading:
         if self.settings.verify:
             check_rows(rows, positions, joinids, self.selection)
         return rows if half is None else round_to_half(rows, joinids, half)
+
+
+def columns_of(selection: Selection) -> Columns | None:
+    """Return the columns of the genes of a selection; ``None`` if these are its genes in their order."""
+    return None if selection.column_transform is None else Columns.from_genes(selection.column_transform.source)

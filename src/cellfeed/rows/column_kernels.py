@@ -1,4 +1,4 @@
-"""Kernels that give the genes of rows other columns."""
+"""Kernels that give the genes of rows other columns; see :mod:`cellfeed.rows.columns`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of one dataset with the columns of another numbering: those of a join."""
+"""Rows whose genes get other columns: those of ``select_genes``, or of a join."""
 
 from __future__ import annotations
 
@@ -21,18 +21,31 @@ ROWS_PER_TASK = 128
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """The column of each gene of a dataset in a join.
+    """The column of each gene that is read.
 
     Attributes
     ----------
     numbers
         uint32, shape (n_vars,): distinct columns.
     n_columns
-        Number of columns of the join.
+        Number of columns; those without a gene have zeros.
+
+    Examples
+    --------
+    >>> Columns.from_genes(np.array([2, -1, 0, 1])).numbers.tolist()
+    [2, 3, 0]
     """
 
     numbers: npt.NDArray[np.uint32]
     n_columns: int
+
+    @classmethod
+    def from_genes(cls, genes: IntArray) -> Columns:
+        """Make the columns of the genes of each column: their indices among those that are read, -1 for none."""
+        columns = np.flatnonzero(genes >= 0)
+        numbers = np.empty(len(columns), np.uint32)
+        numbers[genes[columns]] = columns
+        return cls(numbers, len(genes))
 
     @property
     def gene_dtype(self) -> np.dtype[Any]:
