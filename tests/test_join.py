@@ -514,6 +514,21 @@ def test_datasets_that_differ_are_refused(parts, parameters, message):
         join(parts(("human",)) | parts(("mouse",), **parameters), genes="union")
 
 
+def test_genes_are_named_by_a_column_of_each_dataset(tmp_path):
+    datasets = {}
+    for name, column in {"a": "feature_id", "b": "symbol"}.items():
+        var = pd.DataFrame({"feature_id": [f"{name}{k}" for k in range(4)], "symbol": list("DCBA")})
+        var[column] = list("ABCD")
+        uri = write_experiment(tmp_path / name, addressed(10, 4), var=var)
+        datasets[name] = ExperimentDataset(uri, batch_size=20, seed=0)
+    joined = join(datasets, var_column={"b": "symbol"})
+    assert joined.gene_names().tolist() == list("ABCD")
+    with pytest.raises(SelectionError, match="'a': var has no column 'name'"):
+        join(datasets, var_column={"a": "name"})
+    with pytest.raises(PlanError, match="var_column has 'c', which is not a dataset"):
+        join(datasets, var_column={"c": "symbol"})
+
+
 def test_other_encoders_must_be_shared(parts):
     encoders = [cellfeed.BatchEncoder(["label", "flag"], name="batch") for _ in range(2)]
     made = {}

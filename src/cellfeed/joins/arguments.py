@@ -85,6 +85,16 @@ def check_orthologs(orthologs: Any, names: Sequence[str]) -> Mapping[str, Mappin
     return orthologs
 
 
+def check_var_column(var_column: Any, names: Sequence[str]) -> Mapping[str, str | None]:
+    """Return the column of var that names genes, by dataset."""
+    if not isinstance(var_column, Mapping):
+        return dict.fromkeys(names, var_column)
+    unknown = missing_from(list(var_column), names)
+    if unknown:
+        raise PlanError(f"var_column has {unknown[0]!r}, which is not a dataset; {suggest(str(unknown[0]), names)}")
+    return var_column
+
+
 def check_alike(engines: Engines) -> None:
     """Raise a PlanError if minibatches of the datasets differ in another way than their genes and columns of obs."""
     names = list(engines)

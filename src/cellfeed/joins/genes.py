@@ -37,10 +37,12 @@ class Placed(NamedTuple):
     columns: Columns
 
 
-def read_names(selections: Mapping[str, Selection], orthologs: Orthologs, var_column: str | None) -> dict[str, Names]:
-    """Read the names of the genes of each dataset, and return those in the join."""
+def read_names(
+    selections: Mapping[str, Selection], orthologs: Orthologs, var_columns: Mapping[str, str | None]
+) -> dict[str, Names]:
+    """Read the names of the genes of each dataset, in a column of var, and return those in the join."""
     return {
-        name: _renamed(name, _names_by_position(selection, var_column), orthologs.get(name, {}))
+        name: _renamed(name, _names_by_position(name, selection, var_columns.get(name)), orthologs.get(name, {}))
         for name, selection in selections.items()
     }
 
@@ -98,9 +100,12 @@ def place_genes(dataset: str, names: Names, chosen: Sequence[str]) -> Placed:
     return Placed(positions, Columns(np.array([column_of[name] for name in own], np.uint32), len(chosen)))
 
 
-def _names_by_position(selection: Selection, var_column: str | None) -> Names:
+def _names_by_position(dataset: str, selection: Selection, var_column: str | None) -> Names:
     """Return the name of each selected gene; ``select_genes`` may have left one out that is selected."""
-    names = name_columns(selection, var_column)
+    try:
+        names = name_columns(selection, var_column)
+    except SelectionError as error:
+        raise SelectionError(f"{dataset!r}: {error}") from error
     if selection.column_transform is None:
         return names
     by_position = np.full(selection.n_vars, None, object)

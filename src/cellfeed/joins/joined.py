@@ -17,6 +17,7 @@ from cellfeed.joins.arguments import (
     check_orthologs,
     check_shares,
     check_tokens,
+    check_var_column,
     the_transform,
 )
 from cellfeed.joins.cells import joined_selection
@@ -79,7 +80,7 @@ def join(
     shares: Mapping[str, float] | None = None,
     genes: str | Sequence[str] | None = None,
     orthologs: Mapping[str, Mapping[str, str]] | None = None,
-    var_column: str | None = None,
+    var_column: str | Mapping[str, str | None] | None = None,
     transform: Any = None,
     epoch_length: str | int = "longest",
     label: str = "source",
@@ -110,7 +111,8 @@ def join(
         For datasets whose genes have other names than in the join: a dict of the name in the join by the name in the
         dataset, as ``{"mouse": {"Cd3d": "CD3D", "Cd8a": "CD8A"}}``. Genes that it lacks keep their names.
     var_column
-        The column of var that names genes; see :meth:`ExperimentDataset.gene_names`.
+        The column of var that names genes, of all datasets or in a dict by dataset; see
+        :meth:`ExperimentDataset.gene_names`.
     transform
         Of X with the columns of the join; or one of :mod:`cellfeed.tokens`. By default it is that of the datasets,
         which must be the same in all of them.
@@ -154,7 +156,8 @@ def join(
     if is_of_tokens:
         check_tokens(transform, engines)
         var_column = transform.vocabulary.var_column if var_column is None else var_column
-    names = read_names({name: engine.selection for name, engine in engines.items()}, orthologs, var_column)
+    var_columns = check_var_column(var_column, list(engines))
+    names = read_names({name: engine.selection for name, engine in engines.items()}, orthologs, var_columns)
     chosen = choose_genes(names, ("union" if is_of_tokens else "intersection") if genes is None else genes)
     if is_of_tokens:
         columns_before = np.array(chosen, object)
