@@ -536,6 +536,9 @@ def test_other_encoders_must_be_shared(parts):
         made |= parts((name,), obs_column_names=(), encoders=[encoder])
     with pytest.raises(EncodeError, match="has a BatchEncoder"):
         join(made, orthologs=ORTHOLOGS)
+    encoded = parts(("mouse",), obs_column_names=(), encoders=[LabelEncoder("soma_joinid")])
+    with pytest.raises(EncodeError, match="'soma_joinid' of 'human' has no encoder"):
+        join(parts(("human",)) | encoded, genes="union")
 
 
 def test_states_of_other_joins_are_refused(make, parts):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cellfeed._geometry import ArrayGeometry
-from cellfeed._joinids import JoinIds
+from cellfeed._joinids import IntArray, JoinIds
 from cellfeed.errors import EncodeError, PlanError
 from cellfeed.rows.columns import Columns
 from cellfeed.select.encoders import Encoder, LabelEncoder
@@ -19,6 +20,38 @@ from cellfeed.select.selection import Selection
 from cellfeed.select.vocabulary import code_dtype
 
 Selections = Mapping[str, Selection]
+
+
+@dataclass(frozen=True, eq=False)
+class ConcatenatedIds:
+    """The joinids of the cells of all datasets, one dataset after another, without a copy of them.
+
+    Examples
+    --------
+    >>> ids = ConcatenatedIds((np.array([7, 8]), np.array([5])))
+    >>> len(ids), ids[np.array([2, 0])].tolist(), ids[:].tolist()
+    (3, [5, 7], [7, 8, 5])
+    """
+
+    parts: tuple[JoinIds | IntArray, ...]
+
+    @cached_property
+    def _starts(self) -> IntArray:
+        """int64, shape (n_datasets + 1,): the position of the first cell of each dataset, then the end."""
+        return np.cumsum([0, *map(len, self.parts)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, positions: IntArray | slice) -> IntArray:
+        if isinstance(positions, slice):
+            return np.concatenate([part[:] for part in self.parts])[positions]
+        datasets = np.searchsorted(self._starts, positions, side="right") - 1
+        joinids = np.empty(len(positions), np.int64)
+        for k, part in enumerate(self.parts):
+            is_own = datasets == k
+            joinids[is_own] = part[positions[is_own] - self._starts[k]]
+        return joinids
 
 
 @dataclass(frozen=True)
@@ -51,22 +84,26 @@ def joined_selection(selections: Selections, columns: Mapping[str, Columns], lab
     if label in common:
         raise PlanError(f"label={label!r} is a column of the datasets; give another name, such as label='dataset'")
     encoders = {
-        name: _joined_encoder(name, {key: selection.encoders[name] for key, selection in selections.items()})
+        name: _joined_encoder(name, {key: selection.encoders.get(name) for key, selection in selections.items()})
         for name in common
-        if all(name in selection.encoders for selection in selections.values())
+        if any(name in selection.encoders for selection in selections.values())
     }
     n_columns = next(iter(columns.values())).n_columns
     n_obs = [selection.n_obs for selection in selections.values()]
+    joinids: Any = ConcatenatedIds(tuple(selection.joinid_column for selection in selections.values()))
     sources: npt.NDArray[Any] = np.repeat(np.arange(len(n_obs), dtype=code_dtype(len(n_obs))), n_obs)
     return replace(
         first,
         source=_source(selections),
-        joinids=JoinIds.from_sorted(np.arange(sum(n_obs))),
-        soma_joinids=np.concatenate([selection.joinid_column[:] for selection in selections.values()]),
+        joinids=joinids,
+        soma_joinids=None,
         var_joinids=np.arange(n_columns),
         encoders={**encoders, label: LabelEncoder(label, classes=list(selections))},
         codes={
-            **{column: _joined_codes(selections, column, encoders.get(column)) for column in common},
+            **{
+                column: _joined_codes(selections, column, encoders[column]) if column in encoders else joinids
+                for column in common
+            },
             label: sources,
         },
         nnz=None,
@@ -109,16 +146,17 @@ def _joined_measured(parts: Sequence[Measured | None], columns: Sequence[Columns
     return Measured(np.concatenate(tables), np.concatenate(groups).astype(code_dtype(n_groups)))
 
 
-def _joined_encoder(name: str, encoders: Mapping[str, Encoder]) -> Encoder:
+def _joined_encoder(name: str, encoders: Mapping[str, Encoder | None]) -> Encoder:
     """Return an encoder with the classes of all encoders of a column."""
     first, *others = encoders.values()
-    if all(other is first for other in others):
+    if first is not None and all(other is first for other in others):
         return first
     labels = [each for each in encoders.values() if type(each) is LabelEncoder]
     if len(labels) < len(encoders):
         dataset, encoder = next(item for item in encoders.items() if type(item[1]) is not LabelEncoder)
+        kind = "no encoder" if encoder is None else f"a {type(encoder).__name__}"
         raise EncodeError(
-            f"column {name!r} of {dataset!r} has a {type(encoder).__name__}, and a join unites the classes of "
+            f"column {name!r} of {dataset!r} has {kind}, and a join unites the classes of "
             f"LabelEncoder only; give all datasets the same fitted encoder, or leave the column out"
         )
     unknown = {label._unknown_value for label in labels}
@@ -135,15 +173,16 @@ def _joined_encoder(name: str, encoders: Mapping[str, Encoder]) -> Encoder:
     return LabelEncoder(labels[0].col, name=name, handle_unknown=handle, unknown_value=value, classes=classes)
 
 
-def _joined_codes(selections: Selections, column: str, joined: Encoder | None) -> npt.NDArray[Any]:
+def _joined_codes(selections: Selections, column: str, joined: Encoder) -> npt.NDArray[Any]:
     """Return the codes of a column of all cells, with the classes of the join."""
     return np.concatenate([_recoded(selection, column, joined) for selection in selections.values()])
 
 
-def _recoded(selection: Selection, column: str, joined: Encoder | None) -> npt.NDArray[Any]:
-    codes, own = selection.codes[column], selection.encoders.get(column)
-    if own is joined or isinstance(codes, JoinIds):
+def _recoded(selection: Selection, column: str, joined: Encoder) -> npt.NDArray[Any]:
+    codes, own = selection.codes[column], selection.encoders[column]
+    if own is joined:
         return codes[:]
+    assert not isinstance(codes, JoinIds)  # an encoder makes an array
     assert isinstance(own, LabelEncoder)  # _joined_encoder has checked it
     assert isinstance(joined, LabelEncoder)
     code_of = {value: code for code, value in enumerate(joined.classes_.tolist())}
