@@ -45,9 +45,6 @@ class JoinedDataset(MinibatchDataset):
 
     _engine: JoinEngine
 
-    def __init__(self, engine: JoinEngine) -> None:
-        self._engine = engine
-
     @property
     def sources(self) -> tuple[str, ...]:
         """The names of the datasets, by their code in obs."""
@@ -114,8 +111,8 @@ def join(
         The column of var that names genes, of all datasets or in a dict by dataset; see
         :meth:`ExperimentDataset.gene_names`.
     transform
-        Of X with the columns of the join; or one of :mod:`cellfeed.tokens`. By default it is that of the datasets,
-        which must be the same in all of them.
+        Of X with the columns of the join, or to tokens: a :class:`cellfeed.tokens.Tokenizer`. By default it is that of
+        the datasets, which must be the same in all of them.
     epoch_length
         ``"longest"`` ends an epoch when each dataset has yielded all its cells: shorter ones begin again.
         ``"shortest"`` ends it with the first. Or a number of minibatches.
@@ -174,7 +171,7 @@ def join(
     }
     selection = joined_selection(selections, columns, label)
     settings = _joined_settings([engine.settings for engine in engines.values()], transform)
-    return JoinedDataset(JoinEngine(parts, columns, selection, settings, weights, epoch_length, chosen))
+    return JoinedDataset._of(JoinEngine(parts, columns, selection, settings, weights, epoch_length, chosen))
 
 
 def _joined_settings(settings: Sequence[Settings], transform: Any) -> Settings:

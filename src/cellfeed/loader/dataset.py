@@ -277,13 +277,6 @@ class ExperimentDataset(MinibatchDataset):
         )
         return cls._of(Engine(*with_tokens(selection, settings), meter=meter))
 
-    @classmethod
-    def _of(cls, engine: Engine) -> Self:
-        """Make a dataset of an engine."""
-        self = cls.__new__(cls)
-        self._engine = engine
-        return self
-
     def _with(self, **parameters: Any) -> Self:
         """Make a dataset of the same cells with other parameters; nothing is read."""
         return self._of(self._engine.derive(**parameters))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 from torch.utils.data import IterableDataset
 
@@ -20,6 +20,13 @@ class MinibatchDataset(Tabular, Sendable, IterableDataset[AnyMinibatch]):
     """Base class of datasets, whose items are minibatches of cells."""
 
     _engine: EpochEngine
+
+    @classmethod
+    def _of(cls, engine: EpochEngine) -> Self:
+        """Make a dataset of an engine."""
+        self = cls.__new__(cls)
+        self._engine = engine
+        return self
 
     @property
     def shape(self) -> tuple[int, int]:
