@@ -17,11 +17,10 @@ from cellfeed.loader.world import available_threads
 from cellfeed.plan.join_planner import windows_of_cells
 from cellfeed.plan.join_runs import Run
 from cellfeed.plan.join_schedule import JoinSchedule
-from cellfeed.plan.layout import WorldLayout
+from cellfeed.plan.layout import first_layout
 from cellfeed.rows.cell_rows import CellRows
 from cellfeed.rows.columns import Columns
 from cellfeed.rows.row_allocator import Reader
-from cellfeed.sources.retry import Retries
 from cellfeed.stats import Meter
 
 
@@ -69,10 +68,10 @@ class RunCells:
     readings: Sequence[Reading]
     orders: Sequence[IntArray | None]
 
-    def rows(self, retries: Iterator[list[Retries]]) -> Generator[list[CellRows], None, None]:
-        """Yield the rows of X, and of each further matrix, with positions in the join; ``retries`` for each reading."""
+    def rows(self) -> Generator[list[CellRows], None, None]:
+        """Yield the rows of X, and of each further matrix, with positions in the join."""
         for reading, order in zip(self.readings, self.orders, strict=True):
-            with reading.reading(next(retries)) as batches:
+            with reading.reading() as batches:
                 for matrices in batches:
                     own = matrices[0].positions
                     positions = (own if order is None else order[own]) + self.first_position
@@ -124,12 +123,12 @@ class DatasetReader:
         return RunCells(self.first_position, readings, [medium.order for medium, _ in read])
 
     def _reading(self, medium: Medium, cells: range, run: Run) -> Reading:
-        size = self.schedule.sizes[self.dataset]
+        size, first = self.schedule.sizes[self.dataset], first_layout(self.this.segments, self.this.world_layout)
         return Reading(
             medium.selection,
             self.engine.settings,
             medium.planner.resources(self.this.world_layout.num_workers, available_threads()),
-            windows_of_cells(medium.planner, first_layout(self.this), run.rank, cells, size),
+            windows_of_cells(medium.planner, first, run.rank, cells, size),
             self.meter,
             sizes=Sizes(self.schedule, self.dataset, self.this.epoch, run, cells),
             monitored=self.monitored,
@@ -137,8 +136,3 @@ class DatasetReader:
             columns=self.columns,
             value_dtypes=self.value_dtypes,
         )
-
-
-def first_layout(this: RankEpoch) -> WorldLayout:
-    """Return the ranks and workers with which an epoch began."""
-    return this.segments[0].world_layout if this.segments else this.world_layout

@@ -11,7 +11,7 @@ import torch
 
 from cellfeed._checks import format_bytes
 from cellfeed._digests import digest_of_names
-from cellfeed.joins.dataset_reader import DatasetReader, first_layout
+from cellfeed.joins.dataset_reader import DatasetReader
 from cellfeed.joins.media import JoinEpochs, JoinMedia
 from cellfeed.joins.reading import JoinReading
 from cellfeed.loader.device import DeviceFeed
@@ -25,6 +25,7 @@ from cellfeed.loader.workers import WorkerGroup
 from cellfeed.loader.world import available_threads, find_ranks
 from cellfeed.plan.join_planner import JoinPlanner
 from cellfeed.plan.join_schedule import JoinSchedule
+from cellfeed.plan.layout import first_layout
 from cellfeed.plan.settings import Settings
 from cellfeed.plan.state import COPY, Fingerprint
 from cellfeed.rows.columns import Columns
@@ -51,7 +52,6 @@ class JoinEngine(EpochEngine):
     """
 
     makes_on_devices = False
-    settings: Settings
 
     def __init__(
         self,
@@ -147,7 +147,8 @@ class JoinEngine(EpochEngine):
     # ------------------------------------------------------------------ iteration
 
     def _pipeline(self, this: RankEpoch, worker: int, workers: WorkerGroup | None, feed: DeviceFeed | None) -> Pipeline:
-        medium, schedule = self.media.get(this.medium), self.planner.schedule(first_layout(this).world_size)
+        first = first_layout(this.segments, this.world_layout)
+        medium, schedule = self.media.get(this.medium), self.planner.schedule(first.world_size)
         monitored = None if workers is None else partial(workers.monitor.watched, worker=worker)
         readers = [
             DatasetReader(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from cellfeed.joins.dataset_reader import RunCells
 from cellfeed.plan.join_runs import Run
@@ -30,29 +29,23 @@ class JoinReading:
     epoch: int
     runs: Sequence[tuple[Run, Sequence[RunCells]]]
 
+    @property
     def retries(self) -> list[Retries]:
-        """Return what makes the requests of all datasets; the caller closes them after the epoch."""
-        return [each for own in self._retries for each in own]
-
-    @cached_property
-    def _retries(self) -> list[list[Retries]]:
-        return [reading.retries() for _, parts in self.runs for part in parts for reading in part.readings]
+        """What makes the requests of all datasets; the caller closes them after the epoch."""
+        return [
+            each for _, parts in self.runs for part in parts for reading in part.readings for each in reading.retries
+        ]
 
     @contextlib.contextmanager
-    def reading(self, retries: Sequence[Retries]) -> Iterator[Iterator[list[CellRows]]]:
+    def reading(self) -> Iterator[Iterator[list[CellRows]]]:
         """Yield an iterator over minibatches: their rows of X, and of each further matrix, of the same cells."""
         with contextlib.closing(self._minibatches()) as minibatches:
             yield minibatches
 
     def _minibatches(self) -> Generator[list[CellRows], None, None]:
-        own = iter(self._retries)
         for run, parts in self.runs:
-            requests = [iter([next(own) for _ in part.readings]) for part in parts]
             with contextlib.ExitStack() as stack:
-                streams = [
-                    stack.enter_context(contextlib.closing(part.rows(each)))
-                    for part, each in zip(parts, requests, strict=True)
-                ]
+                streams = [stack.enter_context(contextlib.closing(part.rows())) for part in parts]
                 for step in range(run.start, run.stop):
                     pieces: list[list[CellRows]] = []
                     for k, stream in enumerate(streams):

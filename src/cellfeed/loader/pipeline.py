@@ -23,7 +23,6 @@ from cellfeed.rows.cell_rows import CellRows
 from cellfeed.rows.minibatch import AnyMinibatch, Minibatch, OrderedMinibatch, PaddedMinibatch
 from cellfeed.select.selection import Selection
 from cellfeed.sources.failures import lacks_memory
-from cellfeed.sources.retry import Retries
 from cellfeed.stats import Meter
 from cellfeed.tokens import Tokenizer
 from cellfeed.tokens.assembler import TokenAssembler
@@ -128,13 +127,13 @@ class Pipeline:
     def minibatches(self) -> Generator[Yielded | Sent, None, None]:
         """Yield the minibatches; closing the generator ends all threads and closes all handles."""
         meter = self.meter
-        retries = self.read.retries()
+        retries = self.read.retries
 
         def close() -> None:
             for each in retries:
                 each.close()
 
-        produced = self._produce(retries)
+        produced = self._produce()
         ahead: Generator[Yielded | Sent, None, None] | Prefetch[Yielded | Sent] = produced
         if self.settings.use_eager_fetch:
             ahead = Prefetch(produced, depth=1, ending=close, waited=lambda seconds: meter.add(producer_wait_s=seconds))
@@ -147,11 +146,11 @@ class Pipeline:
         """Return what a minibatch adds to the counters."""
         return {"n_obs": minibatch.obs.shape[0], "n_obs_from_copy": self.count_copied(minibatch.obs)}
 
-    def _produce(self, retries: Sequence[Retries]) -> Generator[Yielded | Sent, None, None]:
+    def _produce(self) -> Generator[Yielded | Sent, None, None]:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._memory_errors())
             assemblers = [stack.enter_context(contextlib.closing(each.assembler())) for each in self._matrices]
-            for rows in stack.enter_context(self.read.reading(retries)):
+            for rows in stack.enter_context(self.read.reading()):
                 assemble = partial(self._assemble, rows, assemblers)
                 with self.meter.timing("assemble_s"):
                     minibatch = assemble() if self.feed is None else self.feed.send(assemble)

@@ -43,20 +43,14 @@ class Appender(Protocol):
         """Close the part that was written; a later epoch continues it."""
 
 
-class HasSizes(Protocol):
-    """The numbers of cells of minibatches, iterated once for each matrix."""
-
-    def __iter__(self) -> Iterator[int]:
-        """Return the numbers."""
-
-
 class ReadsRows(Protocol):
     """Reads the rows of minibatches: a :class:`Reading`, or several of them for the datasets of a join."""
 
-    def retries(self) -> list[Retries]:
-        """Return what makes the requests; the caller closes them after the epoch."""
+    @property
+    def retries(self) -> Sequence[Retries]:
+        """What makes the requests; the caller closes them after the epoch."""
 
-    def reading(self, retries: Sequence[Retries]) -> contextlib.AbstractContextManager[Iterator[list[CellRows]]]:
+    def reading(self) -> contextlib.AbstractContextManager[Iterator[list[CellRows]]]:
         """Yield an iterator over minibatches: their rows of X, and of each further matrix, of the same cells."""
 
 
@@ -73,7 +67,7 @@ class Reading:
     meter
         The counters.
     sizes
-        Numbers of cells of the minibatches, if they are not all ``batch_size``.
+        Numbers of cells of the minibatches, if they are not all ``batch_size``; iterated once for each matrix.
     monitored
         Wraps the reader, in a worker process.
     appender
@@ -90,7 +84,7 @@ class Reading:
     resources: Resources
     windows: Iterable[Window]
     meter: Meter
-    sizes: HasSizes | None = None
+    sizes: Iterable[int] | None = None
     monitored: Callable[[Reader], Reader] | None = None
     appender: Appender | None = None
     columns: Columns | None = None
@@ -99,33 +93,34 @@ class Reading:
     @cached_property
     def _matrices(self) -> list[Reading]:
         """A reading per matrix of minibatches, X first: further ones read the same windows from other arrays."""
-        further = zip(self.selection.further, self.resources.further, strict=True)
-        rows_of_other_nnz = [(replace(selection, nnz=None), resources) for selection, resources in further]
-        X = replace(self, appender=None)
-        return [X, *(replace(X, selection=own, resources=of, monitored=None) for own, of in rows_of_other_nnz)]
+        further = [
+            replace(self, selection=replace(selection, nnz=None), resources=resources, monitored=None)  # nnz is of X
+            for selection, resources in zip(self.selection.further, self.resources.further, strict=True)
+        ]
+        return [self, *further]
 
+    @cached_property
     def retries(self) -> list[Retries]:
-        """Return what makes the requests of each matrix; the caller closes them after the epoch."""
+        """What makes the requests of each matrix; the caller closes them after the epoch."""
         return [
             each.selection.source.retries(n_threads=each.resources.n_requests, meter=self.meter)
             for each in self._matrices
         ]
 
     @contextlib.contextmanager
-    def reading(self, retries: Sequence[Retries]) -> Iterator[Iterator[list[CellRows]]]:
+    def reading(self) -> Iterator[Iterator[list[CellRows]]]:
         """Yield an iterator over minibatches: their rows of X, and of each further matrix, of the same cells.
 
         A layer that is X itself has the rows of X. The iterator holds no reference to what it has returned.
         """
-        X = self._matrices[0]
-        is_read = [each is X or each.selection.source is not X.selection.source for each in self._matrices]
+        is_read = [each is self or each.selection.source is not self.selection.source for each in self._matrices]
         with contextlib.ExitStack() as stack:
             batches = [
                 stack.enter_context(contextlib.closing(each._batches(own, requests)))
                 for each, own, requests in zip(
                     itertools.compress(self._matrices, is_read),
                     itertools.tee(self.windows, sum(is_read)),
-                    itertools.compress(retries, is_read),
+                    itertools.compress(self.retries, is_read),
                     strict=True,
                 )
             ]
@@ -144,10 +139,11 @@ class Reading:
             yield iter(next_rows, ended)
 
     def rows(self) -> Generator[list[CellRows], None, None]:
-        """Yield the rows of minibatches as :meth:`reading` does, with requests of their own."""
+        """Yield the rows of minibatches as :meth:`reading` does, and close the requests."""
         with contextlib.ExitStack() as stack:
-            retries = [stack.enter_context(contextlib.closing(each)) for each in self.retries()]
-            yield from stack.enter_context(self.reading(retries))
+            for each in self.retries:
+                stack.enter_context(contextlib.closing(each))
+            yield from stack.enter_context(self.reading())
 
     def _batches(self, windows: Iterable[Window], retries: Retries) -> Generator[CellRows, None, None]:
         """Yield the cells of each minibatch with their rows; closing the generator closes the reader."""

@@ -8,7 +8,7 @@ from cellfeed.errors import PlanError
 from cellfeed.plan.epoch import World
 from cellfeed.plan.join_runs import RunAssignment, assign_runs
 from cellfeed.plan.join_schedule import JoinSchedule
-from cellfeed.plan.layout import ResumeSegment, WorldLayout
+from cellfeed.plan.layout import ResumeSegment, WorldLayout, first_layout
 from cellfeed.plan.planner import Planner
 from cellfeed.plan.resume import Shard
 from cellfeed.plan.schedule import ShufflePlan
@@ -63,7 +63,7 @@ class JoinPlanner:
 
     def assign(self, epoch: int, segments: Sequence[ResumeSegment], world_layout: WorldLayout) -> RunAssignment:
         """Assign the rest of an epoch, of which segments were received, to ranks and workers."""
-        schedule = self.schedule((segments[0].world_layout if segments else world_layout).world_size)
+        schedule = self.schedule(first_layout(segments, world_layout).world_size)
         n_last = schedule.size(len(schedule) - 1) if len(schedule) else 0
         return assign_runs(len(schedule), n_last, segments, world_layout)
 

@@ -46,6 +46,11 @@ class ResumeSegment:
         return self.n_received if isinstance(self.n_received, int) else self.n_received[rank]
 
 
+def first_layout(segments: Sequence[ResumeSegment], world_layout: WorldLayout) -> WorldLayout:
+    """Return the layout with which an epoch began; ``world_layout`` reads the rest."""
+    return segments[0].world_layout if segments else world_layout
+
+
 def received_from_workers(n_received: int, available: Sequence[int]) -> list[int]:
     """Return how many of the minibatches that a rank received came from each worker.
 
