@@ -20,7 +20,7 @@ from cellfeed.loader.engine import Engine
 from cellfeed.loader.epoch_engine import EpochEngine
 from cellfeed.loader.epochs import RankEpoch
 from cellfeed.loader.label_counts import LabelCounter
-from cellfeed.loader.pipeline import Pipeline
+from cellfeed.loader.pipeline import Assembly, Pipeline
 from cellfeed.loader.workers import WorkerGroup
 from cellfeed.loader.world import available_threads, find_ranks
 from cellfeed.plan.join_planner import JoinPlanner
@@ -161,14 +161,10 @@ class JoinEngine(EpochEngine):
         n_threads = max(1, available_threads() // this.world_layout.num_workers)
         reading = JoinReading(schedule, this.epoch, runs)
         return Pipeline(
-            self.selection,
-            self.settings,
+            Assembly(self.selection, self.settings, n_threads, self._buffers, feed, this.epoch),
             reading,
-            n_threads,
-            self._buffers,
             self.meter,
             count_copied=partial(_count, codes=[k for k, own in enumerate(medium.later.values()) if own.name == COPY]),
-            epoch=this.epoch,
         )
 
     @cached_property

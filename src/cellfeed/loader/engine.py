@@ -21,7 +21,7 @@ from cellfeed.loader.epoch_engine import EpochEngine
 from cellfeed.loader.epochs import EpochTracker, RankEpoch
 from cellfeed.loader.label_counts import LabelCounter
 from cellfeed.loader.media import LocalCopy, Media, Medium
-from cellfeed.loader.pipeline import Pipeline
+from cellfeed.loader.pipeline import Assembly, Pipeline
 from cellfeed.loader.provenance import describe, summarize
 from cellfeed.loader.reading import Reading, columns_of
 from cellfeed.loader.tokenizing import refuse_tokens
@@ -222,14 +222,9 @@ class Engine(EpochEngine):
             columns=columns_of(medium.selection),
         )
         return Pipeline(
-            medium.selection,
-            self.settings,
+            Assembly(medium.selection, self.settings, resources.n_threads, self._buffers, feed, this.epoch),
             reading,
-            resources.n_threads,
-            self._buffers,
             self.meter,
             with_joinids=self.with_joinids,
             count_copied=len if medium.name == COPY else lambda obs: 0,
-            feed=feed,
-            epoch=this.epoch,
         )

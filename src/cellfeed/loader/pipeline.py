@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import torch
@@ -77,52 +77,43 @@ class Pipeline:
 
     Attributes
     ----------
-    selection, settings
-        The cells and genes of minibatches, and what to make of them.
+    X
+        Makes the tensors of X; its selection and settings are those of minibatches.
     read
         Reads the rows.
-    n_threads
-        Number of threads that make tensors.
-    buffers
-        Memory for dense minibatches.
     meter
         The counters.
     with_joinids
         Whether minibatches are of class :class:`OrderedMinibatch`.
     count_copied
         Returns how many cells of a minibatch, whose obs it takes, come from a local copy.
-    feed
-        Makes the minibatches on a device.
-    epoch
-        Number of the epoch, for random tokens.
     """
 
-    selection: Selection
-    settings: Settings
+    X: Assembly
     read: ReadsRows
-    n_threads: int
-    buffers: DenseBuffers
     meter: Meter
     with_joinids: bool = False
     count_copied: Callable[[torch.Tensor], int] = lambda obs: 0
-    feed: DeviceFeed | None = None
-    epoch: int = 0
 
     @cached_property
     def _matrices(self) -> list[Assembly]:
         """What makes the tensors of each matrix of minibatches, X first."""
-        settings = self.settings.replace(transform=None)
-        further = [
-            Assembly(selection, settings, self.n_threads, DenseBuffers(keep=budget.MINIBATCHES_HELD), self.feed)
-            for selection in self.selection.further
+        settings = self.X.settings.replace(transform=None)
+        return [
+            self.X,
+            *(
+                replace(self.X, selection=own, settings=settings, buffers=DenseBuffers(keep=budget.MINIBATCHES_HELD))
+                for own in self.X.selection.further
+            ),
         ]
-        return [Assembly(self.selection, self.settings, self.n_threads, self.buffers, self.feed, self.epoch), *further]
 
     @cached_property
     def _masks(self) -> MeasuredMasks | None:
         """Makes the masks of measured genes."""
-        measured, transforms = self.selection.measured, (self.selection.column_transform, self.settings.transform)
-        return None if measured is None else MeasuredMasks(measured, transforms)
+        selection, transform = self.X.selection, self.X.settings.transform
+        if selection.measured is None:
+            return None
+        return MeasuredMasks(selection.measured, (selection.column_transform, transform))
 
     def minibatches(self) -> Generator[Yielded | Sent, None, None]:
         """Yield the minibatches; closing the generator ends all threads and closes all handles."""
@@ -135,7 +126,7 @@ class Pipeline:
 
         produced = self._produce()
         ahead: Generator[Yielded | Sent, None, None] | Prefetch[Yielded | Sent] = produced
-        if self.settings.use_eager_fetch:
+        if self.X.settings.use_eager_fetch:
             ahead = Prefetch(produced, depth=1, ending=close, waited=lambda seconds: meter.add(producer_wait_s=seconds))
         with contextlib.ExitStack() as stack:
             stack.callback(close)
@@ -147,13 +138,14 @@ class Pipeline:
         return {"n_obs": minibatch.obs.shape[0], "n_obs_from_copy": self.count_copied(minibatch.obs)}
 
     def _produce(self) -> Generator[Yielded | Sent, None, None]:
+        feed = self.X.feed
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._memory_errors())
             assemblers = [stack.enter_context(contextlib.closing(each.assembler())) for each in self._matrices]
             for rows in stack.enter_context(self.read.reading()):
                 assemble = partial(self._assemble, rows, assemblers)
                 with self.meter.timing("assemble_s"):
-                    minibatch = assemble() if self.feed is None else self.feed.send(assemble)
+                    minibatch = assemble() if feed is None else feed.send(assemble)
                 del rows, assemble  # they keep whole slabs in memory
                 yield minibatch
                 del minibatch
@@ -168,12 +160,12 @@ class Pipeline:
                 raise
             raise ReadError(
                 f"out of memory while making a minibatch ({cause or type(cause).__name__}): less memory is available "
-                f"than memory_budget={format_bytes(self.settings.memory_budget)} and minibatches of "
-                f"batch_size={self.settings.batch_size} need; reduce memory_budget or batch_size"
+                f"than memory_budget={format_bytes(self.X.settings.memory_budget)} and minibatches of "
+                f"batch_size={self.X.settings.batch_size} need; reduce memory_budget or batch_size"
             ) from cause
 
     def _assemble(self, matrices: Sequence[CellRows], assemblers: Sequence[TensorMaker]) -> Yielded:
-        selection, settings, rows = self.selection, self.settings, matrices[0]
+        selection, settings, rows = self.X.selection, self.X.settings, matrices[0]
         X, *further = (assembler.tensor(own) for own, assembler in zip(matrices, assemblers, strict=True))
         check_result(settings.transform, X, len(rows))
         obs = torch.from_numpy(selection.obs_rows(rows.positions))

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from cellfeed.errors import StateError
-from cellfeed.plan.layout import ResumeSegment, WorldLayout, received_from_workers
+from cellfeed.plan.layout import ResumeSegment, WorldLayout, rest_in_turn
 
 
 @dataclass(frozen=True)
@@ -132,11 +132,11 @@ def _whole(ranks: list[list[Runs]]) -> Runs:
 
 def _skip(workers: list[Runs], n_received: int) -> list[Runs]:
     """Return the rest of each worker of a rank after some minibatches, beginning with the worker whose turn it is."""
-    counts = received_from_workers(n_received, list(map(_count, workers)))
-    rest = [_slice(runs, n, _count(runs)) for runs, n in zip(workers, counts, strict=True)]
-    unfinished = [worker for worker, runs in enumerate(rest) if runs]
-    turn = min(unfinished, key=counts.__getitem__, default=0)  # the first of those that yielded the fewest
-    return rest[turn:] + rest[:turn]
+    return rest_in_turn(n_received, list(map(_count, workers)), lambda worker, n: _rest(workers[worker], n))
+
+
+def _rest(runs: Runs, n: int) -> Runs:
+    return _slice(runs, n, _count(runs))
 
 
 def _slice(runs: Iterable[Run], low: int, high: int) -> Runs:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from cellfeed.plan.schedule import ShufflePlan
 
@@ -44,6 +45,28 @@ class ResumeSegment:
     def received_by(self, rank: int) -> int:
         """Return the number of minibatches that a rank received."""
         return self.n_received if isinstance(self.n_received, int) else self.n_received[rank]
+
+
+T = TypeVar("T")
+
+
+def rest_in_turn(n_received: int, available: Sequence[int], rest: Callable[[int, int], T]) -> list[T]:
+    """Return the rest of each worker of a rank after some minibatches, beginning with the worker whose turn it is.
+
+    Parameters
+    ----------
+    n_received
+        Minibatches that the rank received.
+    available
+        Minibatches of each worker.
+    rest
+        Returns the rest of a worker after some of its minibatches; an empty one is false.
+    """
+    counts = received_from_workers(n_received, available)
+    rests = [rest(worker, n) for worker, n in enumerate(counts)]
+    unfinished = [worker for worker, own in enumerate(rests) if own]
+    turn = min(unfinished, key=counts.__getitem__, default=0)  # the first of those that yielded the fewest
+    return rests[turn:] + rests[:turn]
 
 
 def first_layout(segments: Sequence[ResumeSegment], world_layout: WorldLayout) -> WorldLayout:

@@ -22,7 +22,7 @@ import numpy as np
 
 from cellfeed.plan.copy_windows import windows_of_shard
 from cellfeed.plan.epoch import EpochOrder
-from cellfeed.plan.layout import ResumeSegment, WorldLayout, received_from_workers
+from cellfeed.plan.layout import ResumeSegment, WorldLayout, rest_in_turn
 from cellfeed.plan.windows import Fetch, Window
 
 
@@ -232,11 +232,7 @@ def _take(waiting: deque[Piece], n: int) -> Pieces:
 def _skip_minibatches(workers: list[Pieces], n_received: int, batch_size: int) -> list[Pieces]:
     """Return the rest of each worker of a rank after some minibatches, beginning with the worker whose turn it is."""
     available = [n_minibatches(pieces, batch_size) for pieces in workers]
-    counts = received_from_workers(n_received, available)
-    rest = [_skip_cells(pieces, n * batch_size) for pieces, n in zip(workers, counts, strict=True)]
-    unfinished = [worker for worker, pieces in enumerate(rest) if pieces]
-    turn = min(unfinished, key=counts.__getitem__, default=0)  # the first of those that yielded the fewest
-    return rest[turn:] + rest[:turn]
+    return rest_in_turn(n_received, available, lambda worker, n: _skip_cells(workers[worker], n * batch_size))
 
 
 def _skip_cells(pieces: Pieces, n: int) -> Pieces:
