@@ -28,7 +28,7 @@ from cellfeed import (
     join,
 )
 from cellfeed.tokens import TopKTokens, Vocabulary
-from cellfeed.transforms import SelectGenes
+from cellfeed.transforms import Compose, Log1p, SelectGenes
 from tests.support.sources import KINDS, Cells
 from tests.support.stores import addressed, write_experiment
 
@@ -443,6 +443,14 @@ def test_tokens_of_several_datasets_are_joined(parts, padding):
             )
             expected = [1, *(vocabulary.ids_of([GENES[name][k]])[0] for k in best[:3])]
             assert row.tolist() == (expected if padding is None else expected + [0] * (len(row) - len(expected)))
+
+
+def test_tokens_of_other_values_are_refused_before_anything_is_read(parts):
+    tokens = TopKTokens(Vocabulary({"<pad>": 0, "C": 1}), max_length=4)
+    with pytest.raises(PlanError, match="makes tokens of an X that other transforms changed"):
+        join(parts(), transform=Compose([Log1p(), tokens]))
+    with pytest.raises(PlanError, match="with X_dtype='float16': tokens are made of float32"):
+        join(parts(X_dtype="float16"), transform=tokens)
 
 
 def test_tokens_have_the_names_of_orthologs(parts):

@@ -14,7 +14,6 @@ from cellfeed._checks import is_integer, is_number, missing_from, suggest
 from cellfeed.errors import PlanError
 from cellfeed.loader.dataset import ExperimentDataset
 from cellfeed.loader.engine import Engine
-from cellfeed.rows.half_precision import HALF_DTYPES
 from cellfeed.tokens import Tokenizer
 from cellfeed.transforms import SelectGenes, steps_of
 
@@ -75,9 +74,7 @@ def check_orthologs(orthologs: Any, names: Sequence[str]) -> Mapping[str, Mappin
             f"orthologs is a {type(orthologs).__name__}; it must be a dict of names by dataset: "
             f'orthologs={{{names[-1]!r}: {{"Cd3d": "CD3D"}}}}'
         )
-    unknown = missing_from(list(orthologs), names)
-    if unknown:
-        raise PlanError(f"orthologs has {unknown[0]!r}, which is not a dataset; {suggest(unknown[0], names)}")
+    _check_keys("orthologs", orthologs, names)
     for dataset, table in orthologs.items():
         for own, name in table.items():
             if not isinstance(name, str) or not name:
@@ -89,10 +86,15 @@ def check_var_column(var_column: Any, names: Sequence[str]) -> Mapping[str, str 
     """Return the column of var that names genes, by dataset."""
     if not isinstance(var_column, Mapping):
         return dict.fromkeys(names, var_column)
-    unknown = missing_from(list(var_column), names)
-    if unknown:
-        raise PlanError(f"var_column has {unknown[0]!r}, which is not a dataset; {suggest(str(unknown[0]), names)}")
+    _check_keys("var_column", var_column, names)
     return var_column
+
+
+def _check_keys(argument: str, given: Mapping[Any, Any], names: Sequence[str]) -> None:
+    """Check that an argument is by the names of datasets; it may lack some."""
+    unknown = missing_from(list(given), names)
+    if unknown:
+        raise PlanError(f"{argument} has {unknown[0]!r}, which is not a dataset; {suggest(str(unknown[0]), names)}")
 
 
 def check_alike(engines: Engines) -> None:
@@ -152,13 +154,3 @@ def _pickled(transform: Any) -> bytes:
         transform = transform._of_genes(np.array([], object), 0)
     pickled: bytes = cloudpickle.dumps(transform)
     return pickled
-
-
-def check_tokens(transform: Tokenizer, engines: Engines) -> None:
-    """Refuse content of which no tokens can be made."""
-    for name, engine in engines.items():
-        kind = type(transform).__name__
-        if engine.selection.measured is not None:
-            raise PlanError(f"{kind} with measured= of {name!r}: tokens have no column per gene; leave it out")
-        if engine.settings.X_dtype in HALF_DTYPES:
-            raise PlanError(f"{kind} with X_dtype={engine.settings.X_dtype!r} of {name!r}: tokens are made of float32")

@@ -16,7 +16,6 @@ from cellfeed.joins.arguments import (
     check_length,
     check_orthologs,
     check_shares,
-    check_tokens,
     check_var_column,
     the_transform,
 )
@@ -25,6 +24,7 @@ from cellfeed.joins.engine import JoinEngine
 from cellfeed.joins.genes import choose_genes, place_genes, read_names
 from cellfeed.loader.dataset import ExperimentDataset
 from cellfeed.loader.minibatch_dataset import MinibatchDataset
+from cellfeed.loader.tokenizing import find_tokenizer
 from cellfeed.plan.settings import Settings
 from cellfeed.tokens import Tokenizer
 
@@ -149,17 +149,17 @@ def join(
     orthologs = check_orthologs(orthologs, list(engines))
     transform = the_transform(engines) if transform is None else transform
     check_alike(engines)
-    is_of_tokens = isinstance(transform, Tokenizer)
-    if is_of_tokens:
-        check_tokens(transform, engines)
-        var_column = transform.vocabulary.var_column if var_column is None else var_column
+    first = next(iter(engines.values()))
+    tokenizer = find_tokenizer(transform, first.selection, first.settings)
+    if tokenizer and var_column is None:
+        var_column = tokenizer.vocabulary.var_column
     var_columns = check_var_column(var_column, list(engines))
     names = read_names({name: engine.selection for name, engine in engines.items()}, orthologs, var_columns)
-    chosen = choose_genes(names, ("union" if is_of_tokens else "intersection") if genes is None else genes)
-    if is_of_tokens:
-        columns_before = np.array(chosen, object)
-        chosen = columns_before[transform._find(columns_before)].tolist()
-        transform = transform._of_genes(np.array(chosen, object), len(columns_before))
+    chosen = choose_genes(names, ("union" if tokenizer else "intersection") if genes is None else genes)
+    if tokenizer:
+        before = np.array(chosen, object)
+        known = before[tokenizer._find(before)]
+        chosen, transform = known.tolist(), tokenizer._of_genes(known, len(before))
     placed = {name: place_genes(name, names[name], chosen) for name in engines}
     columns = {name: own.columns for name, own in placed.items()}
     selections = {name: engine.selection.take_vars(placed[name].positions, None) for name, engine in engines.items()}

@@ -38,8 +38,8 @@ class JoinMedium:
     @property
     def name(self) -> str:
         """The name in a state."""
-        names = [f"{self.begun[part].name}>{medium.name}" for part, medium in self.later.items()]
-        return ",".join(names) if COPY in "".join(names) else SOURCE
+        pairs = [(self.begun[part].name, medium.name) for part, medium in self.later.items()]
+        return ",".join(map(">".join, pairs)) if any(COPY in pair for pair in pairs) else SOURCE
 
     @property
     def fingerprint(self) -> Fingerprint:

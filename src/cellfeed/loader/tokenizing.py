@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from cellfeed.errors import PlanError
 from cellfeed.plan.settings import Settings
 from cellfeed.rows.half_precision import HALF_DTYPES
@@ -19,9 +21,26 @@ def with_tokens(selection: Selection, settings: Settings) -> tuple[Selection, Se
     PlanError
         If tokens are made of something else than the values of X.
     """
-    transform = settings.transform
-    if not any(isinstance(step, Tokenizer) for step in steps_of(transform)):
+    transform = find_tokenizer(settings.transform, selection, settings)
+    if transform is None:
         return selection, settings
+    names = read_genes(selection, transform.vocabulary.var_column)
+    found = transform._find(names)
+    bound = transform._of_genes(names[found], len(names))
+    # In memory, tokens take about what CSR does, and much less than a dense X.
+    return selection.take_vars(found, None), settings.replace(transform=bound, return_sparse_X=True)
+
+
+def find_tokenizer(transform: Any, selection: Selection, settings: Settings) -> Tokenizer | None:
+    """Return a transform if it makes tokens, and ``None`` otherwise.
+
+    Raises
+    ------
+    PlanError
+        If tokens are made of something else than the values of X.
+    """
+    if not any(isinstance(step, Tokenizer) for step in steps_of(transform)):
+        return None
     name = type(transform).__name__
     if not isinstance(transform, Tokenizer):
         raise PlanError(
@@ -34,11 +53,7 @@ def with_tokens(selection: Selection, settings: Settings) -> tuple[Selection, Se
         )
     if selection.measured is not None:
         raise PlanError(f"{name} with measured=: the mask has a column per gene, and tokens have none; leave it out")
-    names = read_genes(selection, transform.vocabulary.var_column)
-    found = transform._find(names)
-    bound = transform._of_genes(names[found], len(names))
-    # In memory, tokens take about what CSR does, and much less than a dense X.
-    return selection.take_vars(found, None), settings.replace(transform=bound, return_sparse_X=True)
+    return transform
 
 
 def refuse_tokens(settings: Settings, method: str) -> None:
