@@ -157,6 +157,13 @@ def test_a_hundred_thousand_rows_equal_the_reference():
     assert np.array_equal(values[:, 1:], expected)
 
 
+def test_keys_of_a_narrow_range_are_sorted_from_any_order():
+    values = np.random.default_rng(0).permutation(np.linspace(1, 1.0005, N_VARS, dtype=np.float32))
+    values[5] = 1e30  # digits are those of the range of all keys
+    X = sp.csr_matrix(values)
+    check(TopKTokens(VOCABULARY, max_length=N_VARS + 2), X, lambda *row: ranked(*row, np.ones(N_VARS, np.float32)))
+
+
 @pytest.mark.parametrize("highest", [1.0001, 1.1])  # all digits are equal, some are equal
 def test_keys_of_equal_digits_are_sorted(highest):
     values = np.linspace(1, highest, N_VARS, dtype=np.float32)
